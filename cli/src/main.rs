@@ -1,0 +1,2 @@
+//! The chandler binary: fine-tuning as a daemon.
+fn main() {}

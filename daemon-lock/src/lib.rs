@@ -1,0 +1,1 @@
+//! A single-instance lock held by the kernel, which survives kill -9 and fork.

@@ -1,0 +1,1 @@
+//! From lines of JSON to tokens, labels and packed rows.

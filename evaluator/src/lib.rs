@@ -1,0 +1,1 @@
+//! Generation and scoring inside a scope that gives its memory back.

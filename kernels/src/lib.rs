@@ -1,0 +1,1 @@
+//! Transformer ops for candle tensors with their backward passes.

@@ -1,0 +1,1 @@
+//! Who uses the memory, for what, and will it fit: meters, ledger, planner.
