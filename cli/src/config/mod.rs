@@ -1,0 +1,23 @@
+//! Configuration: defaults ← `chandler.toml` ← `CHANDLER_*` ← flags and `--set`, checked once.
+
+mod choices;
+mod error;
+pub(crate) mod keys;
+mod layers;
+mod load;
+mod reference;
+mod sections;
+
+pub use choices::{
+    Attention, Dtype, LogFormat, LogRotation, LossOn, LrSchedulerType, OnBadLine, PackingStrategy,
+    RampShape, TargetModules,
+};
+pub use error::{ConfigError, Origin, Problem};
+pub use keys::{Bounds, ConfigValue, Key, Kind};
+pub use layers::FlagValue;
+pub use load::{ConfigSources, ResolvedConfig};
+pub use reference::{as_toml, markdown as reference_markdown, template as config_template};
+pub use sections::{
+    Config, DaemonConfig, DataConfig, EvalConfig, LogConfig, LoraConfig, LrSchedulerKwargs,
+    ModelConfig, ModelPath, SECTIONS, Section, TrainConfig, key, keys,
+};

@@ -1,0 +1,315 @@
+//! The typed configuration: every section, key, default and meaning.
+//!
+//! Key names are those that users know from transformers and TRL.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::choices::{
+    Attention, Dtype, LogFormat, LogRotation, LossOn, LrSchedulerType, OnBadLine, PackingStrategy,
+    RampShape, TargetModules,
+};
+use super::keys::{Bounds, ConfigValue, Key, Kind, section};
+
+/// A model folder, or the id of a model on the hub.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ModelPath(pub String);
+
+impl ConfigValue for ModelPath {
+    const KIND: Kind = Kind::ModelPath;
+}
+
+section! {
+    /// The model that learns.
+    ModelConfig in "model" {
+        /// Folder with a Hugging Face model, or the id of one on the hub, such as
+        /// `Qwen/Qwen3-0.6B`.
+        path: Option<ModelPath> = None;
+        /// Branch, tag or commit on the hub; unset takes the main branch.
+        revision: Option<String> = None;
+        /// The type to compute in. bf16 keeps f32 master weights.
+        dtype: Dtype = Dtype::F32;
+        /// Which attention implementation runs.
+        attn: Attention = Attention::Auto;
+    }
+}
+
+section! {
+    /// From records to rows of tokens.
+    DataConfig in "data" {
+        /// Longest row in tokens; what is longer is cut at its end.
+        max_length: usize = 1024, Bounds::at_least(2.0);
+        /// Lay several documents into one row, each with its own positions and attention.
+        packing: bool = false;
+        /// How packing lays documents into rows.
+        packing_strategy: PackingStrategy = PackingStrategy::Bfd;
+        /// Which tokens carry loss.
+        loss_on: LossOn = LossOn::Completion;
+        /// Shuffle the rows anew in every epoch; false keeps the order of the file.
+        shuffle: bool = true;
+        /// Seed of the shuffle and of the evaluation split.
+        seed: u64 = 42;
+        /// What happens when a line cannot be used.
+        on_bad_line: OnBadLine = OnBadLine::Fail;
+        /// Part of the rows held out for evaluation, from 0 (none) to below 1.
+        eval_split: f64 = 0.0, Bounds::half_open(0.0, 1.0);
+    }
+}
+
+section! {
+    /// Settings of particular schedules, as transformers' `lr_scheduler_kwargs`.
+    LrSchedulerKwargs in "train.lr_scheduler_kwargs" {
+        /// cosine_with_min_lr: the rate at the end.
+        min_lr: Option<f64> = None, Bounds::at_least(0.0);
+        /// cosine_with_min_lr: the rate at the end as a part of the peak rate.
+        min_lr_rate: Option<f64> = None, Bounds::between(0.0, 1.0);
+        /// cosine, cosine_with_min_lr, warmup_stable_decay: cosine waves in the decay; 0.5 falls
+        /// once from the peak to the floor.
+        num_cycles: f64 = 0.5, Bounds::above(0.0);
+        /// warmup_stable_decay: steps of the decay.
+        num_decay_steps: Option<usize> = None, Bounds::at_least(1.0);
+        /// warmup_stable_decay: steps at the peak rate; unset takes what warmup and decay leave.
+        num_stable_steps: Option<usize> = None;
+        /// warmup_stable_decay: the shape of the warmup.
+        warmup_type: RampShape = RampShape::Linear;
+        /// warmup_stable_decay: the shape of the decay.
+        decay_type: RampShape = RampShape::Cosine;
+        /// warmup_stable_decay: the floor as a part of the peak rate.
+        min_lr_ratio: f64 = 0.0, Bounds::between(0.0, 1.0);
+    }
+}
+
+section! {
+    /// Optimizer, schedule, batch and checkpoints.
+    TrainConfig in "train" {
+        /// Peak learning rate of AdamW.
+        learning_rate: f64 = 2e-5, Bounds::at_least(0.0);
+        /// Decay of the first moment.
+        adam_beta1: f64 = 0.9, Bounds::half_open(0.0, 1.0);
+        /// Decay of the second moment.
+        adam_beta2: f64 = 0.999, Bounds::half_open(0.0, 1.0);
+        /// Added to the root of the second moment.
+        adam_epsilon: f64 = 1e-8, Bounds::above(0.0);
+        /// Decoupled weight decay, on matrices only.
+        weight_decay: f64 = 0.0, Bounds::at_least(0.0);
+        /// Largest global gradient norm; larger gradients are scaled down. 0 turns clipping off.
+        max_grad_norm: f64 = 1.0, Bounds::at_least(0.0);
+        /// Steps of warmup; above 0 it takes precedence over `warmup_ratio`.
+        warmup_steps: usize = 0;
+        /// Warmup as a part of all steps.
+        warmup_ratio: f64 = 0.0, Bounds::between(0.0, 1.0);
+        /// The course of the learning rate.
+        lr_scheduler_type: LrSchedulerType = LrSchedulerType::Linear;
+        /// Optimizer steps in all; -1 goes by `num_train_epochs`.
+        max_steps: i64 = -1, Bounds::at_least(-1.0);
+        /// Passes over the data; a fraction ends within a pass.
+        num_train_epochs: f64 = 3.0, Bounds::above(0.0);
+        /// Rows in a micro-batch.
+        per_device_train_batch_size: usize = 8, Bounds::at_least(1.0);
+        /// Micro-batches in one optimizer step.
+        gradient_accumulation_steps: usize = 1, Bounds::at_least(1.0);
+        /// Seed of everything random in training.
+        seed: u64 = 42;
+        /// Steps between checkpoints; 0 keeps only the one at the end.
+        save_steps: usize = 500;
+        /// Checkpoints that `chandler train` keeps in its output folder; unset keeps all. The
+        /// daemon goes by `daemon.keep_checkpoints`.
+        save_total_limit: Option<usize> = None, Bounds::at_least(1.0);
+        /// Keep only each block's input and compute the rest again in the backward pass: less
+        /// memory, about a third more compute.
+        gradient_checkpointing: bool = false;
+    } with
+    /// Settings of particular schedules.
+    lr_scheduler_kwargs: LrSchedulerKwargs
+}
+
+section! {
+    /// Low-rank adapters. `r = 0` trains all weights.
+    LoraConfig in "lora" {
+        /// Rank of the adapters; 0 trains all weights.
+        r: usize = 0;
+        /// Scale of the adapters: alpha / r, or alpha / sqrt(r) with `use_rslora`.
+        lora_alpha: f64 = 16.0, Bounds::above(0.0);
+        /// Scale by the square root of the rank.
+        use_rslora: bool = false;
+        /// Which linear layers get adapters.
+        target_modules: TargetModules = TargetModules::AllLinear;
+    }
+}
+
+section! {
+    /// Evaluation by generating, before the first step, every `eval_steps` and at the end.
+    EvalConfig in "eval" {
+        /// Steps between evaluations; 0 turns evaluation off.
+        eval_steps: usize = 500;
+        /// Most tokens generated for one prompt.
+        max_new_tokens: usize = 2048, Bounds::at_least(1.0);
+        /// Sampling temperature; 0 always takes the most probable token.
+        temperature: f64 = 0.0, Bounds::at_least(0.0);
+        /// Sample only from this many most probable tokens.
+        top_k: Option<usize> = None, Bounds::at_least(1.0);
+        /// Sample only from the most probable tokens whose probabilities sum to this.
+        top_p: Option<f64> = None, Bounds::above_up_to(0.0, 1.0);
+        /// Sample only from tokens at least this probable, relative to the most probable one.
+        min_p: Option<f64> = None, Bounds::between(0.0, 1.0);
+        /// Factor against tokens that have occurred; 1 is off.
+        repetition_penalty: f64 = 1.0, Bounds::above(0.0);
+        /// Generation ends where one of these texts appears.
+        stop: Vec<String> = Vec::new();
+        /// Seed of the sampling.
+        seed: u64 = 42;
+        /// How many held-out prompts are answered at each evaluation.
+        samples: usize = 8;
+        /// Prompts that are answered side by side.
+        batch_size: usize = 8, Bounds::at_least(1.0);
+        /// System message put before each prompt.
+        system: Option<String> = None;
+        /// JSONL file with prompts (and, for exact match, completions) in place of held-out rows.
+        prompts: Option<PathBuf> = None;
+    }
+}
+
+section! {
+    /// The inbox, its attempts, and what is kept.
+    DaemonConfig in "daemon" {
+        /// Seconds between looks into the inbox.
+        poll_seconds: f64 = 1.0, Bounds::between(0.01, 3600.0);
+        /// Seconds for which a file's size and time must stand still before it is taken.
+        settle_seconds: f64 = 2.0, Bounds::between(0.0, 3600.0);
+        /// Attempts at a file before it goes to `failed/`.
+        max_attempts: u64 = 3, Bounds::between(1.0, 1000.0);
+        /// Newest checkpoints that are kept.
+        keep_checkpoints: usize = 3, Bounds::at_least(1.0);
+        /// Best checkpoints by evaluation loss that are kept besides.
+        keep_best: usize = 1;
+        /// Snapshots that are kept, one a day; 0 makes none.
+        keep_snapshots: usize = 7;
+        /// GiB that must stay free on the disk of the state directory.
+        min_free_gib: f64 = 2.0, Bounds::at_least(0.0);
+    }
+}
+
+section! {
+    /// What is logged, and where.
+    LogConfig in "log" {
+        /// error, warn, info, debug or trace, or a filter such as `info,chandler_trainer=debug`.
+        level: String = "info".to_owned();
+        /// What the terminal shows; the files in `logs/` are always JSON lines.
+        format: LogFormat = LogFormat::Human;
+        /// When a new file is begun in `logs/`.
+        rotation: LogRotation = LogRotation::Daily;
+        /// Log files that are kept.
+        keep_files: usize = 14, Bounds::at_least(1.0);
+    }
+}
+
+/// The whole configuration, resolved and within its bounds.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The model that learns.
+    pub model: ModelConfig,
+    /// From records to rows of tokens.
+    pub data: DataConfig,
+    /// Optimizer, schedule, batch and checkpoints.
+    pub train: TrainConfig,
+    /// Low-rank adapters.
+    pub lora: LoraConfig,
+    /// Evaluation by generating.
+    pub eval: EvalConfig,
+    /// The inbox, its attempts, and what is kept.
+    pub daemon: DaemonConfig,
+    /// What is logged, and where.
+    pub log: LogConfig,
+}
+
+/// A section as the reference lists it.
+#[derive(Debug, Clone, Copy)]
+pub struct Section {
+    /// Dotted path.
+    pub path: &'static str,
+    /// What it is about.
+    pub about: &'static str,
+    /// Its keys.
+    pub keys: &'static [Key],
+}
+
+macro_rules! listed {
+    ($($section:ident),+ $(,)?) => {
+        &[$(Section {
+            path: $section::PATH,
+            about: $section::ABOUT,
+            keys: $section::KEYS,
+        }),+]
+    };
+}
+
+/// Every section, in the order of the reference.
+pub const SECTIONS: &[Section] = listed![
+    ModelConfig,
+    DataConfig,
+    TrainConfig,
+    LrSchedulerKwargs,
+    LoraConfig,
+    EvalConfig,
+    DaemonConfig,
+    LogConfig,
+];
+
+/// Every key, in the order of the reference.
+pub fn keys() -> impl Iterator<Item = &'static Key> {
+    SECTIONS.iter().flat_map(|section| section.keys)
+}
+
+/// The key with this dotted path.
+pub fn key(path: &str) -> Option<&'static Key> {
+    let (section, name) = path.rsplit_once('.')?;
+    keys().find(|key| key.section == section && key.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Every leaf of the serialized defaults, as dotted paths.
+    fn leaves(prefix: &str, value: &serde_json::Value, into: &mut BTreeSet<String>) {
+        match value {
+            serde_json::Value::Object(map) => {
+                for (name, inner) in map {
+                    let path =
+                        if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+                    leaves(&path, inner, into);
+                }
+            }
+            _ => {
+                into.insert(prefix.to_owned());
+            }
+        }
+    }
+
+    #[test]
+    fn the_table_of_keys_is_the_struct() {
+        let mut from_struct = BTreeSet::new();
+        leaves("", &serde_json::to_value(Config::default()).unwrap(), &mut from_struct);
+        let from_table: BTreeSet<String> = keys().map(Key::path).collect();
+        assert_eq!(from_struct, from_table);
+        assert_eq!(from_table.len(), keys().count(), "no key stands twice");
+    }
+
+    #[test]
+    fn environment_names_are_unambiguous() {
+        let names: BTreeSet<String> = keys().map(|key| key.path().replace('.', "_")).collect();
+        assert_eq!(names.len(), keys().count());
+    }
+
+    #[test]
+    fn every_key_says_what_it_means() {
+        for key in keys() {
+            assert!(key.meaning().ends_with('.'), "{}: {:?}", key.path(), key.meaning());
+        }
+    }
+}

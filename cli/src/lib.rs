@@ -1,0 +1,17 @@
+//! The parts of the chandler binary: configuration, state directory, queue, control and daemon.
+//!
+//! chandler fine-tunes language models as a daemon: files dropped into an inbox are learned from,
+//! one after the other. This library is what `main.rs` composes; it is a library so that its parts
+//! can be tested without starting a process.
+//!
+//! ```
+//! use chandler_cli::config::{ConfigSources, ResolvedConfig};
+//!
+//! let sources = ConfigSources { set: vec!["train.seed=7".into()], ..ConfigSources::default() };
+//! let resolved = ResolvedConfig::load(&sources)?;
+//! assert_eq!(resolved.config.train.seed, 7);
+//! # Ok::<(), chandler_cli::config::ConfigError>(())
+//! ```
+#![deny(missing_docs)]
+
+pub mod config;
