@@ -15,3 +15,7 @@
 #![deny(missing_docs)]
 
 pub mod config;
+pub mod priority;
+pub mod queue;
+pub mod state_dir;
+pub mod store;

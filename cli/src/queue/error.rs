@@ -1,0 +1,86 @@
+//! What can go wrong between the inbox and `done/`.
+
+use std::io;
+use std::path::PathBuf;
+
+use chandler_durable::DurableError;
+
+use super::inbox::Refusal;
+use crate::store::StoreError;
+
+/// Why the queue did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// A folder could not be listed.
+    #[error("cannot list {}", path.display())]
+    List {
+        /// The folder.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A file could not be opened or read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A file could not be removed.
+    #[error("cannot remove {}", path.display())]
+    Remove {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// This is no file that can be learned from.
+    #[error("{} {refusal}", path.display())]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        refusal: Refusal,
+    },
+    /// A queued file is no longer where it was.
+    #[error("{} (job {id}) is gone", path.display())]
+    Vanished {
+        /// The job.
+        id: i64,
+        /// Where its file was.
+        path: PathBuf,
+    },
+    /// A file could not be moved or written.
+    #[error(transparent)]
+    Durable {
+        /// The cause, which names path and operation.
+        #[from]
+        source: DurableError,
+    },
+    /// The database did not do its part.
+    #[error(transparent)]
+    Store {
+        /// The cause.
+        #[from]
+        source: StoreError,
+    },
+}
+
+impl QueueError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::List { path, .. } | Self::Read { path, .. } | Self::Remove { path, .. } => {
+                Some(format!("check the owner and mode of {}", path.display()))
+            }
+            Self::Refused { refusal, .. } => Some(refusal.hint().to_owned()),
+            Self::Vanished { .. } => Some("`chandler add FILE` queues it again".to_owned()),
+            Self::Durable { source } => source.hint(),
+            Self::Store { source } => source.hint(),
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! After a crash: whatever was being worked on goes back to the queue.
+//!
+//! Called while the state directory's lock is held, so nobody else is working.
+
+use std::path::PathBuf;
+
+use chandler_durable::{self as durable, RealFs};
+
+use super::add::free_name;
+use super::claim::job_of_place;
+use super::error::QueueError;
+use super::report::FailureReport;
+use super::settle;
+use crate::priority::Priority;
+use crate::state_dir::StateDir;
+use crate::store::{Job, JobState, Store};
+
+/// What recovery found and did.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Jobs that were being worked on and are queued again.
+    pub requeued: Vec<Job>,
+    /// Jobs whose last allowed attempt was cut off.
+    pub given_up: Vec<Job>,
+    /// Files without a job that went back to the inbox, where they are found anew.
+    pub returned: Vec<PathBuf>,
+    /// Leftovers of interrupted writes that were removed.
+    pub swept: Vec<PathBuf>,
+}
+
+/// Puts the queue in order after a process that ended without a word.
+///
+/// A cut-off attempt counts, unless it got further than the attempts before it: three power cuts in
+/// a long run are no fault of the file, while a file that kills the process at the same place three
+/// times is given up.
+pub fn recover(
+    state: &StateDir,
+    store: &Store,
+    max_attempts: u64,
+) -> Result<Recovered, QueueError> {
+    let mut recovered = Recovered::default();
+    for folder in [
+        state.root().to_owned(),
+        state.inbox(Priority::High),
+        state.inbox(Priority::Normal),
+        state.inbox(Priority::Low),
+        state.done(),
+        state.failed(),
+    ] {
+        recovered.swept.extend(durable::sweep_temporaries(&RealFs, &folder)?);
+    }
+    for job in store.jobs_in(JobState::Running)? {
+        recover_job(state, store, job, max_attempts, &mut recovered)?;
+    }
+    store.mark_crashed_runs()?;
+    return_orphans(state, store, &mut recovered)?;
+    Ok(recovered)
+}
+
+fn recover_job(
+    state: &StateDir,
+    store: &Store,
+    job: Job,
+    max_attempts: u64,
+    recovered: &mut Recovered,
+) -> Result<(), QueueError> {
+    if !job.path.exists() {
+        let report = cut_off(&job, "its file is gone from processing/");
+        recovered.given_up.push(settle::fail(state, store, &job, &report, JobState::Failed)?);
+        return Ok(());
+    }
+    let forgive = store.last_attempt_made_progress(job.id)?;
+    if forgive || job.attempts < max_attempts {
+        recovered.requeued.push(settle::put_back(store, &job, forgive)?);
+    } else {
+        let report = cut_off(&job, "the process ended without a word while it was learned from");
+        recovered.given_up.push(settle::fail(state, store, &job, &report, JobState::Failed)?);
+    }
+    Ok(())
+}
+
+fn cut_off(job: &Job, what: &str) -> FailureReport {
+    FailureReport {
+        job_id: job.id,
+        file_name: job.file_name.clone(),
+        sha256: job.sha256.clone(),
+        attempts: job.attempts,
+        errors: vec![what.to_owned()],
+        hint: Some(
+            "look at the end of the newest file in logs/, and at `dmesg` for a killed process"
+                .into(),
+        ),
+        bad_lines: Vec::new(),
+    }
+}
+
+/// Files in `processing/` that a claim or a settlement left between the file system and the
+/// database: a queued job gets its file back, anything else goes back to the inbox.
+fn return_orphans(
+    state: &StateDir,
+    store: &Store,
+    recovered: &mut Recovered,
+) -> Result<(), QueueError> {
+    let folder = state.processing();
+    let failed = |source| QueueError::List { path: folder.clone(), source };
+    for entry in std::fs::read_dir(&folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let job = job_of_place(&path).and_then(|id| store.job(id).ok());
+        match job {
+            Some(job) if job.path == path => {}
+            Some(job) if job.state == JobState::Queued && !job.path.exists() => {
+                store.requeue(job.id, &path, false)?;
+            }
+            owner => {
+                let name = owner.map_or_else(
+                    || path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                    |job| job.file_name,
+                );
+                let place = free_name(&state.inbox(Priority::Normal), &name);
+                durable::rename_durably(&RealFs, &path, &place)?;
+                recovered.returned.push(place);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::queue::{add_file, claim};
+    use crate::store::StepRow;
+
+    struct Fixture {
+        folder: tempfile::TempDir,
+        state: StateDir,
+        store: Store,
+    }
+
+    fn fixture() -> Fixture {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::choose(Some(Path::new("state")), folder.path());
+        state.init("").unwrap();
+        let store = Store::open(&state.database()).unwrap();
+        Fixture { folder, state, store }
+    }
+
+    impl Fixture {
+        fn add(&self, name: &str) -> Job {
+            let source = self.folder.path().join(name);
+            durable::write(&source, b"{}\n").unwrap();
+            add_file(&self.state, &self.store, &source, Priority::Normal).unwrap()
+        }
+
+        /// Claims the job and begins a run that reaches `steps`, as a process that then dies.
+        fn die_at(&self, job: &Job, steps: u64) {
+            let (job, _) = claim(&self.state, &self.store, job).unwrap();
+            let run = self.store.begin_run(Some(job.id), job.attempts, &Config::default()).unwrap();
+            for step in 1..=steps {
+                let row = StepRow {
+                    step,
+                    loss: 1.0,
+                    grad_norm: 1.0,
+                    lr: 0.0,
+                    num_tokens: 1,
+                    mean_token_accuracy: None,
+                    tokens_per_s: None,
+                    peak_bytes: None,
+                };
+                self.store.record_step(run, &row).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_kills_the_process_three_times_is_given_up_with_a_report() {
+        let on = fixture();
+        let mut job = on.add("a.jsonl");
+        for _ in 0..2 {
+            on.die_at(&job, 0);
+            let recovered = recover(&on.state, &on.store, 3).unwrap();
+            job = recovered.requeued[0].clone();
+            assert_eq!(job.state, JobState::Queued);
+        }
+        on.die_at(&job, 0);
+        let recovered = recover(&on.state, &on.store, 3).unwrap();
+        assert_eq!(recovered.given_up[0].state, JobState::Failed);
+        let report = on.state.failed().join("a.jsonl.report.txt");
+        assert!(std::fs::read_to_string(report).unwrap().contains("after 3 attempts"));
+    }
+
+    #[test]
+    fn an_attempt_that_got_further_than_before_is_forgiven() {
+        let on = fixture();
+        let job = on.add("a.jsonl");
+        on.die_at(&job, 5);
+        let job = recover(&on.state, &on.store, 3).unwrap().requeued[0].clone();
+        assert_eq!(job.attempts, 0);
+        on.die_at(&job, 5);
+        let job = recover(&on.state, &on.store, 3).unwrap().requeued[0].clone();
+        assert_eq!(job.attempts, 1, "it got no further than the time before");
+    }
+
+    #[test]
+    fn a_crash_between_rename_and_database_loses_nothing() {
+        let on = fixture();
+        let job = on.add("a.jsonl");
+        let ours = on.state.processing().join(format!("{}-a.jsonl", job.id));
+        durable::rename_durably(&RealFs, &job.path, &ours).unwrap();
+        durable::write(&on.state.processing().join("stranger.jsonl"), b"{}").unwrap();
+        let recovered = recover(&on.state, &on.store, 3).unwrap();
+        assert_eq!(on.store.job(job.id).unwrap().path, ours);
+        assert_eq!(recovered.returned, [on.state.inbox(Priority::Normal).join("stranger.jsonl")]);
+        let (claimed, _) = claim(&on.state, &on.store, &on.store.job(job.id).unwrap()).unwrap();
+        assert_eq!(claimed.path, ours);
+    }
+}

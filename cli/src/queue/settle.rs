@@ -1,0 +1,100 @@
+//! Where a job's file goes when an attempt is over.
+//!
+//! The file moves first and the database follows; `recover` finishes what a crash left in between.
+
+use std::path::{Path, PathBuf};
+
+use chandler_durable::{self as durable, RealFs};
+
+use super::add::free_name;
+use super::error::QueueError;
+use super::report::{FailureReport, remove_beside};
+use crate::state_dir::StateDir;
+use crate::store::{Job, JobState, Store, StoreError};
+
+/// Puts a file that was learned from into `done/`.
+pub fn archive(
+    state: &StateDir,
+    store: &Store,
+    job: &Job,
+    report: &serde_json::Value,
+) -> Result<Job, QueueError> {
+    let place = move_to(&state.done(), job)?;
+    Ok(store.settle(job.id, JobState::Done, &place, report)?)
+}
+
+/// Puts a file into `failed/` with a report beside it; `state_after` is failed or skipped.
+pub fn fail(
+    state: &StateDir,
+    store: &Store,
+    job: &Job,
+    report: &FailureReport,
+    state_after: JobState,
+) -> Result<Job, QueueError> {
+    let place = if job.path.exists() { move_to(&state.failed(), job)? } else { job.path.clone() };
+    if place.exists() {
+        report.write_beside(&place)?;
+    }
+    let report = serde_json::to_value(report).unwrap_or(serde_json::Value::Null);
+    Ok(store.settle(job.id, state_after, &place, &report)?)
+}
+
+/// Puts a job back to its place in the queue. Its file stays in `processing/`, so that the next
+/// attempt finds the very same bytes; `forgive` takes the attempt back.
+pub fn put_back(store: &Store, job: &Job, forgive: bool) -> Result<Job, QueueError> {
+    Ok(store.requeue(job.id, &job.path, forgive)?)
+}
+
+/// Passes over a job that waits in the queue.
+pub fn skip_queued(state: &StateDir, store: &Store, id: i64) -> Result<Job, QueueError> {
+    let job = store.job(id)?;
+    if job.state != JobState::Queued {
+        return Err(StoreError::WrongState {
+            id,
+            found: job.state,
+            action: "skipped",
+            allowed: &["queued", "running"],
+        }
+        .into());
+    }
+    fail(state, store, &job, &skipped(&job), JobState::Skipped)
+}
+
+/// The report of a job that the user passed over.
+pub(crate) fn skipped(job: &Job) -> FailureReport {
+    FailureReport {
+        job_id: job.id,
+        file_name: job.file_name.clone(),
+        sha256: job.sha256.clone(),
+        attempts: job.attempts,
+        errors: vec!["it was skipped on request".to_owned()],
+        hint: None,
+        bad_lines: Vec::new(),
+    }
+}
+
+/// Queues a failed, skipped or done job again, with its attempts forgotten.
+pub fn retry(state: &StateDir, store: &Store, id: i64) -> Result<Job, QueueError> {
+    let job = store.job(id)?;
+    if !matches!(job.state, JobState::Failed | JobState::Skipped | JobState::Done) {
+        return Err(StoreError::WrongState {
+            id,
+            found: job.state,
+            action: "retried",
+            allowed: &["failed", "skipped", "done"],
+        }
+        .into());
+    }
+    if !job.path.exists() {
+        return Err(QueueError::Vanished { id, path: job.path });
+    }
+    remove_beside(&job.path)?;
+    let place = move_to(&state.inbox(job.priority), &job)?;
+    Ok(store.reset_job(id, &place)?)
+}
+
+fn move_to(folder: &Path, job: &Job) -> Result<PathBuf, QueueError> {
+    let place = free_name(folder, &job.file_name);
+    durable::rename_durably(&RealFs, &job.path, &place)?;
+    Ok(place)
+}

@@ -1,0 +1,258 @@
+//! Metrics of steps and of evaluations, and the samples that were generated.
+
+use rusqlite::params;
+use serde::{Deserialize, Serialize};
+
+use super::error::{Doing, StoreError};
+use super::{Store, now};
+
+/// One optimizer step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepRow {
+    /// The step, from 1.
+    pub step: u64,
+    /// Loss over the trained tokens of the global batch.
+    pub loss: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// The learning rate used.
+    pub lr: f64,
+    /// Tokens seen up to and including this step.
+    pub num_tokens: u64,
+    /// Part of the trained tokens that were the most probable ones.
+    pub mean_token_accuracy: Option<f64>,
+    /// Tokens a second.
+    pub tokens_per_s: Option<f64>,
+    /// Most memory in use so far, in bytes.
+    pub peak_bytes: Option<u64>,
+}
+
+/// One evaluation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvalRow {
+    /// The step before which it was made; 0 is before the first.
+    pub step: u64,
+    /// Loss on held-out rows.
+    pub loss: Option<f64>,
+    /// `exp(loss)`.
+    pub perplexity: Option<f64>,
+    /// Part of the held-out tokens that were the most probable ones.
+    pub token_accuracy: Option<f64>,
+    /// Part of the answers that equal their reference.
+    pub exact_match: Option<f64>,
+}
+
+/// One generated answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvalSample {
+    /// The prompt.
+    pub prompt: String,
+    /// The answer it should have, where known.
+    pub reference: Option<String>,
+    /// The answer it got.
+    pub text: String,
+    /// Tokens generated.
+    pub new_tokens: u64,
+    /// Whether the two are equal, where a reference is known.
+    pub exact_match: Option<bool>,
+}
+
+impl Store {
+    /// Records a step; a step that is trained again after a crash replaces its row.
+    pub fn record_step(&self, run_id: i64, row: &StepRow) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached(
+                "INSERT OR REPLACE INTO metrics (run_id, step, loss, grad_norm, lr, num_tokens,
+                     mean_token_accuracy, tokens_per_s, peak_bytes)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            )
+            .and_then(|mut statement| {
+                statement.execute(params![
+                    run_id,
+                    row.step as i64,
+                    row.loss,
+                    row.grad_norm,
+                    row.lr,
+                    row.num_tokens as i64,
+                    row.mean_token_accuracy,
+                    row.tokens_per_s,
+                    row.peak_bytes.map(|bytes| bytes as i64),
+                ])
+            })
+            .doing("record a step")
+            .map(drop)
+    }
+
+    /// The steps of a run, in order.
+    pub fn steps(&self, run_id: i64) -> Result<Vec<StepRow>, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare_cached(
+                "SELECT step, loss, grad_norm, lr, num_tokens, mean_token_accuracy, tokens_per_s,
+                        peak_bytes
+                 FROM metrics WHERE run_id = ?1 ORDER BY step",
+            )
+            .doing("read steps")?;
+        let rows = statement
+            .query_map([run_id], |row| {
+                Ok(StepRow {
+                    step: row.get::<_, i64>(0)? as u64,
+                    loss: row.get(1)?,
+                    grad_norm: row.get(2)?,
+                    lr: row.get(3)?,
+                    num_tokens: row.get::<_, i64>(4)? as u64,
+                    mean_token_accuracy: row.get(5)?,
+                    tokens_per_s: row.get(6)?,
+                    peak_bytes: row.get::<_, Option<i64>>(7)?.map(|bytes| bytes as u64),
+                })
+            })
+            .doing("read steps")?;
+        rows.collect::<Result<_, _>>().doing("read steps")
+    }
+
+    /// Records an evaluation and its samples, all or none.
+    pub fn record_eval(
+        &mut self,
+        run_id: i64,
+        eval: &EvalRow,
+        samples: &[EvalSample],
+    ) -> Result<(), StoreError> {
+        let doing = "record an evaluation";
+        let transaction = self.connection.transaction().doing(doing)?;
+        let step = eval.step as i64;
+        transaction
+            .execute(
+                "INSERT OR REPLACE INTO evals (run_id, step, at, loss, perplexity, token_accuracy,
+                     exact_match) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                params![
+                    run_id,
+                    step,
+                    now(),
+                    eval.loss,
+                    eval.perplexity,
+                    eval.token_accuracy,
+                    eval.exact_match
+                ],
+            )
+            .doing(doing)?;
+        transaction
+            .execute(
+                "DELETE FROM eval_samples WHERE run_id = ?1 AND step = ?2",
+                params![run_id, step],
+            )
+            .doing(doing)?;
+        for (position, sample) in samples.iter().enumerate() {
+            transaction
+                .execute(
+                    "INSERT INTO eval_samples (run_id, step, position, prompt, reference, text,
+                         new_tokens, exact_match) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                    params![
+                        run_id,
+                        step,
+                        position as i64,
+                        sample.prompt,
+                        sample.reference,
+                        sample.text,
+                        sample.new_tokens as i64,
+                        sample.exact_match
+                    ],
+                )
+                .doing(doing)?;
+        }
+        transaction.commit().doing(doing)
+    }
+
+    /// The evaluations of a run, in order.
+    pub fn evals(&self, run_id: i64) -> Result<Vec<EvalRow>, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare_cached(
+                "SELECT step, loss, perplexity, token_accuracy, exact_match
+                 FROM evals WHERE run_id = ?1 ORDER BY step",
+            )
+            .doing("read evaluations")?;
+        let rows = statement
+            .query_map([run_id], |row| {
+                Ok(EvalRow {
+                    step: row.get::<_, i64>(0)? as u64,
+                    loss: row.get(1)?,
+                    perplexity: row.get(2)?,
+                    token_accuracy: row.get(3)?,
+                    exact_match: row.get(4)?,
+                })
+            })
+            .doing("read evaluations")?;
+        rows.collect::<Result<_, _>>().doing("read evaluations")
+    }
+
+    /// The samples of one evaluation, in order.
+    pub fn eval_samples(&self, run_id: i64, step: u64) -> Result<Vec<EvalSample>, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare_cached(
+                "SELECT prompt, reference, text, new_tokens, exact_match FROM eval_samples
+                 WHERE run_id = ?1 AND step = ?2 ORDER BY position",
+            )
+            .doing("read samples")?;
+        let rows = statement
+            .query_map(params![run_id, step as i64], |row| {
+                Ok(EvalSample {
+                    prompt: row.get(0)?,
+                    reference: row.get(1)?,
+                    text: row.get(2)?,
+                    new_tokens: row.get::<_, i64>(3)? as u64,
+                    exact_match: row.get(4)?,
+                })
+            })
+            .doing("read samples")?;
+        rows.collect::<Result<_, _>>().doing("read samples")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn steps_and_samples_come_back_as_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&folder.path().join("chandler.db")).unwrap();
+        let run = store.begin_run(None, 1, &Config::default()).unwrap();
+        let mut row = StepRow {
+            step: 2,
+            loss: 0.1 + 0.2,
+            grad_norm: 1.0,
+            lr: 2e-5,
+            num_tokens: 10,
+            mean_token_accuracy: None,
+            tokens_per_s: Some(5.0),
+            peak_bytes: None,
+        };
+        store.record_step(run, &row).unwrap();
+        row.loss = 0.25;
+        store.record_step(run, &row).unwrap();
+        let first = StepRow { step: 1, ..row.clone() };
+        store.record_step(run, &first).unwrap();
+        assert_eq!(store.steps(run).unwrap(), [first, row]);
+
+        let eval = EvalRow {
+            step: 0,
+            loss: Some(1.0),
+            perplexity: None,
+            token_accuracy: None,
+            exact_match: Some(0.5),
+        };
+        let sample = EvalSample {
+            prompt: "p".into(),
+            reference: Some("r".into()),
+            text: "t".into(),
+            new_tokens: 1,
+            exact_match: Some(false),
+        };
+        store.record_eval(run, &eval, &[sample.clone(), sample.clone()]).unwrap();
+        store.record_eval(run, &eval, std::slice::from_ref(&sample)).unwrap();
+        assert_eq!(store.evals(run).unwrap(), [eval]);
+        assert_eq!(store.eval_samples(run, 0).unwrap(), [sample]);
+    }
+}

@@ -1,0 +1,90 @@
+//! What outlives the process: queue, runs, events, metrics and samples, in SQLite.
+//!
+//! Write-ahead log with `synchronous=FULL`: what a function here returned from is on the disk.
+//! Several processes may use the file at once, so commands work while the daemon runs.
+
+mod binding;
+mod error;
+mod events;
+mod jobs;
+mod metrics;
+mod runs;
+mod schema;
+mod settings;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+pub use binding::{Binding, BindingMismatch};
+pub use error::StoreError;
+pub use events::Event;
+pub use jobs::{Job, JobState, NewJob};
+pub use metrics::{EvalRow, EvalSample, StepRow};
+pub use runs::{Run, RunState};
+
+/// How long a statement waits for another process to let go of the database.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The database of one state directory.
+#[derive(Debug)]
+pub struct Store {
+    connection: Connection,
+    path: PathBuf,
+}
+
+impl Store {
+    /// Opens the database, makes it if it is missing, and brings it to the newest version.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let open = |source| StoreError::Open { path: path.to_owned(), source };
+        let mut connection = Connection::open(path).map_err(open)?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(open)?;
+        connection.pragma_update(None, "journal_mode", "WAL").map_err(open)?;
+        connection.pragma_update(None, "synchronous", "FULL").map_err(open)?;
+        connection.pragma_update(None, "foreign_keys", true).map_err(open)?;
+        schema::migrate(&mut connection, path)?;
+        Ok(Self { connection, path: path.to_owned() })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The time now, as the database keeps it.
+fn now() -> String {
+    jiff::Timestamp::now().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_is_made_reopened_and_refused_when_newer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("chandler.db");
+        drop(Store::open(&path).unwrap());
+        let store = Store::open(&path).unwrap();
+        let mode: String =
+            store.connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
+        let synchronous: i64 =
+            store.connection.query_row("PRAGMA synchronous", [], |row| row.get(0)).unwrap();
+        assert_eq!((mode.as_str(), synchronous), ("wal", 2));
+        store.connection.pragma_update(None, "user_version", 99).unwrap();
+        drop(store);
+        assert!(matches!(Store::open(&path), Err(StoreError::TooNew { found: 99, .. })));
+    }
+
+    #[test]
+    fn a_file_that_is_no_database_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("chandler.db");
+        chandler_durable::write(&path, &[b'x'; 4096]).unwrap();
+        let error = Store::open(&path).unwrap_err();
+        assert!(error.to_string().contains("chandler.db"), "{error}");
+        assert!(error.hint().unwrap().contains("aside"));
+    }
+}
