@@ -15,6 +15,10 @@
 #![deny(missing_docs)]
 
 pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod exit;
+pub mod logging;
 pub mod priority;
 pub mod queue;
 pub mod state_dir;

@@ -18,4 +18,4 @@ pub use error::QueueError;
 pub use inbox::{Inbox, Look, Refusal};
 pub use recover::{Recovered, recover};
 pub use report::{BadLine, FailureReport};
-pub use settle::{archive, fail, put_back, retry, skip_queued};
+pub use settle::{archive, fail, put_back, retry, skip_queued, skipped};

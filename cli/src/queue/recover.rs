@@ -81,16 +81,12 @@ fn recover_job(
 
 fn cut_off(job: &Job, what: &str) -> FailureReport {
     FailureReport {
-        job_id: job.id,
-        file_name: job.file_name.clone(),
-        sha256: job.sha256.clone(),
-        attempts: job.attempts,
         errors: vec![what.to_owned()],
         hint: Some(
             "look at the end of the newest file in logs/, and at `dmesg` for a killed process"
-                .into(),
+                .to_owned(),
         ),
-        bad_lines: Vec::new(),
+        ..FailureReport::about(job)
     }
 }
 

@@ -7,6 +7,7 @@ use chandler_durable as durable;
 use serde::Serialize;
 
 use super::error::QueueError;
+use crate::store::Job;
 
 /// A line of a training file that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -37,6 +38,19 @@ pub struct FailureReport {
 }
 
 impl FailureReport {
+    /// A report on this job that does not say yet what happened.
+    pub fn about(job: &Job) -> Self {
+        Self {
+            job_id: job.id,
+            file_name: job.file_name.clone(),
+            sha256: job.sha256.clone(),
+            attempts: job.attempts,
+            errors: Vec::new(),
+            hint: None,
+            bad_lines: Vec::new(),
+        }
+    }
+
     /// The report for people.
     pub fn to_text(&self) -> String {
         let mut text = format!(

@@ -61,15 +61,10 @@ pub fn skip_queued(state: &StateDir, store: &Store, id: i64) -> Result<Job, Queu
 }
 
 /// The report of a job that the user passed over.
-pub(crate) fn skipped(job: &Job) -> FailureReport {
+pub fn skipped(job: &Job) -> FailureReport {
     FailureReport {
-        job_id: job.id,
-        file_name: job.file_name.clone(),
-        sha256: job.sha256.clone(),
-        attempts: job.attempts,
         errors: vec!["it was skipped on request".to_owned()],
-        hint: None,
-        bad_lines: Vec::new(),
+        ..FailureReport::about(job)
     }
 }
 

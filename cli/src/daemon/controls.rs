@@ -1,0 +1,175 @@
+//! What commands can change while the daemon runs, and what it shows of itself.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::stop::{StopFlag, StopReason};
+use crate::logging::StepProgress;
+
+/// The job that is being worked on, as `status` shows it.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct CurrentJob {
+    /// Its number.
+    pub job_id: i64,
+    /// The name the user gave the file.
+    pub file_name: String,
+    /// The run.
+    pub run_id: i64,
+    /// What is being done: `validating`, `training`, `evaluating`.
+    pub phase: String,
+    /// The newest step, once there is one.
+    pub progress: Option<StepProgress>,
+}
+
+#[derive(Debug, Default)]
+struct Changing {
+    paused: bool,
+    /// Counts what should wake a sleeping daemon.
+    wakes: u64,
+    current: Option<CurrentJob>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    changing: Mutex<Changing>,
+    changed: Condvar,
+    eval_now: AtomicBool,
+}
+
+/// The daemon's controls. Clones are the same controls.
+#[derive(Debug, Clone, Default)]
+pub struct Controls {
+    stop: StopFlag,
+    shared: Arc<Shared>,
+}
+
+impl Controls {
+    /// The flag that a run looks at between steps.
+    pub fn stop(&self) -> &StopFlag {
+        &self.stop
+    }
+
+    /// Asks for an end and wakes whoever sleeps.
+    pub fn request_stop(&self, reason: StopReason) {
+        self.stop.request(reason);
+        self.wake();
+    }
+
+    /// Whether the daemon is paused.
+    pub fn is_paused(&self) -> bool {
+        self.changing().paused
+    }
+
+    /// Pauses the daemon, or lets it go on.
+    pub fn set_paused(&self, paused: bool) {
+        self.changing().paused = paused;
+        self.wake();
+    }
+
+    /// Returns at once unless paused; else when the pause or the whole run ends. A run calls it
+    /// between steps.
+    pub fn wait_while_paused(&self) {
+        let mut changing = self.changing();
+        while changing.paused && !self.stop.is_requested() {
+            changing = self.shared.changed.wait(changing).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Asks for an evaluation after the step that is going on.
+    pub fn request_eval(&self) {
+        self.shared.eval_now.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether an evaluation was asked for; asking forgets the wish.
+    pub fn take_eval_request(&self) -> bool {
+        self.shared.eval_now.swap(false, Ordering::SeqCst)
+    }
+
+    /// Wakes a daemon that sleeps between two looks into the inbox.
+    pub fn wake(&self) {
+        self.changing().wakes += 1;
+        self.shared.changed.notify_all();
+    }
+
+    /// Sleeps until `duration` is over or something changes.
+    pub fn sleep(&self, duration: Duration) {
+        let deadline = Instant::now() + duration;
+        let mut changing = self.changing();
+        let wakes = changing.wakes;
+        while changing.wakes == wakes && !self.stop.is_requested() {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return };
+            let waited = self.shared.changed.wait_timeout(changing, left);
+            changing = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The job that is being worked on.
+    pub fn current(&self) -> Option<CurrentJob> {
+        self.changing().current.clone()
+    }
+
+    /// Shows another job, or none.
+    pub fn set_current(&self, current: Option<CurrentJob>) {
+        self.changing().current = current;
+    }
+
+    /// Shows what is being done to the current job.
+    pub fn set_phase(&self, phase: &str) {
+        if let Some(current) = &mut self.changing().current {
+            phase.clone_into(&mut current.phase);
+        }
+    }
+
+    /// Shows the newest step of the current job.
+    pub fn set_progress(&self, progress: &StepProgress) {
+        if let Some(current) = &mut self.changing().current {
+            current.progress = Some(progress.clone());
+        }
+    }
+
+    /// What is behind the lock stays usable if a thread panicked while it held it: every change
+    /// is a single assignment.
+    fn changing(&self) -> MutexGuard<'_, Changing> {
+        self.shared.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_ends_with_resume_or_stop() {
+        for end in [
+            |on: &Controls| on.set_paused(false),
+            |on: &Controls| {
+                on.request_stop(StopReason::Shutdown);
+            },
+        ] {
+            let controls = Controls::default();
+            controls.set_paused(true);
+            let waiting = controls.clone();
+            let waiter = std::thread::spawn(move || waiting.wait_while_paused());
+            end(&controls);
+            waiter.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn an_eval_request_is_taken_once() {
+        let controls = Controls::default();
+        controls.request_eval();
+        assert!(controls.take_eval_request());
+        assert!(!controls.take_eval_request());
+    }
+
+    #[test]
+    fn a_stop_ends_a_sleep() {
+        let controls = Controls::default();
+        controls.request_stop(StopReason::Shutdown);
+        let begin = Instant::now();
+        controls.sleep(Duration::from_secs(60));
+        assert!(begin.elapsed() < Duration::from_secs(30));
+    }
+}

@@ -1,0 +1,377 @@
+//! Claim, validate, run, settle: the daemon's loop around a [`JobRunner`].
+
+use std::panic::AssertUnwindSafe;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::config::Config;
+use crate::daemon::controls::{Controls, CurrentJob};
+use crate::daemon::runner::{Fault, JobError, JobEstimate, JobOutcome, JobRunner, RunContext};
+use crate::daemon::stop::StopReason;
+use crate::exit::Exit;
+use crate::logging::{Progress, duration_in_words};
+use crate::queue::{self, ClaimedJob, FailureReport, Inbox, QueueError};
+use crate::state_dir::StateDir;
+use crate::store::{Job, JobState, RunState, Store, StoreError};
+
+/// With `--once`, how long a file that does not come to rest holds up the end.
+const ONCE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// When the loop ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// Never; it ends when asked to.
+    Stopped,
+    /// When nothing waits any more.
+    Empty,
+}
+
+/// What a loop did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// Files learned from.
+    pub done: u64,
+    /// Files given up.
+    pub failed: u64,
+    /// Files passed over on request.
+    pub skipped: u64,
+}
+
+/// Why the loop ended before it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The queue could not be worked on.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// The database did not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A job cannot be run by this machine or with this configuration; it keeps its place.
+    #[error("job {job_id} ({file_name}) cannot be run here")]
+    Setup {
+        /// The job.
+        job_id: i64,
+        /// The name the user gave the file.
+        file_name: String,
+        /// The code that the process ends with.
+        exit: Exit,
+        /// What to do about it.
+        hint: Option<String>,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl DaemonError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Queue(error) => error.hint(),
+            Self::Store(error) => error.hint(),
+            Self::Setup { hint, .. } => hint.clone(),
+        }
+    }
+
+    /// The code that the process ends with.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Setup { exit, .. } => *exit,
+            Self::Queue(_) | Self::Store(_) => Exit::Error,
+        }
+    }
+}
+
+/// The daemon at work on one state directory, whose lock the caller holds.
+pub struct JobLoop<'a> {
+    /// The state directory.
+    pub state: &'a StateDir,
+    /// The resolved configuration.
+    pub config: &'a Config,
+    /// The database.
+    pub store: &'a mut Store,
+    /// Stop, pause and evaluate-now.
+    pub controls: &'a Controls,
+    /// The progress line.
+    pub progress: &'a Progress,
+    /// Whoever learns.
+    pub runner: &'a mut dyn JobRunner,
+}
+
+impl JobLoop<'_> {
+    /// Puts the queue in order after a crash, then works until asked to end or, with
+    /// [`Until::Empty`], until nothing waits.
+    pub fn work(&mut self, until: Until) -> Result<Tally, DaemonError> {
+        self.recover()?;
+        self.controls.set_paused(self.store.is_paused()?);
+        let settle = Duration::from_secs_f64(self.config.daemon.settle_seconds);
+        let poll = Duration::from_secs_f64(self.config.daemon.poll_seconds);
+        let mut inbox = Inbox::new(self.state, settle);
+        let mut tally = Tally::default();
+        let mut idle_since = Instant::now();
+        while self.controls.stop().requested() != Some(StopReason::Shutdown) {
+            let look = inbox.look(self.store, SystemTime::now())?;
+            self.tell(&look)?;
+            if self.controls.is_paused() {
+                if until == Until::Empty {
+                    tracing::warn!("paused: `chandler resume` lets it go on");
+                    return Ok(tally);
+                }
+                self.controls.sleep(poll);
+                continue;
+            }
+            if let Some(job) = self.store.jobs_in(JobState::Queued)?.into_iter().next() {
+                self.work_on(&job, &mut tally)?;
+                idle_since = Instant::now();
+                continue;
+            }
+            if until == Until::Empty
+                && (look.unsettled.is_empty() || idle_since.elapsed() > settle + ONCE_PATIENCE)
+            {
+                for path in look.unsettled {
+                    tracing::warn!("{} is still being written: left in the inbox", path.display());
+                }
+                return Ok(tally);
+            }
+            self.controls.sleep(poll);
+        }
+        Ok(tally)
+    }
+
+    fn recover(&mut self) -> Result<(), DaemonError> {
+        let recovered = queue::recover(self.state, self.store, self.config.daemon.max_attempts)?;
+        for job in &recovered.requeued {
+            self.note("requeued", job, None, "was being worked on when the process ended")?;
+        }
+        for job in &recovered.given_up {
+            self.note("failed", job, None, "was cut off too often and lies in failed/")?;
+        }
+        for path in &recovered.returned {
+            tracing::warn!("{} was left behind and is back in the inbox", path.display());
+        }
+        if !recovered.swept.is_empty() {
+            tracing::info!("removed {} leftovers of interrupted writes", recovered.swept.len());
+        }
+        Ok(())
+    }
+
+    fn tell(&self, look: &queue::Look) -> Result<(), DaemonError> {
+        for job in &look.queued {
+            self.note("queued", job, None, "entered the queue")?;
+        }
+        for (path, refusal) in &look.refused {
+            let message = format!("{} {refusal}: {}", path.display(), refusal.hint());
+            tracing::warn!("{message}");
+            self.store.record_event("refused", None, None, &message, None)?;
+        }
+        Ok(())
+    }
+
+    /// One attempt at one job, from the claim to its settlement.
+    fn work_on(&mut self, job: &Job, tally: &mut Tally) -> Result<(), DaemonError> {
+        let (job, sha256) = match queue::claim(self.state, self.store, job) {
+            Ok(claimed) => claimed,
+            Err(error @ (QueueError::Vanished { .. } | QueueError::Refused { .. })) => {
+                let report = FailureReport {
+                    errors: vec![error.to_string()],
+                    hint: error.hint(),
+                    ..FailureReport::about(job)
+                };
+                self.give_up(job, None, &report, JobState::Failed)?;
+                tally.failed += 1;
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let run_id = self.store.begin_run(Some(job.id), job.attempts, self.config)?;
+        let claimed = ClaimedJob { job, sha256, run_id };
+        self.controls.set_current(Some(CurrentJob {
+            job_id: claimed.job.id,
+            file_name: claimed.job.file_name.clone(),
+            run_id,
+            phase: "validating".to_owned(),
+            progress: None,
+        }));
+        let result = self.attempt(&claimed);
+        self.progress.end();
+        self.controls.set_current(None);
+        let settled = self.settle(&claimed, result, tally);
+        self.controls.stop().forget_skip();
+        settled
+    }
+
+    /// Validates and runs. A panic of the runner ends the attempt, not the daemon.
+    fn attempt(&mut self, job: &ClaimedJob) -> Result<JobOutcome, JobError> {
+        std::panic::catch_unwind(AssertUnwindSafe(|| {
+            let mut context = RunContext {
+                config: self.config,
+                store: self.store,
+                progress: self.progress,
+                controls: self.controls,
+                run_id: job.run_id,
+            };
+            let estimate = self.runner.validate(job, &mut context)?;
+            announce(job, &estimate);
+            if let Some(plan) = &estimate.plan {
+                context.store.set_run_plan(job.run_id, plan)?;
+            }
+            if context.controls.stop().is_requested() {
+                return Ok(JobOutcome::Stopped { step: 0 });
+            }
+            context.controls.set_phase("training");
+            context.progress.begin(&job.job.file_name, estimate.steps);
+            self.runner.run(job, &mut context)
+        }))
+        .unwrap_or_else(|panic| Err(panicked(&*panic)))
+    }
+
+    fn settle(
+        &mut self,
+        claimed: &ClaimedJob,
+        result: Result<JobOutcome, JobError>,
+        tally: &mut Tally,
+    ) -> Result<(), DaemonError> {
+        let (job, run) = (&claimed.job, claimed.run_id);
+        match result {
+            Ok(JobOutcome::Finished { report }) => {
+                let job = queue::archive(self.state, self.store, job, &report)?;
+                self.store.end_run(run, RunState::Done, None)?;
+                self.note("done", &job, Some(run), "was learned from")?;
+                tally.done += 1;
+                self.tidy();
+            }
+            Ok(JobOutcome::Stopped { step }) => {
+                if self.controls.stop().requested() == Some(StopReason::Skip) {
+                    self.store.end_run(run, RunState::Skipped, None)?;
+                    let report = queue::skipped(job);
+                    self.give_up(job, Some(run), &report, JobState::Skipped)?;
+                    self.discard(claimed);
+                    tally.skipped += 1;
+                } else {
+                    self.store.end_run(run, RunState::Stopped, None)?;
+                    let job = queue::put_back(self.store, job, true)?;
+                    let message = format!("stopped after step {step}; goes on next time");
+                    self.note("stopped", &job, Some(run), &message)?;
+                }
+            }
+            Err(error) => self.settle_error(claimed, error, tally)?,
+        }
+        Ok(())
+    }
+
+    fn settle_error(
+        &mut self,
+        claimed: &ClaimedJob,
+        error: JobError,
+        tally: &mut Tally,
+    ) -> Result<(), DaemonError> {
+        let (job, run) = (&claimed.job, claimed.run_id);
+        let chain = error.chain();
+        self.store.end_run(run, RunState::Failed, Some(&chain.join(": ")))?;
+        match error.fault {
+            Fault::Setup(exit) => {
+                let job = queue::put_back(self.store, job, true)?;
+                self.note("put_back", &job, Some(run), &chain.join(": "))?;
+                Err(DaemonError::Setup {
+                    job_id: job.id,
+                    file_name: job.file_name,
+                    exit,
+                    hint: error.hint,
+                    source: error.error.into(),
+                })
+            }
+            Fault::Attempt if job.attempts < self.config.daemon.max_attempts => {
+                let job = queue::put_back(self.store, job, false)?;
+                let message = format!(
+                    "attempt {} of {} failed: {}",
+                    job.attempts,
+                    self.config.daemon.max_attempts,
+                    chain.join(": ")
+                );
+                self.note("attempt_failed", &job, Some(run), &message)
+            }
+            Fault::Attempt | Fault::File => {
+                let report = FailureReport {
+                    errors: chain,
+                    hint: error.hint,
+                    bad_lines: error.bad_lines,
+                    ..FailureReport::about(job)
+                };
+                self.give_up(job, Some(run), &report, JobState::Failed)?;
+                self.discard(claimed);
+                tally.failed += 1;
+                Ok(())
+            }
+        }
+    }
+
+    fn give_up(
+        &self,
+        job: &Job,
+        run_id: Option<i64>,
+        report: &FailureReport,
+        state_after: JobState,
+    ) -> Result<(), DaemonError> {
+        let job = queue::fail(self.state, self.store, job, report, state_after)?;
+        let message = format!("{} (see {})", report.errors.join(": "), job.path.display());
+        self.note(state_after.as_str(), &job, run_id, &message)
+    }
+
+    /// Old checkpoints that stay too long are a smaller evil than a daemon that ends.
+    fn tidy(&mut self) {
+        if let Err(error) = self.runner.tidy() {
+            tracing::warn!("old checkpoints stay for now: {}", error.chain().join(": "));
+        }
+    }
+
+    fn discard(&mut self, job: &ClaimedJob) {
+        if let Err(error) = self.runner.discard(job) {
+            tracing::warn!("traces of job {} stay: {}", job.job.id, error.chain().join(": "));
+        }
+    }
+
+    /// Records an event and logs it.
+    fn note(
+        &self,
+        kind: &str,
+        job: &Job,
+        run_id: Option<i64>,
+        message: &str,
+    ) -> Result<(), DaemonError> {
+        let line = format!("job {} ({}): {message}", job.id, job.file_name);
+        match kind {
+            "failed" => tracing::error!(job = job.id, "{line}"),
+            "attempt_failed" | "put_back" => tracing::warn!(job = job.id, "{line}"),
+            _ => tracing::info!(job = job.id, "{line}"),
+        }
+        Ok(self.store.record_event(kind, Some(job.id), run_id, message, None)?)
+    }
+}
+
+fn announce(job: &ClaimedJob, estimate: &JobEstimate) {
+    let time = estimate
+        .seconds
+        .map_or_else(String::new, |seconds| format!(", about {}", duration_in_words(seconds)));
+    tracing::info!(
+        job = job.job.id,
+        run = job.run_id,
+        "job {} ({}): {} rows, {} tokens, {} steps{time}",
+        job.job.id,
+        job.job.file_name,
+        estimate.rows,
+        estimate.tokens,
+        estimate.steps,
+    );
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> JobError {
+    let what = panic
+        .downcast_ref::<&str>()
+        .map(ToString::to_string)
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "without a message".to_owned());
+    JobError::new(
+        Fault::Attempt,
+        anyhow::anyhow!("the run panicked: {what}"),
+        Some("this is a defect of chandler; please report it with the newest file in logs/".into()),
+    )
+}

@@ -1,0 +1,15 @@
+//! The outer loop: claim a file, have it learned from, settle it, look for the next.
+
+mod answers;
+mod controls;
+mod job_loop;
+mod retention;
+mod runner;
+mod stop;
+
+pub use answers::Answers;
+pub use controls::{Controls, CurrentJob};
+pub use job_loop::{DaemonError, JobLoop, Tally, Until};
+pub use retention::{CheckpointFacts, SnapshotChores, checkpoints_to_remove, snapshot_chores};
+pub use runner::{Fault, JobError, JobEstimate, JobOutcome, JobRunner, RunContext};
+pub use stop::{StopFlag, StopReason};

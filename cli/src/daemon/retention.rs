@@ -1,0 +1,121 @@
+//! Which checkpoints and snapshots stay: the last N, the best by evaluation loss, one a day.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use jiff::civil::Date;
+
+/// A checkpoint, as far as its fate depends on it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CheckpointFacts {
+    /// Its folder.
+    pub path: PathBuf,
+    /// The step it was made after; within a state directory steps only grow.
+    pub step: u64,
+    /// Loss on held-out rows at that step, where it was measured.
+    pub eval_loss: Option<f64>,
+}
+
+/// The checkpoints that go: all but the newest `keep_last` and the `keep_best` with the smallest
+/// evaluation loss. The newest always stays.
+pub fn checkpoints_to_remove(
+    checkpoints: &[CheckpointFacts],
+    keep_last: usize,
+    keep_best: usize,
+) -> Vec<PathBuf> {
+    let mut by_age: Vec<&CheckpointFacts> = checkpoints.iter().collect();
+    by_age.sort_by_key(|checkpoint| std::cmp::Reverse(checkpoint.step));
+    let mut by_loss: Vec<(f64, &CheckpointFacts)> = by_age
+        .iter()
+        .filter_map(|checkpoint| {
+            Some((checkpoint.eval_loss.filter(|loss| !loss.is_nan())?, *checkpoint))
+        })
+        .collect();
+    // A stable sort: of equal losses the newer checkpoint is the better one.
+    by_loss.sort_by(|left, right| left.0.total_cmp(&right.0));
+    let kept: BTreeSet<&PathBuf> = by_age
+        .iter()
+        .take(keep_last.max(1))
+        .map(|checkpoint| &checkpoint.path)
+        .chain(by_loss.iter().take(keep_best).map(|(_, checkpoint)| &checkpoint.path))
+        .collect();
+    by_age
+        .iter()
+        .filter(|checkpoint| !kept.contains(&checkpoint.path))
+        .map(|checkpoint| checkpoint.path.clone())
+        .collect()
+}
+
+/// What is to be done about snapshots after a finished job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotChores {
+    /// The folder name of today's snapshot, if it has to be made (or made anew).
+    pub make: Option<String>,
+    /// Folder names of snapshots that go.
+    pub remove: Vec<String>,
+}
+
+/// One snapshot a day, of the newest model of that day, and the newest `keep` of them. Names that
+/// are no dates are left alone.
+pub fn snapshot_chores(existing: &[String], today: Date, keep: usize) -> SnapshotChores {
+    let make = (keep > 0).then(|| today.to_string());
+    let mut dates: BTreeSet<Date> =
+        existing.iter().filter_map(|name| name.parse::<Date>().ok()).collect();
+    let had: Vec<Date> = dates.iter().copied().collect();
+    if keep > 0 {
+        dates.insert(today);
+    }
+    let kept: BTreeSet<Date> = dates.into_iter().rev().take(keep).collect();
+    let remove = had.iter().filter(|date| !kept.contains(date)).map(Date::to_string).collect();
+    SnapshotChores { make, remove }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(step: u64, eval_loss: Option<f64>) -> CheckpointFacts {
+        CheckpointFacts { path: PathBuf::from(format!("step-{step}")), step, eval_loss }
+    }
+
+    fn removed(checkpoints: &[CheckpointFacts], last: usize, best: usize) -> Vec<String> {
+        checkpoints_to_remove(checkpoints, last, best)
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect()
+    }
+
+    #[test]
+    fn the_newest_and_the_best_stay() {
+        let all = [
+            facts(10, Some(0.5)),
+            facts(20, Some(0.1)),
+            facts(30, None),
+            facts(40, Some(0.3)),
+            facts(50, Some(f64::NAN)),
+        ];
+        assert_eq!(removed(&all, 2, 1), ["step-30", "step-10"]);
+        assert_eq!(removed(&all, 1, 2), ["step-30", "step-10"]);
+        assert_eq!(removed(&all, 0, 0), ["step-40", "step-30", "step-20", "step-10"]);
+        assert!(removed(&all, 5, 0).is_empty());
+    }
+
+    #[test]
+    fn of_equal_losses_the_newer_is_better() {
+        let all = [facts(1, Some(0.5)), facts(2, Some(0.5)), facts(3, None)];
+        assert_eq!(removed(&all, 1, 1), ["step-1"]);
+    }
+
+    #[test]
+    fn a_snapshot_a_day() {
+        let existing = ["2026-01-01", "2026-01-02", "notes", "2026-01-03"].map(str::to_owned);
+        let today = jiff::civil::date(2026, 1, 3);
+        assert_eq!(
+            snapshot_chores(&existing, today, 2),
+            SnapshotChores { make: Some("2026-01-03".into()), remove: vec!["2026-01-01".into()] }
+        );
+        let chores = snapshot_chores(&existing, jiff::civil::date(2026, 1, 4), 1);
+        assert_eq!(chores.remove, ["2026-01-01", "2026-01-02", "2026-01-03"]);
+        assert_eq!(snapshot_chores(&existing, today, 0).make, None);
+    }
+}

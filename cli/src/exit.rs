@@ -1,0 +1,42 @@
+//! Exit codes: what a script may rely on.
+
+use std::process::ExitCode;
+
+/// How the process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// 0: what was asked was done.
+    Ok = 0,
+    /// 1: an error that has no code of its own.
+    Error = 1,
+    /// 2: the arguments or the configuration are wrong.
+    Usage = 2,
+    /// 3: another process holds the state directory or the device.
+    LockHeld = 3,
+    /// 4: a training file cannot be used.
+    BadData = 4,
+    /// 5: the run does not fit into memory.
+    DoesNotFit = 5,
+    /// 6: the disk is too full.
+    NoSpace = 6,
+    /// 7: the command needs a running daemon, and there is none.
+    NotRunning = 7,
+    /// 8: the state directory cannot be used.
+    StateDir = 8,
+    /// 130: interrupted a second time, before the step was finished.
+    Interrupted = 130,
+}
+
+impl Exit {
+    /// The number.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.code())
+    }
+}

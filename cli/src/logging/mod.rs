@@ -1,0 +1,133 @@
+//! Logs: lines for people on the terminal, JSON lines in `logs/`, and the progress line.
+
+mod progress;
+mod terminal;
+
+use std::path::{Path, PathBuf};
+
+use tracing_appender::rolling::{InitError, RollingFileAppender, Rotation};
+use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{EnvFilter, Layer, fmt};
+
+pub use progress::{Progress, StepProgress, duration_in_words, grouped};
+pub use terminal::{Terminal, TerminalLine};
+
+use crate::config::{LogConfig, LogFormat, LogRotation};
+
+/// Why logs could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LoggingError {
+    /// `log.level` is no filter.
+    #[error("`log.level` is \"{level}\", which is no log filter")]
+    Level {
+        /// The value.
+        level: String,
+        /// What the parser says.
+        #[source]
+        source: ParseError,
+    },
+    /// The log file could not be opened.
+    #[error("cannot write logs into {}", folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// The cause.
+        #[source]
+        source: InitError,
+    },
+    /// Logs were already set up.
+    #[error("logs were set up twice")]
+    Twice {
+        /// The cause.
+        #[source]
+        source: TryInitError,
+    },
+}
+
+impl LoggingError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Level { .. } => Some(
+                "use error, warn, info, debug or trace, or a filter such as \
+                 info,chandler_trainer=debug"
+                    .to_owned(),
+            ),
+            Self::Folder { folder, .. } => {
+                Some(format!("check the owner and mode of {}", folder.display()))
+            }
+            Self::Twice { .. } => None,
+        }
+    }
+}
+
+/// Sets up logs for the whole process: the terminal, and `folder` if one is given.
+pub fn init(
+    config: &LogConfig,
+    terminal: &Terminal,
+    folder: Option<&Path>,
+) -> Result<(), LoggingError> {
+    let filter = || {
+        EnvFilter::builder()
+            .parse(&config.level)
+            .map_err(|source| LoggingError::Level { level: config.level.clone(), source })
+    };
+    let on_terminal = match config.format {
+        LogFormat::Human => fmt::layer()
+            .with_writer(terminal.clone())
+            .with_ansi(terminal.has_colour())
+            .with_target(false)
+            .with_timer(LocalTime)
+            .with_filter(filter()?)
+            .boxed(),
+        LogFormat::Json => fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_writer(terminal.clone())
+            .with_filter(filter()?)
+            .boxed(),
+    };
+    let in_file = match folder {
+        Some(folder) => Some(
+            fmt::layer()
+                .json()
+                .flatten_event(true)
+                .with_writer(log_files(config, folder)?)
+                .with_filter(filter()?),
+        ),
+        None => None,
+    };
+    tracing_subscriber::registry()
+        .with(on_terminal)
+        .with(in_file)
+        .try_init()
+        .map_err(|source| LoggingError::Twice { source })
+}
+
+fn log_files(config: &LogConfig, folder: &Path) -> Result<RollingFileAppender, LoggingError> {
+    let rotation = match config.rotation {
+        LogRotation::Daily => Rotation::DAILY,
+        LogRotation::Hourly => Rotation::HOURLY,
+        LogRotation::Never => Rotation::NEVER,
+    };
+    RollingFileAppender::builder()
+        .rotation(rotation)
+        .filename_prefix("chandler")
+        .filename_suffix("jsonl")
+        .max_log_files(config.keep_files)
+        .build(folder)
+        .map_err(|source| LoggingError::Folder { folder: folder.to_owned(), source })
+}
+
+/// The local time of day.
+struct LocalTime;
+
+impl FormatTime for LocalTime {
+    fn format_time(&self, writer: &mut Writer<'_>) -> std::fmt::Result {
+        write!(writer, "{}", jiff::ZonedDateTime::now().strftime("%H:%M:%S"))
+    }
+}

@@ -1,0 +1,88 @@
+//! The terminal that log lines and the progress line share: a log line first takes the progress
+//! line away, and it comes back below.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use indicatif::ProgressBar;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Standard error, with at most one progress line at its bottom. Clones are the same terminal.
+#[derive(Debug, Clone)]
+pub struct Terminal {
+    interactive: bool,
+    colour: bool,
+    bar: Arc<Mutex<Option<ProgressBar>>>,
+}
+
+impl Terminal {
+    /// Standard error as it is: colours only on a terminal, and only without `NO_COLOR`.
+    pub fn stderr() -> Self {
+        let interactive = io::stderr().is_terminal();
+        let colour = interactive && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
+        Self { interactive, colour, bar: Arc::default() }
+    }
+
+    /// Whether somebody sees a line that redraws itself.
+    pub fn is_interactive(&self) -> bool {
+        self.interactive
+    }
+
+    /// Whether colours are wanted.
+    pub fn has_colour(&self) -> bool {
+        self.colour
+    }
+
+    /// Puts a progress line at the bottom in place of the one there, or takes that away.
+    pub(super) fn show(&self, bar: Option<ProgressBar>) {
+        if let Some(old) = std::mem::replace(&mut *self.bar(), bar) {
+            old.finish_and_clear();
+        }
+    }
+
+    /// Changes the progress line, if there is one, and says whether there was.
+    pub(super) fn with_bar(&self, change: impl FnOnce(&ProgressBar)) -> bool {
+        self.bar().as_ref().map(change).is_some()
+    }
+
+    fn bar(&self) -> MutexGuard<'_, Option<ProgressBar>> {
+        self.bar.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Collects one log line and writes it above the progress line.
+#[derive(Debug)]
+pub struct TerminalLine<'a> {
+    terminal: &'a Terminal,
+    text: Vec<u8>,
+}
+
+impl Write for TerminalLine<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for TerminalLine<'_> {
+    fn drop(&mut self) {
+        // A terminal that is gone is no reason to end a run.
+        let write = || drop(io::stderr().lock().write_all(&self.text));
+        match self.terminal.bar().as_ref() {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+}
+
+impl<'a> MakeWriter<'a> for Terminal {
+    type Writer = TerminalLine<'a>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        TerminalLine { terminal: self, text: Vec::new() }
+    }
+}
