@@ -1,0 +1,390 @@
+//! The model as a chain: embedding, blocks, final norm and head with the loss.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use chandler_kernels::linear_cross_entropy::{self, Score};
+use chandler_kernels::{accumulation_dtype, attention, embedding, linear, rms_norm};
+
+use crate::block::{Block, SavedBlock};
+use crate::config::{Attended, ModelConfig};
+use crate::kv_cache::KvCache;
+use crate::layout::SequenceLayout;
+use crate::linear::Linear;
+use crate::lora::LoraConfig;
+use crate::norm::Norm;
+use crate::params::{Gradients, Param, ParamId, Params};
+use crate::rope::{self, Angles};
+use crate::weights::WeightFiles;
+use crate::{ModelError, init};
+
+/// A causal language model: its configuration, its parameters, and what is computed with them.
+///
+/// Training goes by the chain's links (`embed`, `block_forward`, `loss_backward`,
+/// `block_backward`, `embed_backward`), so that whoever trains decides what is kept between them.
+#[derive(Debug)]
+pub struct CausalLm {
+    pub(crate) config: ModelConfig,
+    pub(crate) params: Params,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) lora: Option<LoraConfig>,
+    /// Parameters of the base model; those of an adapter follow.
+    pub(crate) num_base_params: usize,
+    embedding: ParamId,
+    final_norm: Norm,
+    head: ParamId,
+    dtype: DType,
+    device: Device,
+}
+
+/// A micro-batch on its device: token ids, where documents begin, and the angles of positions.
+#[derive(Debug)]
+pub struct Input {
+    ids: Tensor,
+    /// `[N, 1]`, 0 where the id is the padding token; only where there is such a token.
+    not_padding: Option<Tensor>,
+    layout: SequenceLayout,
+    angles: BothAngles,
+}
+
+#[derive(Debug)]
+struct BothAngles {
+    full: Angles,
+    sliding: Option<Angles>,
+}
+
+impl CausalLm {
+    /// Reads a Hugging Face model folder; weights are converted to `dtype`, or stay in the type
+    /// they are stored in.
+    pub fn load(folder: &Path, dtype: Option<DType>, device: &Device) -> Result<Self, ModelError> {
+        let config = ModelConfig::read(folder)?;
+        let files = WeightFiles::open(folder)?;
+        let dtype = dtype.or(files.stored_dtype()).unwrap_or(DType::F32);
+        let shapes = crate::params::shapes(&config);
+        let known: std::collections::BTreeSet<&str> =
+            shapes.iter().map(|(name, _)| name.as_str()).collect();
+        let tied_head = config.tie_word_embeddings.then_some("lm_head.weight");
+        for stray in files.names().filter(|name| !known.contains(name)) {
+            if Some(stray) != tied_head && !stray.ends_with("rotary_emb.inv_freq") {
+                tracing::warn!(tensor = stray, "the model folder holds a tensor that is not used");
+            }
+        }
+        let mut tensors = Vec::with_capacity(shapes.len());
+        for (name, shape) in &shapes {
+            tensors.push((name.clone(), files.read(name, shape, dtype, device)?));
+        }
+        Ok(Self::build(config, tensors, dtype, device))
+    }
+
+    /// A model with fresh weights; the same seed gives the same bits.
+    pub fn fresh(
+        config: ModelConfig,
+        seed: u64,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        let tensors = init::fresh(&config, seed, dtype, device)?;
+        Ok(Self::build(config, tensors, dtype, device))
+    }
+
+    /// `tensors` are those of [`crate::params::shapes`], in that order.
+    fn build(
+        config: ModelConfig,
+        tensors: Vec<(String, Tensor)>,
+        dtype: DType,
+        device: &Device,
+    ) -> Self {
+        let mut params = Params::default();
+        let mut by_name = std::collections::BTreeMap::new();
+        for (name, value) in tensors {
+            let decays = value.rank() == 2;
+            let param = Param { name: name.clone(), value, trainable: true, decays };
+            by_name.insert(name, params.push(param));
+        }
+        let find = |name: &str| by_name.get(name).copied();
+        let blocks = (0..config.layers.len()).map(|layer| block(&config, layer, &find)).collect();
+        let embedding = find("model.embed_tokens.weight").expect("in the list of shapes");
+        let final_norm = norm(&config, find("model.norm.weight").expect("in the list of shapes"));
+        let head = find("lm_head.weight").unwrap_or(embedding);
+        let num_base_params = params.len();
+        let device = device.clone();
+        let lora = None;
+        Self {
+            config,
+            params,
+            blocks,
+            lora,
+            num_base_params,
+            embedding,
+            final_norm,
+            head,
+            dtype,
+            device,
+        }
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// All parameters, those of an adapter last.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// The type that weights and activations have.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The adapter's settings, where there is one.
+    pub fn lora(&self) -> Option<&LoraConfig> {
+        self.lora.as_ref()
+    }
+
+    /// Blocks of the chain.
+    pub fn num_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Makes a micro-batch of `input_ids`, one for each token of `layout`.
+    pub fn input(&self, input_ids: &[u32], layout: SequenceLayout) -> Result<Input, ModelError> {
+        if input_ids.len() != layout.num_tokens() {
+            let (ids, tokens) = (input_ids.len(), layout.num_tokens());
+            return Err(candle_core::Error::Msg(format!("{ids} ids for {tokens} tokens")).into());
+        }
+        let angles = self.angles(layout.positions())?;
+        let not_padding = self.not_padding(input_ids)?;
+        Ok(Input { ids: self.ids(input_ids)?, not_padding, layout, angles })
+    }
+
+    /// `[N]` ids → `[N, E]`.
+    pub fn embed(&self, input: &Input) -> Result<Tensor, ModelError> {
+        self.embed_ids(&input.ids)
+    }
+
+    /// Adds the embedding's gradient, where it is trained: `dx [N, E]`.
+    pub fn embed_backward(
+        &self,
+        input: &Input,
+        dx: &Tensor,
+        gradients: &mut Gradients,
+    ) -> Result<(), ModelError> {
+        if !self.params.trains(self.embedding) {
+            return Ok(());
+        }
+        let table = self.params.value(self.embedding);
+        let sum = match gradients.take(self.embedding) {
+            Some(sum) => sum,
+            None => Tensor::zeros(table.shape(), accumulation_dtype(table.dtype()), &self.device)?,
+        };
+        let dx = match &input.not_padding {
+            Some(mask) => dx.broadcast_mul(mask)?,
+            None => dx.clone(),
+        };
+        let sum = embedding::backward(&sum, &input.ids, self.config.embedding_scale, &dx)?;
+        Ok(gradients.add(self.embedding, sum)?)
+    }
+
+    /// Block `index` over `x [N, E]`.
+    pub fn block_forward(
+        &self,
+        index: usize,
+        x: &Tensor,
+        input: &Input,
+    ) -> Result<(Tensor, SavedBlock), ModelError> {
+        let block = &self.blocks[index];
+        let angles = input.angles.of(block);
+        Ok(block.forward(&self.params, x, angles, input.layout.cu_seqlens())?)
+    }
+
+    /// Adds the gradients of block `index` and returns that of its input.
+    pub fn block_backward(
+        &self,
+        index: usize,
+        saved: &SavedBlock,
+        input: &Input,
+        dy: &Tensor,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor, ModelError> {
+        let block = &self.blocks[index];
+        let (angles, cu_seqlens) = (input.angles.of(block), input.layout.cu_seqlens());
+        Ok(block.backward(&self.params, saved, angles, cu_seqlens, dy, gradients)?)
+    }
+
+    /// Final norm, head and loss over the last block's output `x [N, E]`; `targets` are N ids or
+    /// −100.
+    pub fn loss(&self, x: &Tensor, targets: &[i64]) -> Result<Score, ModelError> {
+        let hidden = self.final_norm.forward(&self.params, x)?;
+        let softcap = self.config.final_logit_softcap;
+        Ok(linear_cross_entropy::forward(&hidden, self.params.value(self.head), targets, softcap)?)
+    }
+
+    /// The same with gradients of `loss_sum · loss_scale`; returns that of `x`.
+    pub fn loss_backward(
+        &self,
+        x: &Tensor,
+        targets: &[i64],
+        loss_scale: f64,
+        gradients: &mut Gradients,
+    ) -> Result<(Score, Tensor), ModelError> {
+        let hidden = self.final_norm.forward(&self.params, x)?;
+        let (score, loss) = linear_cross_entropy::forward_backward(
+            &hidden,
+            self.params.value(self.head),
+            targets,
+            self.config.final_logit_softcap,
+            loss_scale,
+            self.params.trains(self.head),
+        )?;
+        if let Some(d_head) = loss.head {
+            gradients.add(self.head, d_head)?;
+        }
+        Ok((score, self.final_norm.backward(&self.params, x, &loss.hidden, gradients)?))
+    }
+
+    /// Log-probability of each target, in nats; 0 where it is −100.
+    pub fn log_probs(&self, x: &Tensor, targets: &[i64]) -> Result<Vec<f64>, ModelError> {
+        let hidden = self.final_norm.forward(&self.params, x)?;
+        let (head, softcap) = (self.params.value(self.head), self.config.final_logit_softcap);
+        Ok(linear_cross_entropy::log_probs(&hidden, head, targets, softcap)?)
+    }
+
+    /// The last block's output over a whole micro-batch, `[N, E]`, nothing saved.
+    pub fn forward(&self, input: &Input) -> Result<Tensor, ModelError> {
+        let mut x = self.embed(input)?;
+        for index in 0..self.num_blocks() {
+            x = self.block_forward(index, &x, input)?.0;
+        }
+        Ok(x)
+    }
+
+    /// Logits of the last block's output `x [N, E]`: `[N, V]`, f32 (f64 for an f64 model).
+    pub fn logits(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        let hidden = self.final_norm.forward(&self.params, x)?;
+        let logits = linear::forward(&hidden, self.params.value(self.head), None)?;
+        let logits = logits.to_dtype(accumulation_dtype(self.dtype))?;
+        Ok(match self.config.final_logit_softcap {
+            Some(cap) => ((logits / cap)?.tanh()? * cap)?,
+            None => logits,
+        })
+    }
+
+    /// New tokens of some rows of a generation: reads and extends `cache`, and returns the logits
+    /// after each row's last token, `[rows, V]` in f32.
+    pub fn forward_cached(
+        &self,
+        rows: &[(usize, &[u32])],
+        cache: &mut KvCache,
+    ) -> Result<Tensor, ModelError> {
+        let spans = cache.spans(rows)?;
+        let ids: Vec<u32> = rows.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
+        let position = |p: usize| p as u32;
+        let positions: Vec<u32> =
+            spans.iter().flat_map(|s| (s.past..s.past + s.len).map(position)).collect();
+        let angles = self.angles(&positions)?;
+        let mut x = self.embed_ids(&self.ids(&ids)?)?;
+        for (index, block) in self.blocks.iter().enumerate() {
+            let layer = cache.layer_mut(index);
+            x = block.forward_cached(&self.params, &x, angles.of(block), &spans, layer)?;
+        }
+        cache.advance(&spans);
+        let last: Vec<u32> = spans.iter().map(|span| (span.start + span.len - 1) as u32).collect();
+        let last = Tensor::from_vec(last, spans.len(), &self.device)?;
+        self.logits(&x.index_select(&last, 0)?)
+    }
+
+    fn ids(&self, ids: &[u32]) -> Result<Tensor, ModelError> {
+        let vocab_size = self.config.vocab_size;
+        if let Some(id) = ids.iter().copied().find(|id| *id as usize >= vocab_size) {
+            return Err(ModelError::TokenOutOfVocabulary { id, vocab_size });
+        }
+        Ok(Tensor::from_slice(ids, ids.len(), &self.device)?)
+    }
+
+    fn not_padding(&self, ids: &[u32]) -> Result<Option<Tensor>, ModelError> {
+        let Some(padding) = self.config.padding_idx.filter(|padding| ids.contains(padding)) else {
+            return Ok(None);
+        };
+        let mask: Vec<f32> = ids.iter().map(|id| f32::from(*id != padding)).collect();
+        let mask = Tensor::from_vec(mask, (ids.len(), 1), &self.device)?;
+        Ok(Some(mask.to_dtype(self.dtype)?))
+    }
+
+    fn embed_ids(&self, ids: &Tensor) -> Result<Tensor, ModelError> {
+        let table = self.params.value(self.embedding);
+        Ok(embedding::forward(table, ids, self.config.embedding_scale)?)
+    }
+
+    fn angles(&self, positions: &[u32]) -> Result<BothAngles, ModelError> {
+        let (head_dim, dtype) = (self.config.head_dim, accumulation_dtype(self.dtype));
+        let of = |rope| rope::angles(rope, head_dim, positions, dtype, &self.device);
+        let sliding = self.config.sliding_rope.as_ref().map(of).transpose()?;
+        Ok(BothAngles { full: of(&self.config.rope)?, sliding })
+    }
+}
+
+impl BothAngles {
+    fn of(&self, block: &Block) -> &Angles {
+        self.sliding.as_ref().filter(|_| block.sliding_rope).unwrap_or(&self.full)
+    }
+}
+
+impl Input {
+    /// Where documents begin.
+    pub fn layout(&self) -> &SequenceLayout {
+        &self.layout
+    }
+}
+
+fn norm(config: &ModelConfig, weight: ParamId) -> Norm {
+    let params =
+        rms_norm::Params { eps: config.rms_norm_eps, unit_offset: config.unit_offset_norm };
+    Norm { weight, params }
+}
+
+fn block(config: &ModelConfig, layer: usize, find: &dyn Fn(&str) -> Option<ParamId>) -> Block {
+    let id = |part: &str| find(&format!("model.layers.{layer}.{part}"));
+    let linear = |part: &str| Linear {
+        weight: id(&format!("{part}.weight")).expect("in the list of shapes"),
+        bias: id(&format!("{part}.bias")),
+        adapter: None,
+    };
+    let norm_at = |part: &str| id(&format!("{part}.weight")).map(|weight| norm(config, weight));
+    let after_attention = norm_at("post_attention_layernorm");
+    let (post_attention_norm, feed_forward_norm) = if config.post_norms {
+        (after_attention, norm_at("pre_feedforward_layernorm"))
+    } else {
+        (None, after_attention)
+    };
+    let attended = config.layers[layer].attended;
+    Block {
+        input_norm: norm_at("input_layernorm").expect("in the list of shapes"),
+        q: linear("self_attn.q_proj"),
+        k: linear("self_attn.k_proj"),
+        v: linear("self_attn.v_proj"),
+        o: linear("self_attn.o_proj"),
+        q_norm: norm_at("self_attn.q_norm"),
+        k_norm: norm_at("self_attn.k_norm"),
+        post_attention_norm,
+        feed_forward_norm: feed_forward_norm.expect("in the list of shapes"),
+        gate: linear("mlp.gate_proj"),
+        up: linear("mlp.up_proj"),
+        down: linear("mlp.down_proj"),
+        post_feed_forward_norm: norm_at("post_feedforward_layernorm"),
+        activation: config.activation,
+        attention: attention::Params {
+            scale: config.attention_scale,
+            softcap: config.attention_softcap,
+            window: attended.window(),
+        },
+        head_dim: config.head_dim,
+        sliding_rope: matches!(attended, Attended::Sliding(_)),
+    }
+}

@@ -1,0 +1,117 @@
+//! The angles of rotary position embeddings.
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::ModelError;
+use crate::config::{RopeParameters, RopeScaling};
+
+/// cos and sin, `[N, D/2]` each, of every token's position.
+#[derive(Debug, Clone)]
+pub(crate) struct Angles {
+    pub(crate) cos: Tensor,
+    pub(crate) sin: Tensor,
+}
+
+/// The angles of tokens at `positions`.
+///
+/// Everything is computed in f32 and in the order of transformers, whose rounding of the angle
+/// (position times frequency) becomes part of what a model learned.
+pub(crate) fn angles(
+    parameters: &RopeParameters,
+    head_dim: usize,
+    positions: &[u32],
+    dtype: DType,
+    device: &Device,
+) -> Result<Angles, ModelError> {
+    let length = positions.iter().max().map_or(0, |last| *last as usize + 1);
+    let frequencies = inverse_frequencies(parameters, head_dim, length);
+    let factor = attention_factor(parameters);
+    let of = |function: fn(f32) -> f32| {
+        let values: Vec<f32> = positions
+            .iter()
+            .flat_map(|p| frequencies.iter().map(move |f| function(*p as f32 * f) * factor))
+            .collect();
+        Tensor::from_vec(values, (positions.len(), frequencies.len()), device)?.to_dtype(dtype)
+    };
+    Ok(Angles { cos: of(f32::cos)?, sin: of(f32::sin)? })
+}
+
+/// Factor on cos and sin.
+fn attention_factor(parameters: &RopeParameters) -> f32 {
+    match parameters.scaling {
+        RopeScaling::Yarn { attention_factor, .. } => attention_factor as f32,
+        _ => 1.0,
+    }
+}
+
+/// Radians per position of each of the `head_dim / 2` pairs, for a text of `length` tokens.
+fn inverse_frequencies(parameters: &RopeParameters, head_dim: usize, length: usize) -> Vec<f32> {
+    let theta = parameters.theta;
+    match &parameters.scaling {
+        RopeScaling::Default => powers(theta, head_dim),
+        RopeScaling::Linear { factor } => {
+            powers(theta, head_dim).into_iter().map(|f| f / *factor as f32).collect()
+        }
+        RopeScaling::Dynamic { factor, max_position_embeddings } => {
+            let (length, trained) =
+                (length.max(*max_position_embeddings) as f64, *max_position_embeddings as f64);
+            let dim = head_dim as f64;
+            let stretch = (factor * length / trained - (factor - 1.0)).powf(dim / (dim - 2.0));
+            powers(theta * stretch, head_dim)
+        }
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => {
+            let original = *original_max_position_embeddings as f32;
+            let (low, high) = (*low_freq_factor as f32, *high_freq_factor as f32);
+            let scale = *factor as f32;
+            let stretched = |f: f32| {
+                let wavelength = std::f32::consts::TAU / f;
+                if wavelength > original / low {
+                    f / scale
+                } else if wavelength < original / high {
+                    f
+                } else {
+                    let smooth = (original / wavelength - low) / (high - low);
+                    (1.0 - smooth) * f / scale + smooth * f
+                }
+            };
+            powers(theta, head_dim).into_iter().map(stretched).collect()
+        }
+        RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings,
+            beta_fast,
+            beta_slow,
+            truncate,
+            ..
+        } => {
+            let correction = |rotations: f64| {
+                let wavelength =
+                    original_max_position_embeddings / (rotations * std::f64::consts::TAU);
+                head_dim as f64 * wavelength.ln() / (2.0 * theta.ln())
+            };
+            let (mut low, mut high) = (correction(*beta_fast), correction(*beta_slow));
+            if *truncate {
+                (low, high) = (low.floor(), high.ceil());
+            }
+            let (low, high) = (low.max(0.0) as f32, high.min(head_dim as f64 - 1.0) as f32);
+            let high = if (high - low).abs() == 0.0 { high + 0.001 } else { high };
+            let ramped = |(pair, f): (usize, f32)| {
+                let kept = 1.0 - ((pair as f32 - low) / (high - low)).clamp(0.0, 1.0);
+                f / *factor as f32 * (1.0 - kept) + f * kept
+            };
+            powers(theta, head_dim).into_iter().enumerate().map(ramped).collect()
+        }
+    }
+}
+
+/// `θ^(−2i/D)`.
+fn powers(theta: f64, head_dim: usize) -> Vec<f32> {
+    (0..head_dim / 2)
+        .map(|pair| 1.0 / (theta as f32).powf(2.0 * pair as f32 / head_dim as f32))
+        .collect()
+}

@@ -1,0 +1,11 @@
+//! Safetensors files, in and out.
+//!
+//! A model's files may come from anywhere, so their headers are checked here before a single
+//! offset in them is believed, and tensors are read one at a time, never mapped.
+
+mod header;
+mod reader;
+mod writer;
+
+pub(crate) use reader::WeightFiles;
+pub use writer::{MAX_SHARD_BYTES, write_safetensors, write_shards};

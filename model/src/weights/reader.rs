@@ -1,0 +1,168 @@
+//! The tensors of a folder, over however many files.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+use rayon::prelude::*;
+use safetensors::Dtype;
+use serde::Deserialize;
+
+use super::header::{self, Entry};
+use crate::ModelError;
+
+/// Where every tensor of a model or adapter folder is.
+#[derive(Debug)]
+pub(crate) struct WeightFiles {
+    folder: PathBuf,
+    tensors: BTreeMap<String, (Arc<Path>, Entry)>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl WeightFiles {
+    /// The files of a model folder: `model.safetensors`, or the shards that
+    /// `model.safetensors.index.json` lists.
+    pub(crate) fn open(folder: &Path) -> Result<Self, ModelError> {
+        let single = folder.join("model.safetensors");
+        if single.exists() {
+            return Self::of_files(folder, [single]);
+        }
+        let index_path = folder.join("model.safetensors.index.json");
+        if !index_path.exists() {
+            let reason = "there is neither model.safetensors nor model.safetensors.index.json";
+            let source = io::Error::new(io::ErrorKind::NotFound, reason);
+            return Err(ModelError::Read { path: folder.to_path_buf(), source });
+        }
+        let text = std::fs::read_to_string(&index_path)
+            .map_err(|source| ModelError::Read { path: index_path.clone(), source })?;
+        let index: Index = serde_json::from_str(&text)
+            .map_err(|source| ModelError::Json { path: index_path.clone(), source })?;
+        let mut shards: Vec<&String> = index.weight_map.values().collect();
+        shards.sort();
+        shards.dedup();
+        if let Some(stray) = shards.iter().find(|shard| !is_plain_name(shard)) {
+            let reason = format!("it names a shard \"{stray}\" that is not a file of this folder");
+            return Err(ModelError::BadSafetensors { path: index_path, reason });
+        }
+        Self::of_files(folder, shards.into_iter().map(|shard| folder.join(shard)))
+    }
+
+    /// Exactly these files.
+    pub(crate) fn of_files(
+        folder: &Path,
+        files: impl IntoIterator<Item = PathBuf>,
+    ) -> Result<Self, ModelError> {
+        let mut tensors = BTreeMap::new();
+        for file in files {
+            let shared: Arc<Path> = file.as_path().into();
+            for (name, entry) in header::read(&file)? {
+                if tensors.insert(name.clone(), (Arc::clone(&shared), entry)).is_some() {
+                    let reason = format!("tensor \"{name}\" is also in another shard");
+                    return Err(ModelError::BadSafetensors { path: file, reason });
+                }
+            }
+        }
+        Ok(Self { folder: folder.to_path_buf(), tensors })
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        Some(&self.tensors.get(name)?.1.info.shape)
+    }
+
+    /// The type most of the folder is stored in.
+    pub(crate) fn stored_dtype(&self) -> Option<DType> {
+        let bytes_of = |wanted: Dtype| -> usize {
+            let same = self.tensors.values().filter(|(_, entry)| entry.info.dtype == wanted);
+            same.map(|(_, entry)| entry.bytes).sum()
+        };
+        let known =
+            [(Dtype::F32, DType::F32), (Dtype::BF16, DType::BF16), (Dtype::F16, DType::F16)];
+        known.into_iter().max_by_key(|(stored, _)| bytes_of(*stored)).map(|(_, dtype)| dtype)
+    }
+
+    /// Reads one tensor, which must have `shape` and be finite, and converts it to `dtype`.
+    pub(crate) fn read(
+        &self,
+        name: &str,
+        shape: &[usize],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor, ModelError> {
+        let Some((file, entry)) = self.tensors.get(name) else {
+            return Err(ModelError::MissingTensor {
+                name: name.to_owned(),
+                folder: self.folder.clone(),
+            });
+        };
+        if entry.info.shape != shape {
+            return Err(ModelError::Misshapen {
+                name: name.to_owned(),
+                file: file.to_path_buf(),
+                expected: shape.to_vec(),
+                found: entry.info.shape.clone(),
+            });
+        }
+        let stored = match entry.info.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::BF16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+            Dtype::F64 => DType::F64,
+            other => {
+                return Err(ModelError::StoredDtype {
+                    name: name.to_owned(),
+                    file: file.to_path_buf(),
+                    dtype: format!("{other:?}"),
+                });
+            }
+        };
+        let bytes = read_range(file, entry)
+            .map_err(|source| ModelError::Read { path: file.to_path_buf(), source })?;
+        let count = count_non_finite(&bytes, stored);
+        if count > 0 {
+            let (name, file) = (name.to_owned(), file.to_path_buf());
+            return Err(ModelError::NonFinite { name, file, count });
+        }
+        let tensor = Tensor::from_raw_buffer(&bytes, stored, shape, &Device::Cpu)?;
+        Ok(tensor.to_dtype(dtype)?.to_device(device)?)
+    }
+}
+
+fn is_plain_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+}
+
+fn read_range(file: &Path, entry: &Entry) -> io::Result<Vec<u8>> {
+    let mut file = File::open(file)?;
+    file.seek(SeekFrom::Start(entry.start))?;
+    let mut bytes = vec![0; entry.bytes];
+    file.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn count_non_finite(bytes: &[u8], dtype: DType) -> usize {
+    let count = |size: usize, finite: fn(&[u8]) -> bool| {
+        let chunks = bytes.par_chunks(size << 16);
+        chunks.map(|c| c.chunks_exact(size).filter(|value| !finite(value)).count()).sum()
+    };
+    match dtype {
+        DType::BF16 => count(2, |b| bf16::from_le_bytes([b[0], b[1]]).is_finite()),
+        DType::F16 => count(2, |b| f16::from_le_bytes([b[0], b[1]]).is_finite()),
+        DType::F32 => count(4, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite()),
+        _ => count(8, |b| {
+            f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]).is_finite()
+        }),
+    }
+}

@@ -1,0 +1,96 @@
+//! Writing tensors, one at a time, so that a model of many gigabytes needs no second copy.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+use chandler_durable::{Fs, write_file, write_with};
+use safetensors::tensor::{TensorInfo, View};
+use serde_json::{Map, Value, json};
+
+use crate::ModelError;
+
+/// Above this, a model is written in shards, as transformers does.
+pub const MAX_SHARD_BYTES: usize = 5_000_000_000;
+
+/// Writes `tensors` to one file, each converted to `dtype`, in the order given.
+pub fn write_safetensors(
+    fs: &dyn Fs,
+    path: &Path,
+    tensors: &[(&str, &Tensor)],
+    dtype: DType,
+) -> Result<(), ModelError> {
+    let header = header(tensors, dtype);
+    write_with(fs, path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        for (_, tensor) in tensors {
+            write_tensor(file, tensor, dtype)?;
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Writes a model's tensors to `folder`: `model.safetensors`, or shards of at most `max_bytes` and
+/// their index.
+pub fn write_shards(
+    fs: &dyn Fs,
+    folder: &Path,
+    tensors: &[(&str, &Tensor)],
+    dtype: DType,
+    max_bytes: usize,
+) -> Result<(), ModelError> {
+    let bytes = |tensor: &Tensor| tensor.elem_count() * dtype.size_in_bytes();
+    let mut shards: Vec<Vec<(&str, &Tensor)>> = vec![vec![]];
+    let mut room = max_bytes;
+    for (name, tensor) in tensors {
+        let size = bytes(tensor);
+        if size > room && shards.last().is_some_and(|shard| !shard.is_empty()) {
+            shards.push(vec![]);
+            room = max_bytes;
+        }
+        room = room.saturating_sub(size);
+        shards.last_mut().expect("there is always one").push((name, tensor));
+    }
+    if let [only] = shards.as_slice() {
+        return write_safetensors(fs, &folder.join("model.safetensors"), only, dtype);
+    }
+    let mut weight_map = Map::new();
+    let count = shards.len();
+    for (index, shard) in shards.iter().enumerate() {
+        let file = format!("model-{:05}-of-{count:05}.safetensors", index + 1);
+        write_safetensors(fs, &folder.join(&file), shard, dtype)?;
+        weight_map.extend(shard.iter().map(|(name, _)| ((*name).to_owned(), json!(file))));
+    }
+    let total_size: usize = tensors.iter().map(|(_, tensor)| bytes(tensor)).sum();
+    let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
+    let path = folder.join("model.safetensors.index.json");
+    write_file(fs, &path, format!("{index:#}\n").as_bytes())?;
+    Ok(())
+}
+
+fn header(tensors: &[(&str, &Tensor)], dtype: DType) -> Vec<u8> {
+    let mut header = Map::new();
+    header.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
+    let mut begin = 0;
+    for (name, tensor) in tensors {
+        let end = begin + tensor.elem_count() * dtype.size_in_bytes();
+        let info = TensorInfo {
+            dtype: dtype.into(),
+            shape: tensor.dims().to_vec(),
+            data_offsets: (begin, end),
+        };
+        header.insert((*name).to_owned(), json!(info));
+        begin = end;
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    // The data begins at a multiple of 8, so that readers may map it.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    header
+}
+
+fn write_tensor(file: &mut dyn Write, tensor: &Tensor, dtype: DType) -> io::Result<()> {
+    let tensor = tensor.to_dtype(dtype).map_err(io::Error::other)?;
+    file.write_all(&View::data(&tensor))
+}

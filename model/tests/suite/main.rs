@@ -1,0 +1,9 @@
+//! The crate against what transformers and peft computed, and against damaged folders.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod adapters;
+mod folders;
+mod gradients;
+mod kv_cache;
+mod logits;
+mod support;
