@@ -1,0 +1,101 @@
+//! Renames, new folders and removals that survive a power cut.
+
+use std::io;
+use std::path::Path;
+
+use crate::error::At;
+use crate::temporary::{parent_of, under_temporary_name};
+use crate::{DurableError, Fs, Operation};
+
+/// Mode of an ordinary new folder, less the umask.
+pub(crate) const FOLDER_MODE: u32 = 0o777;
+
+/// Renames a file or folder and brings both folders' names to the disk.
+///
+/// A file at `to` is replaced in one step. Both must be on one file system.
+pub fn rename_durably(fs: &dyn Fs, from: &Path, to: &Path) -> Result<(), DurableError> {
+    let (from_folder, to_folder) = (parent_of(from)?, parent_of(to)?);
+    fs.rename(from, to).at(Operation::Rename, from)?;
+    sync_both(fs, from_folder, to_folder)
+}
+
+/// The receiving folder first: a power cut in between may show the name twice, never nowhere.
+pub(crate) fn sync_both(fs: &dyn Fs, from: &Path, to: &Path) -> Result<(), DurableError> {
+    fs.sync_folder(to).at(Operation::SyncFolder, to)?;
+    if from != to {
+        fs.sync_folder(from).at(Operation::SyncFolder, from)?;
+    }
+    Ok(())
+}
+
+/// Creates a folder and its missing parents, and brings their names to the disk.
+pub fn create_folder_all(fs: &dyn Fs, path: &Path) -> Result<(), DurableError> {
+    match fs.create_folder(path, FOLDER_MODE) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            // Something is there; listing it tells a folder (or a link to one) from a file.
+            return fs.list(path).map(drop).at(Operation::CreateFolder, path);
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            create_folder_all(fs, parent_of(path)?)?;
+            fs.create_folder(path, FOLDER_MODE).at(Operation::CreateFolder, path)?;
+        }
+        Err(error) => return Err(error).at(Operation::CreateFolder, path),
+    }
+    let parent = parent_of(path)?;
+    fs.sync_folder(parent).at(Operation::SyncFolder, parent)
+}
+
+/// Removes a folder such that a crash in between never shows a half-empty one under its name.
+///
+/// It is first renamed to a temporary name, which [`sweep_temporaries`](crate::sweep_temporaries)
+/// finishes off after a crash.
+pub fn remove_folder(fs: &dyn Fs, path: &Path) -> Result<(), DurableError> {
+    let parent = parent_of(path)?;
+    let (temporary, ()) =
+        under_temporary_name(parent, Operation::Rename, |name| fs.rename_new(path, name))?;
+    fs.sync_folder(parent).at(Operation::SyncFolder, parent)?;
+    fs.remove_folder_all(&temporary).at(Operation::Remove, &temporary)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RealFs;
+
+    #[test]
+    fn a_claimed_file_moves_and_replaces() {
+        let folder = tempfile::tempdir().unwrap();
+        let (inbox, processing) = (folder.path().join("inbox"), folder.path().join("processing"));
+        create_folder_all(&RealFs, &inbox).unwrap();
+        create_folder_all(&RealFs, &processing).unwrap();
+        crate::write(&inbox.join("a.jsonl"), b"new").unwrap();
+        crate::write(&processing.join("a.jsonl"), b"old").unwrap();
+        rename_durably(&RealFs, &inbox.join("a.jsonl"), &processing.join("a.jsonl")).unwrap();
+        assert_eq!(std::fs::read(processing.join("a.jsonl")).unwrap(), b"new");
+        assert!(RealFs.list(&inbox).unwrap().is_empty());
+    }
+
+    #[test]
+    fn nested_folders_are_made_once_and_a_file_in_the_way_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let nested = folder.path().join("a/b/c");
+        for _ in 0..2 {
+            create_folder_all(&RealFs, &nested).unwrap();
+            assert!(nested.is_dir());
+        }
+        crate::write(&nested.join("file"), b"").unwrap();
+        let error = create_folder_all(&RealFs, &nested.join("file")).unwrap_err();
+        assert!(matches!(error, DurableError::Io { operation: Operation::CreateFolder, .. }));
+    }
+
+    #[test]
+    fn a_removed_folder_is_gone_and_a_missing_one_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let doomed = folder.path().join("step-1");
+        create_folder_all(&RealFs, &doomed.join("inner")).unwrap();
+        remove_folder(&RealFs, &doomed).unwrap();
+        assert!(RealFs.list(folder.path()).unwrap().is_empty());
+        assert!(remove_folder(&RealFs, &doomed).is_err());
+    }
+}

@@ -1,0 +1,89 @@
+//! A folder of files, whole or absent.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::At;
+use crate::file::write_file;
+use crate::manifest::{FileRecord, MANIFEST_NAME, Manifest};
+use crate::rename::{FOLDER_MODE, create_folder_all};
+use crate::temporary::{parent_of, under_temporary_name};
+use crate::verify::is_plain_name;
+use crate::{DurableError, Fs, Operation, digest};
+
+/// A folder being filled under a temporary name; [`seal`](Self::seal) puts it in place.
+///
+/// Dropped unsealed, it leaves nothing behind.
+pub struct SealedFolder<'fs> {
+    fs: &'fs dyn Fs,
+    temporary: PathBuf,
+    destination: PathBuf,
+    sealed: bool,
+}
+
+impl<'fs> SealedFolder<'fs> {
+    /// Begins a folder that will stand at `path`, where nothing may be yet. Its parent is made if
+    /// it is missing.
+    pub fn begin(fs: &'fs dyn Fs, path: &Path) -> Result<Self, DurableError> {
+        let parent = parent_of(path)?;
+        create_folder_all(fs, parent)?;
+        let (temporary, ()) = under_temporary_name(parent, Operation::CreateFolder, |name| {
+            fs.create_folder(name, FOLDER_MODE)
+        })?;
+        Ok(Self { fs, temporary, destination: path.to_owned(), sealed: false })
+    }
+
+    /// Where to write the files: any plain name but the manifest's, each by a durable write.
+    pub fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Writes one file.
+    pub fn add_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<(), DurableError> {
+        if !is_plain_name(name) || name == MANIFEST_NAME {
+            return Err(DurableError::BadName { name: name.to_owned() });
+        }
+        let path = self.temporary.join(name);
+        if self.fs.open(&path).is_ok() {
+            let (name, folder) = (name.to_owned(), self.destination.clone());
+            return Err(DurableError::DuplicateName { name, folder });
+        }
+        write_file(self.fs, &path, bytes)
+    }
+
+    /// Reads every file back, writes the manifest, and renames the folder into place.
+    pub fn seal(mut self, extra: serde_json::Value) -> Result<Manifest, DurableError> {
+        let mut files = Vec::new();
+        for entry in self.fs.list(&self.temporary).at(Operation::List, &self.temporary)? {
+            let name = entry.name.to_string_lossy().into_owned();
+            if entry.is_folder || !is_plain_name(&name) || name == MANIFEST_NAME {
+                return Err(DurableError::BadName { name });
+            }
+            let path = self.temporary.join(&name);
+            let (bytes, sha256) = digest::of_file(self.fs, &path).at(Operation::Read, &path)?;
+            files.push(FileRecord { name, bytes, sha256 });
+        }
+        let manifest = Manifest { version: 1, files, extra };
+        let json = serde_json::to_vec_pretty(&manifest)
+            .map_err(|source| DurableError::Encode { path: self.destination.clone(), source })?;
+        write_file(self.fs, &self.temporary.join(MANIFEST_NAME), &json)?;
+        match self.fs.rename_new(&self.temporary, &self.destination) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                return Err(DurableError::AlreadyExists { path: self.destination.clone() });
+            }
+            renamed => renamed.at(Operation::Rename, &self.temporary)?,
+        }
+        self.sealed = true;
+        let parent = parent_of(&self.destination)?;
+        self.fs.sync_folder(parent).at(Operation::SyncFolder, parent)?;
+        Ok(manifest)
+    }
+}
+
+impl Drop for SealedFolder<'_> {
+    fn drop(&mut self) {
+        if !self.sealed {
+            // If even this fails, the sweep at the next start removes it.
+            let _ = self.fs.remove_folder_all(&self.temporary);
+        }
+    }
+}
