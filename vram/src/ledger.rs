@@ -1,0 +1,219 @@
+//! What memory is used for, entered by its owners.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+
+/// What bytes are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Category {
+    /// Weights that the model computes with.
+    Weights,
+    /// f32 copies of weights that are computed with in a narrower type.
+    MasterWeights,
+    /// Gradients.
+    Gradients,
+    /// Moments of the optimizer.
+    OptimizerState,
+    /// What blocks keep between their forward and their backward pass.
+    Activations,
+    /// Keys and values of an evaluation.
+    KvCache,
+    /// Rows of tokens.
+    Data,
+    /// Scratch memory.
+    Workspace,
+}
+
+impl Category {
+    /// Every category.
+    pub const ALL: [Category; 8] = [
+        Self::Weights,
+        Self::MasterWeights,
+        Self::Gradients,
+        Self::OptimizerState,
+        Self::Activations,
+        Self::KvCache,
+        Self::Data,
+        Self::Workspace,
+    ];
+
+    /// Its name in plans, logs and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Weights => "weights",
+            Self::MasterWeights => "master_weights",
+            Self::Gradients => "gradients",
+            Self::OptimizerState => "optimizer_state",
+            Self::Activations => "activations",
+            Self::KvCache => "kv_cache",
+            Self::Data => "data",
+            Self::Workspace => "workspace",
+        }
+    }
+}
+
+impl fmt::Display for Category {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+#[derive(Debug, Default, Clone)]
+struct Books {
+    now: [u64; Category::ALL.len()],
+    peak: [u64; Category::ALL.len()],
+    total: u64,
+    peak_total: u64,
+}
+
+/// The books of one device. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Ledger {
+    books: Arc<Mutex<Books>>,
+}
+
+/// Bytes that stand in the ledger as long as this lives: its owner keeps it beside the tensors.
+#[derive(Debug)]
+#[must_use = "the bytes leave the ledger when this is dropped"]
+pub struct Entry {
+    ledger: Ledger,
+    category: Category,
+    bytes: u64,
+}
+
+/// The ledger at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Snapshot {
+    /// Every category that has ever had bytes.
+    pub categories: Vec<CategoryBytes>,
+    /// Bytes of all of them.
+    pub total: u64,
+    /// The most that all of them ever had at once.
+    pub peak_total: u64,
+}
+
+/// One line of a [`Snapshot`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct CategoryBytes {
+    /// What for.
+    pub category: Category,
+    /// Now.
+    pub bytes: u64,
+    /// The most there ever was.
+    pub peak: u64,
+}
+
+impl Ledger {
+    /// Empty books.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Enters bytes; they leave when the entry is dropped.
+    pub fn enter(&self, category: Category, bytes: u64) -> Entry {
+        let mut entry = Entry { ledger: self.clone(), category, bytes: 0 };
+        entry.set(bytes);
+        entry
+    }
+
+    /// Bytes of one category.
+    pub fn bytes(&self, category: Category) -> u64 {
+        self.books().now[category as usize]
+    }
+
+    /// Bytes of all categories.
+    pub fn total(&self) -> u64 {
+        self.books().total
+    }
+
+    /// Everything, to show or to compare.
+    pub fn snapshot(&self) -> Snapshot {
+        let books = self.books();
+        let line = |category: Category| {
+            let (bytes, peak) = (books.now[category as usize], books.peak[category as usize]);
+            (peak > 0).then_some(CategoryBytes { category, bytes, peak })
+        };
+        Snapshot {
+            categories: Category::ALL.into_iter().filter_map(line).collect(),
+            total: books.total,
+            peak_total: books.peak_total,
+        }
+    }
+
+    /// A panic in one thread leaves the books right: each change is a single assignment of sums.
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    /// Changes the bytes.
+    pub fn set(&mut self, bytes: u64) {
+        let index = self.category as usize;
+        let mut books = self.ledger.books();
+        books.now[index] = books.now[index] - self.bytes + bytes;
+        books.total = books.total - self.bytes + bytes;
+        books.peak[index] = books.peak[index].max(books.now[index]);
+        books.peak_total = books.peak_total.max(books.total);
+        drop(books);
+        self.bytes = bytes;
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_come_and_go_and_peaks_stay() {
+        let ledger = Ledger::new();
+        let mut weights = ledger.enter(Category::Weights, 100);
+        for round in 1..=200 {
+            let cache = ledger.enter(Category::KvCache, 50);
+            assert_eq!(ledger.total(), 150);
+            drop(cache);
+            assert_eq!(ledger.bytes(Category::KvCache), 0, "round {round}");
+        }
+        weights.set(30);
+        let snapshot = ledger.snapshot();
+        assert_eq!((snapshot.total, snapshot.peak_total), (30, 150));
+        assert_eq!(snapshot.categories[0].peak, 100);
+        assert_eq!(snapshot.categories.len(), 2);
+    }
+
+    #[test]
+    fn threads_and_panics_leave_the_books_right() {
+        let ledger = Ledger::new();
+        std::thread::scope(|scope| {
+            for thread in 0..8_u64 {
+                let ledger = ledger.clone();
+                scope.spawn(move || {
+                    for round in 0..1000 {
+                        let _entry = ledger.enter(Category::Activations, thread + round);
+                    }
+                });
+            }
+        });
+        let inner = ledger.clone();
+        let panicked = std::panic::catch_unwind(move || {
+            let _entry = inner.enter(Category::KvCache, 7);
+            panic!("in the middle of an evaluation");
+        });
+        assert!(panicked.is_err());
+        assert_eq!(ledger.total(), 0);
+    }
+}
