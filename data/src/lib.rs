@@ -1,1 +1,50 @@
-//! From lines of JSON to tokens, labels and packed rows.
+//! From records of text and chat to rows of tokens with labels.
+//!
+//! A JSON line becomes a [`Record`]; the model's own chat template renders it, its tokenizer cuts
+//! it, and the tokens that carry loss get labels, all with the results of transformers and TRL.
+//! [`Dataset`] does that for whole files in parallel, keeps the tokens on disk, and hands out
+//! [`Row`]s, packed or not.
+//!
+//! ```
+//! use chandler_data::{DataOptions, LossOn, TextPipeline};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/goldens/models/qwen3");
+//! let pipeline = TextPipeline::open(model.as_ref())?;
+//! let line = r#"{"prompt": "2 + 2 =", "completion": " 4"}"#;
+//! let example = pipeline.example(line, &DataOptions::default())?;
+//! let trained: Vec<u32> = example.trained_ids().collect();
+//! assert_eq!(pipeline.tokenizer().decode(&trained, false)?, " 4<|im_end|>");
+//! # Ok(())
+//! # }
+//! ```
+#![deny(missing_docs)]
+
+mod cache;
+mod chat_template;
+mod dataset;
+mod error;
+mod example;
+mod lines;
+mod mersenne_twister;
+mod options;
+mod order;
+mod packing;
+mod pipeline;
+mod python_text;
+mod record;
+mod row;
+mod stats;
+mod tokenizer;
+
+pub use chat_template::{ChatTemplate, RenderOptions, Rendered};
+pub use dataset::{BuildProgress, Dataset};
+pub use error::{BadLine, DataError};
+pub use example::Example;
+pub use options::{DataOptions, LossOn, OnBadLine, Packing};
+pub use order::{row_order, split_held_out};
+pub use pipeline::TextPipeline;
+pub use record::{Messages, Record};
+pub use row::{IGNORE_INDEX, Row};
+pub use stats::LengthStats;
+pub use tokenizer::Tokenizer;

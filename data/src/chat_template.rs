@@ -1,0 +1,284 @@
+//! Chat templates, rendered as transformers renders them.
+//!
+//! Templates are written for Jinja2 in Python. minijinja speaks the language; what is Python's own
+//! (its methods, `json.dumps`, how values print) is added here, and so is the `{% generation %}`
+//! block, by which a template marks what the assistant writes.
+
+use std::fs;
+use std::path::Path;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Value as Jinja};
+use minijinja::{Environment, Error, ErrorKind, Output, State};
+use serde_json::{Map, Value, json};
+
+use crate::DataError;
+use crate::python_text::{JsonStyle, json_dumps, python_str};
+use crate::record::Messages;
+use crate::tokenizer::{Tokenizer, optional_json};
+
+/// Operations that one rendering may take: far beyond any honest template.
+const FUEL: u64 = 50_000_000;
+
+/// Noncharacters that stand for the ends of generated text while a template renders.
+const GENERATION_START: char = '\u{FDD0}';
+const GENERATION_END: char = '\u{FDD1}';
+
+/// A model's chat template.
+#[derive(Debug, Clone)]
+pub struct ChatTemplate {
+    source: String,
+    environment: Environment<'static>,
+    special_tokens: Map<String, Value>,
+    marks_generation: bool,
+}
+
+/// What is to be rendered beside the messages.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RenderOptions {
+    /// End where the assistant would begin.
+    pub add_generation_prompt: bool,
+    /// End within the last message, for it to be continued.
+    pub continue_final_message: bool,
+    /// Tools to offer.
+    pub tools: Option<Value>,
+    /// Further arguments, such as `enable_thinking`.
+    pub kwargs: Map<String, Value>,
+}
+
+/// A rendered conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    /// The text.
+    pub text: String,
+    /// What the template marks as generated, in bytes of the text.
+    pub generated: Vec<std::ops::Range<usize>>,
+}
+
+impl ChatTemplate {
+    /// The template of a model folder: `chat_template.jinja`, or `chat_template` in
+    /// `chat_template.json` or `tokenizer_config.json`. `None` if it has none.
+    pub fn open(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<Self>, DataError> {
+        let path = folder.join("chat_template.jinja");
+        match fs::read_to_string(&path) {
+            Ok(source) => return Self::new(source, tokenizer).map(Some),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(DataError::Read { path, source }),
+        }
+        for name in ["chat_template.json", "tokenizer_config.json"] {
+            let config = optional_json(&folder.join(name))?;
+            let source = match config.as_ref().and_then(|config| config.get("chat_template")) {
+                Some(Value::String(source)) => Some(source.as_str()),
+                Some(Value::Array(named)) => default_of(named),
+                _ => None,
+            };
+            if let Some(source) = source {
+                return Self::new(source.to_owned(), tokenizer).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Compiles a template; the tokenizer's special tokens are variables in it.
+    pub fn new(source: String, tokenizer: &Tokenizer) -> Result<Self, DataError> {
+        let (compiled, marks_generation) = without_generation_tags(&source);
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|error| bad_template(&error))?);
+        environment.set_fuel(Some(FUEL));
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_formatter(print_like_python);
+        environment.add_filter("tojson", tojson);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", strftime_now);
+        environment.add_template_owned("chat", compiled).map_err(|error| bad_template(&error))?;
+        let tokens = tokenizer.special_tokens().iter();
+        let special_tokens = tokens.map(|(key, token)| (key.clone(), json!(token))).collect();
+        Ok(Self { source, environment, special_tokens, marks_generation })
+    }
+
+    /// The template's text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Whether it has `{% generation %}` blocks.
+    pub fn marks_generation(&self) -> bool {
+        self.marks_generation
+    }
+
+    /// Renders a conversation.
+    pub fn render(
+        &self,
+        messages: &Messages,
+        options: &RenderOptions,
+    ) -> Result<Rendered, DataError> {
+        let mut context = self.special_tokens.clone();
+        context.insert("messages".to_owned(), json!(messages));
+        context.insert("add_generation_prompt".to_owned(), json!(options.add_generation_prompt));
+        context.insert("tools".to_owned(), options.tools.clone().unwrap_or(Value::Null));
+        context.insert("documents".to_owned(), Value::Null);
+        context.extend(options.kwargs.clone());
+        let failed = |error: &Error| DataError::Render { reason: reason_of(error) };
+        let template = self.environment.get_template("chat").map_err(|error| failed(&error))?;
+        let marked = template.render(minijinja::value::Serde(context)).map_err(|e| failed(&e))?;
+        let mut rendered = unmark(&marked);
+        if options.continue_final_message {
+            cut_after_final_message(&mut rendered, messages)?;
+        }
+        Ok(rendered)
+    }
+}
+
+fn bad_template(error: &Error) -> DataError {
+    DataError::BadTemplate { reason: error.to_string() }
+}
+
+fn default_of(named: &[Value]) -> Option<&str> {
+    let by_name = |name: &str| named.iter().find(|t| t.get("name").is_some_and(|n| n == name));
+    by_name("default").or(named.first())?.get("template")?.as_str()
+}
+
+/// The innermost message, which for `raise_exception` is the template's own.
+fn reason_of(error: &Error) -> String {
+    match error.detail() {
+        Some(detail) => detail.to_owned(),
+        None => error.to_string(),
+    }
+}
+
+/// Replaces `{% generation %}` and `{% endgeneration %}` by blocks that print a mark and keep the
+/// tag's own effect on white space.
+fn without_generation_tags(source: &str) -> (String, bool) {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    let mut found = false;
+    while let Some(start) = rest.find("{%") {
+        let Some(length) = rest[start..].find("%}") else { break };
+        let tag = &rest[start + 2..start + length];
+        let left = if tag.starts_with(['-', '+']) { &tag[..1] } else { "" };
+        let right =
+            if tag.len() > 1 && tag.ends_with(['-', '+']) { &tag[tag.len() - 1..] } else { "" };
+        let mark = match tag.trim_matches(['-', '+']).trim() {
+            "generation" => Some(GENERATION_START),
+            "endgeneration" => Some(GENERATION_END),
+            _ => None,
+        };
+        out.push_str(&rest[..start]);
+        match mark {
+            Some(mark) => {
+                found = true;
+                out.push_str(&format!(
+                    "{{%{left} if true %}}{{{{ '{mark}' }}}}{{% endif {right}%}}"
+                ));
+            }
+            None => out.push_str(&rest[start..start + length + 2]),
+        }
+        rest = &rest[start + length + 2..];
+    }
+    out.push_str(rest);
+    (out, found)
+}
+
+fn unmark(marked: &str) -> Rendered {
+    let mut text = String::with_capacity(marked.len());
+    let mut generated = vec![];
+    let mut start = None;
+    for c in marked.chars() {
+        match c {
+            GENERATION_START => start = Some(text.len()),
+            GENERATION_END => generated.extend(start.take().map(|start| start..text.len())),
+            c => text.push(c),
+        }
+    }
+    Rendered { text, generated }
+}
+
+/// Cuts behind the last message's text, with the white space that the text itself ends in.
+fn cut_after_final_message(rendered: &mut Rendered, messages: &Messages) -> Result<(), DataError> {
+    let content = messages.last().and_then(|message| message.get("content"));
+    let last = match content {
+        Some(Value::String(text)) => Some(text.as_str()),
+        Some(Value::Array(parts)) => {
+            parts.iter().rev().find_map(|part| part.get("text")).and_then(Value::as_str)
+        }
+        _ => None,
+    };
+    let Some(last) = last else {
+        let reason = "the last message has no text that could be continued".to_owned();
+        return Err(DataError::Render { reason });
+    };
+    let Some(at) = rendered.text.rfind(last.trim()) else {
+        let reason = "the template does not print the last message as it is".to_owned();
+        return Err(DataError::Render { reason });
+    };
+    let trimmed = at + last.trim().len();
+    // A template that keeps the text's own trailing space keeps it here too.
+    let tail = &last[last.trim_end().len()..];
+    let whole = rendered.text[trimmed..].starts_with(tail);
+    rendered.text.truncate(if whole { trimmed + tail.len() } else { trimmed });
+    let end = rendered.text.len();
+    rendered.generated.retain(|range| range.start < end);
+    Ok(())
+}
+
+fn print_like_python(out: &mut Output, state: &mut State, value: &Jinja) -> Result<(), Error> {
+    use minijinja::value::ValueKind::{Bool, Map, None, Number, Seq};
+    match value.kind() {
+        Bool | Map | None | Number | Seq => {
+            Ok(std::fmt::Write::write_str(out, &python_str(&plain(value)?))?)
+        }
+        _ => minijinja::escape_formatter(out, state, value),
+    }
+}
+
+fn plain(value: &Jinja) -> Result<Value, Error> {
+    serde_json::to_value(value).map_err(|error| {
+        Error::new(ErrorKind::BadSerialization, "a value cannot be printed").with_source(error)
+    })
+}
+
+fn tojson(value: &Jinja, kwargs: Kwargs) -> Result<Jinja, Error> {
+    let indent: Option<usize> = kwargs.get("indent")?;
+    let sort_keys: Option<bool> = kwargs.get("sort_keys")?;
+    let _: Option<bool> = kwargs.get("ensure_ascii")?;
+    kwargs.assert_all_used()?;
+    let style = JsonStyle { indent, sort_keys: sort_keys.unwrap_or(false) };
+    Ok(Jinja::from_safe_string(json_dumps(&plain(value)?, style)))
+}
+
+fn raise_exception(message: String) -> Result<Jinja, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+fn strftime_now(format: String) -> Result<String, Error> {
+    let now = jiff::ZonedDateTime::now();
+    jiff::fmt::strtime::format(format, &now)
+        .map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generation_tags_keep_their_white_space_control() {
+        let (source, found) =
+            without_generation_tags("a\n{%- generation -%}\nb{% endgeneration %}c");
+        assert!(found);
+        let expected = format!(
+            "a\n{{%- if true %}}{{{{ '{GENERATION_START}' }}}}{{% endif -%}}\nb{{% if true \
+             %}}{{{{ '{GENERATION_END}' }}}}{{% endif %}}c"
+        );
+        assert_eq!(source, expected);
+        assert!(!without_generation_tags("{% if generation %}x{% endif %}").1);
+    }
+
+    #[test]
+    fn marks_become_ranges() {
+        let marked = format!("ab{GENERATION_START}cdé{GENERATION_END}f");
+        let rendered = unmark(&marked);
+        assert_eq!((rendered.text.as_str(), rendered.generated), ("abcdéf", vec![2..6]));
+    }
+}

@@ -1,0 +1,180 @@
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Why text did not become tokens.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// A file could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+
+    /// A file of tokens could not be written.
+    #[error(transparent)]
+    Write(#[from] chandler_durable::DurableError),
+
+    /// A file has no record at all.
+    #[error("{} holds no record", path.display())]
+    Empty {
+        /// Which.
+        path: PathBuf,
+    },
+
+    /// Lines that cannot be used, where none may be.
+    #[error("{}", bad_lines(lines, *count))]
+    BadLines {
+        /// The first of them.
+        lines: Vec<BadLine>,
+        /// How many there are.
+        count: usize,
+    },
+
+    /// Every record was cut before its first token that carries loss.
+    #[error(
+        "no token carries loss: all {records} records were cut at {max_length} tokens before \
+         theirs began"
+    )]
+    NothingToLearn {
+        /// Records read.
+        records: usize,
+        /// Tokens of a row.
+        max_length: usize,
+    },
+
+    /// A model folder without a tokenizer.
+    #[error("{} has no tokenizer.json", folder.display())]
+    MissingTokenizer {
+        /// The model folder.
+        folder: PathBuf,
+    },
+
+    /// A tokenizer that cannot be loaded.
+    #[error("{} cannot be used: {reason}", path.display())]
+    BadTokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What the library says.
+        reason: String,
+    },
+
+    /// The tokenizer failed on a text.
+    #[error("the tokenizer failed: {reason}")]
+    Tokenize {
+        /// What it says.
+        reason: String,
+    },
+
+    /// Chat data for a model without a chat template.
+    #[error("the model has no chat template, and the record is a conversation")]
+    MissingTemplate,
+
+    /// A chat template that cannot be compiled.
+    #[error("the chat template is not valid: {reason}")]
+    BadTemplate {
+        /// What the engine says.
+        reason: String,
+    },
+
+    /// The chat template refused a conversation, or failed on it.
+    #[error("the chat template does not render this conversation: {reason}")]
+    Render {
+        /// Its own words.
+        reason: String,
+    },
+
+    /// A record that is no record.
+    #[error("{reason}")]
+    Record {
+        /// What is wrong.
+        reason: String,
+    },
+
+    /// A token that the model has no embedding for.
+    #[error("token id {id} is outside of the model's vocabulary of {vocab_size}")]
+    TokenOutOfVocabulary {
+        /// The id.
+        id: u32,
+        /// Rows of the embedding table.
+        vocab_size: usize,
+    },
+}
+
+/// A line that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadLine {
+    /// The file.
+    pub file: PathBuf,
+    /// Its number, from 1.
+    pub line: u64,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl fmt::Display for BadLine {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.file.display(), self.line, self.reason)
+    }
+}
+
+fn bad_lines(lines: &[BadLine], count: usize) -> String {
+    let mut text = format!("{count} {} cannot be used", if count == 1 { "line" } else { "lines" });
+    for line in lines {
+        text.push_str("\n  ");
+        text.push_str(&line.to_string());
+    }
+    if count > lines.len() {
+        text.push_str(&format!("\n  and {} more", count - lines.len()));
+    }
+    text
+}
+
+impl DataError {
+    /// What the person who sees the error can do about it.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Read { .. } => "check that the file is there and readable by this user",
+            Self::Write(error) => return error.hint(),
+            Self::Empty { .. } => {
+                "write one JSON object a line, such as {\"prompt\": \"…\", \"completion\": \"…\"}"
+            }
+            Self::BadLines { .. } => {
+                "correct the lines, or set data.on_bad_line = \"skip\" to leave them out"
+            }
+            Self::NothingToLearn { .. } => {
+                "raise data.max_length, or look at the rows with `chandler data preview`"
+            }
+            Self::MissingTokenizer { .. } => {
+                "copy tokenizer.json and tokenizer_config.json from the model's page into the folder"
+            }
+            Self::BadTokenizer { .. } => "download the tokenizer's files again",
+            Self::Tokenize { .. } => return None,
+            Self::MissingTemplate => {
+                "put a chat_template.jinja into the model folder (the instruct variant of the model \
+                 has one), or use \"text\" or plain \"prompt\" and \"completion\" records"
+            }
+            Self::BadTemplate { .. } => {
+                "compare chat_template.jinja with the model's published one"
+            }
+            Self::Render { .. } => {
+                "many templates want user and assistant in turn, and some have no system role"
+            }
+            Self::Record { .. } => {
+                "a record has messages, prompt and completion, text, conversations, or instruction \
+                 and output"
+            }
+            Self::TokenOutOfVocabulary { .. } => {
+                "the tokenizer does not belong to this model; use the one from its folder"
+            }
+        };
+        Some(hint.to_owned())
+    }
+}
