@@ -62,4 +62,4 @@ pub use kv_cache::KvCache;
 pub use layout::SequenceLayout;
 pub use lora::{LoraConfig, write_adapter};
 pub use params::{Gradients, Param, ParamId, Params};
-pub use weights::{MAX_SHARD_BYTES, write_safetensors, write_shards};
+pub use weights::{MAX_SHARD_BYTES, SafetensorsFile, write_safetensors, write_shards};

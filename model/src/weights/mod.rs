@@ -7,5 +7,6 @@ mod header;
 mod reader;
 mod writer;
 
+pub use reader::SafetensorsFile;
 pub(crate) use reader::WeightFiles;
 pub use writer::{MAX_SHARD_BYTES, write_safetensors, write_shards};

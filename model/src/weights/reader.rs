@@ -139,6 +139,28 @@ impl WeightFiles {
     }
 }
 
+/// One safetensors file whose tensors are read by name.
+#[derive(Debug)]
+pub struct SafetensorsFile(WeightFiles);
+
+impl SafetensorsFile {
+    /// Reads and checks the header.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        Ok(Self(WeightFiles::of_files(path, [path.to_owned()])?))
+    }
+
+    /// Reads one tensor, which must have `shape` and be finite, and converts it to `dtype`.
+    pub fn read(
+        &self,
+        name: &str,
+        shape: &[usize],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor, ModelError> {
+        self.0.read(name, shape, dtype, device)
+    }
+}
+
 fn is_plain_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))

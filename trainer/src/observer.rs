@@ -1,0 +1,63 @@
+//! What a run tells its surroundings, and what they may ask of it.
+
+use std::path::Path;
+
+use chandler_model::CausalLm;
+
+use crate::{BoxError, StepMetrics};
+
+/// What is to happen at a step boundary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// The next step.
+    Continue,
+    /// A checkpoint, and the next step.
+    Checkpoint,
+    /// The end of the run, without a checkpoint of its own.
+    Stop,
+}
+
+/// Whoever watches a run: writes metrics, evaluates, stops it.
+///
+/// All of it happens between steps, on the run's own thread, and nothing of it changes what the
+/// run computes.
+pub trait Observer {
+    /// The model after `step` steps; called once before the first step too.
+    fn at_boundary(&mut self, step: u64, model: &CausalLm) -> Result<Control, BoxError>;
+
+    /// A step is done.
+    fn step_done(&mut self, metrics: &StepMetrics) -> Result<(), BoxError>;
+
+    /// Where the checkpoint of `step` should be written; `None` leaves it out.
+    fn checkpoint_path(&mut self, step: u64) -> Result<Option<std::path::PathBuf>, BoxError>;
+
+    /// A checkpoint is on the disk.
+    fn checkpoint_written(&mut self, step: u64, path: &Path) -> Result<(), BoxError>;
+
+    /// What a checkpoint should remember for its observer.
+    fn checkpoint_extra(&mut self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
+}
+
+/// Nobody watches.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoObserver;
+
+impl Observer for NoObserver {
+    fn at_boundary(&mut self, _step: u64, _model: &CausalLm) -> Result<Control, BoxError> {
+        Ok(Control::Continue)
+    }
+
+    fn step_done(&mut self, _metrics: &StepMetrics) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    fn checkpoint_path(&mut self, _step: u64) -> Result<Option<std::path::PathBuf>, BoxError> {
+        Ok(None)
+    }
+
+    fn checkpoint_written(&mut self, _step: u64, _path: &Path) -> Result<(), BoxError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,93 @@
+//! Checkpoints: bit for bit, and never believed when broken.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+
+use candle_core::DType;
+use chandler_durable::RealFs;
+use chandler_trainer::{TrainError, TrainSettings, Trainer, checkpoint_step};
+use chandler_vram::Ledger;
+use serde_json::json;
+
+use crate::support::{golden, goldens, load, rows, settings};
+
+#[test]
+fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
+    for (name, dtype, adapter) in [
+        ("qwen3", DType::F32, false),
+        ("smol-llama", DType::BF16, false),
+        ("gemma2", DType::F32, true),
+    ] {
+        let train = golden(name, "train.json");
+        let rows = rows(&train["tokenized"]);
+        let settings =
+            TrainSettings { max_steps: Some(8), shuffle: true, ..settings(&train["hp"]) };
+        let model = || {
+            let mut model = load(name, dtype);
+            if adapter {
+                let folder = goldens().join("goldens").join(name).join("lora_before");
+                model.load_adapter(&folder).unwrap();
+            }
+            model
+        };
+        let new = || Trainer::new(model(), &rows, settings.clone(), &Ledger::new()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("checkpoint-3");
+        assert_eq!(checkpoint_step(&path), Some(3));
+        let mut whole = new();
+        for _ in 0..3 {
+            whole.step().unwrap();
+        }
+        whole.write_checkpoint(&RealFs, &path, json!({ "note": 7 })).unwrap();
+        let mut resumed = new();
+        assert_eq!(resumed.resume(&path).unwrap(), json!({ "note": 7 }));
+        assert_eq!(resumed.steps_done(), 3);
+        for _ in 3..8 {
+            let (a, b) = (whole.step().unwrap(), resumed.step().unwrap());
+            assert_eq!(a.loss.to_bits(), b.loss.to_bits(), "{name} step {}", a.step);
+            assert_eq!(a.grad_norm.to_bits(), b.grad_norm.to_bits(), "{name} step {}", a.step);
+            assert_eq!((a.step, a.num_tokens), (b.step, b.num_tokens));
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_run_or_a_broken_one_is_refused() {
+    let train = golden("qwen3", "train.json");
+    let rows = rows(&train["tokenized"]);
+    let settings = settings(&train["hp"]);
+    let new = |settings: &TrainSettings| {
+        Trainer::new(load("qwen3", DType::F32), &rows, settings.clone(), &Ledger::new()).unwrap()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint-0");
+    new(&settings).write_checkpoint(&RealFs, &path, json!(null)).unwrap();
+    let other = TrainSettings { learning_rate: 1.0, ..settings.clone() };
+    let error = new(&other).resume(&path).unwrap_err();
+    assert!(matches!(error, TrainError::OtherRun { what: "hyperparameters", .. }), "{error}");
+    assert!(error.hint().is_some());
+    let weights = path.join("weights.safetensors");
+    let length = fs::metadata(&weights).unwrap().len();
+    OpenOptions::new().write(true).open(&weights).unwrap().set_len(length - 1).unwrap();
+    let error = new(&settings).resume(&path).unwrap_err();
+    assert!(error.to_string().contains("weights.safetensors has"), "{error}");
+    OpenOptions::new().append(true).open(&weights).unwrap().write_all(b"x").unwrap();
+    assert!(new(&settings).resume(&path).is_err());
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run_before_the_weights_move() {
+    let train = golden("qwen3", "train.json");
+    let rows = rows(&train["tokenized"]);
+    let settings = TrainSettings {
+        learning_rate: 1e30,
+        warmup_steps: 0,
+        max_steps: Some(9),
+        ..settings(&train["hp"])
+    };
+    let mut trainer =
+        Trainer::new(load("qwen3", DType::F32), &rows, settings, &Ledger::new()).unwrap();
+    let error = (0..9).find_map(|_| trainer.step().err()).unwrap();
+    assert!(matches!(error, TrainError::NotFinite { .. }), "{error}");
+    assert!(error.hint().unwrap().contains("learning_rate"));
+}
