@@ -1,1 +1,42 @@
 //! Generation and scoring inside a scope that gives its memory back.
+//!
+//! A KV cache can be as large as the model. It exists only inside an [`EvalScope`], which enters
+//! it into the ledger, and every way out of the scope (an answer, an error, a panic, a stop) frees
+//! it; [`EvalScope::close`] then proves by the ledger that nothing stayed.
+//!
+//! ```
+//! use candle_core::{DType, Device};
+//! use chandler_evaluator::{EvalScope, GenerateOptions};
+//! use chandler_model::{CausalLm, ModelConfig};
+//! use chandler_vram::{Category, Ledger};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = serde_json::json!({
+//!     "model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
+//!     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+//! });
+//! let config = ModelConfig::from_json(config, "config.json".as_ref())?;
+//! let model = CausalLm::fresh(config, 1, DType::F32, &Device::Cpu)?;
+//! let ledger = Ledger::new();
+//! let mut scope = EvalScope::open(&model, &ledger);
+//! let options = GenerateOptions { max_new_tokens: 5, ..GenerateOptions::default() };
+//! let answers = scope.generate(&[vec![3, 1, 4]], &options, &mut |_, _| None)?;
+//! assert_eq!(answers[0].new_ids.len(), 5);
+//! scope.close()?;
+//! assert_eq!(ledger.bytes(Category::KvCache), 0);
+//! # Ok(())
+//! # }
+//! ```
+#![deny(missing_docs)]
+
+mod error;
+mod generate;
+mod sampling;
+mod scope;
+mod score;
+
+pub use error::EvalError;
+pub use generate::{Ended, GenerateOptions, Generation};
+pub use sampling::{Distribution, SamplingOptions};
+pub use scope::EvalScope;
+pub use score::{LossReport, exact_match};

@@ -1,0 +1,149 @@
+//! Prompts in, new tokens out: one prefill for a batch, then token by token.
+
+use chandler_model::{CausalLm, KvCache};
+use serde::Serialize;
+
+use crate::EvalError;
+use crate::sampling::{Sampler, SamplingOptions, log_sum_exp};
+
+/// How to generate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateOptions {
+    /// Most tokens of one answer.
+    pub max_new_tokens: usize,
+    /// Tokens that end an answer.
+    pub stop_ids: Vec<u32>,
+    /// How the next token is chosen.
+    pub sampling: SamplingOptions,
+    /// Prompts side by side.
+    pub batch_size: usize,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        Self {
+            max_new_tokens: 2048,
+            stop_ids: vec![],
+            sampling: SamplingOptions::default(),
+            batch_size: 8,
+        }
+    }
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// By one of the stop tokens, which is its last.
+    StopToken,
+    /// The watcher saw a stop string.
+    StopString,
+    /// It is as long as it may be.
+    MaxNewTokens,
+}
+
+/// One answer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Generation {
+    /// The prompt.
+    pub prompt_ids: Vec<u32>,
+    /// The answer; a stop token that ended it is included.
+    pub new_ids: Vec<u32>,
+    /// Log-probability of each of them under the model's own logits, in nats.
+    pub logprobs: Vec<f64>,
+    /// Why it ended.
+    pub ended: Ended,
+}
+
+/// Looks at the answer so far of the prompt with this number, and says whether it ends here.
+pub(crate) type Watcher<'a> = &'a mut dyn FnMut(usize, &[u32]) -> Option<Ended>;
+
+/// One batch, with a cache that its caller owns.
+pub(crate) fn generate_batch(
+    model: &CausalLm,
+    cache: &mut KvCache,
+    first: usize,
+    prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+    watcher: Watcher,
+    stopped: &dyn Fn() -> bool,
+) -> Result<Vec<Generation>, EvalError> {
+    let mut answers: Vec<Answer> =
+        prompts.iter().enumerate().map(|(row, p)| Answer::new(first + row, p, options)).collect();
+    let inputs: Vec<(usize, &[u32])> =
+        prompts.iter().enumerate().map(|(row, prompt)| (row, prompt.as_slice())).collect();
+    let mut logits = model.forward_cached(&inputs, cache)?.to_vec2::<f32>()?;
+    let mut rows: Vec<usize> = (0..prompts.len()).collect();
+    loop {
+        for (row, logits) in rows.iter().zip(&logits) {
+            answers[*row].extend(logits, options, watcher)?;
+        }
+        rows.retain(|row| answers[*row].ended.is_none());
+        if rows.is_empty() {
+            break;
+        }
+        if stopped() {
+            return Err(EvalError::Stopped);
+        }
+        let inputs: Vec<(usize, &[u32])> = rows
+            .iter()
+            .map(|row| (*row, answers[*row].seen.last().map(std::slice::from_ref).unwrap_or(&[])))
+            .collect();
+        logits = model.forward_cached(&inputs, cache)?.to_vec2::<f32>()?;
+    }
+    Ok(answers.into_iter().map(Answer::finish).collect())
+}
+
+/// An answer being written.
+struct Answer {
+    number: usize,
+    /// The prompt and the answer so far.
+    seen: Vec<u32>,
+    prompt_len: usize,
+    logprobs: Vec<f64>,
+    sampler: Sampler,
+    ended: Option<Ended>,
+}
+
+impl Answer {
+    fn new(number: usize, prompt: &[u32], options: &GenerateOptions) -> Self {
+        Self {
+            number,
+            seen: prompt.to_vec(),
+            prompt_len: prompt.len(),
+            logprobs: vec![],
+            sampler: Sampler::new(&options.sampling, number),
+            ended: (options.max_new_tokens == 0).then_some(Ended::MaxNewTokens),
+        }
+    }
+
+    fn extend(
+        &mut self,
+        logits: &[f32],
+        options: &GenerateOptions,
+        watcher: Watcher,
+    ) -> Result<(), EvalError> {
+        if self.ended.is_some() {
+            return Ok(());
+        }
+        let id = self.sampler.next(logits, &self.seen)?;
+        let logit = logits.get(id as usize).copied().unwrap_or(f32::NAN);
+        self.logprobs.push(f64::from(logit) - log_sum_exp(logits));
+        self.seen.push(id);
+        let new_ids = &self.seen[self.prompt_len..];
+        self.ended = if options.stop_ids.contains(&id) {
+            Some(Ended::StopToken)
+        } else if let Some(ended) = watcher(self.number, new_ids) {
+            Some(ended)
+        } else {
+            (new_ids.len() >= options.max_new_tokens).then_some(Ended::MaxNewTokens)
+        };
+        Ok(())
+    }
+
+    fn finish(mut self) -> Generation {
+        let new_ids = self.seen.split_off(self.prompt_len);
+        let ended = self.ended.unwrap_or(Ended::MaxNewTokens);
+        Generation { prompt_ids: self.seen, new_ids, logprobs: self.logprobs, ended }
+    }
+}

@@ -1,0 +1,102 @@
+//! The scope that owns the cache.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use chandler_model::{CausalLm, KvCache};
+use chandler_vram::{Category, Entry, Ledger};
+
+use crate::EvalError;
+use crate::generate::{Ended, GenerateOptions, Generation, generate_batch};
+
+/// An evaluation of a model: the only place where a KV cache exists.
+pub struct EvalScope<'a> {
+    model: &'a CausalLm,
+    ledger: Ledger,
+    baseline: u64,
+    stop: Option<&'a AtomicBool>,
+    peak_cache_bytes: u64,
+}
+
+/// A cache and its line in the ledger, which leave together.
+struct OwnedCache {
+    cache: KvCache,
+    entry: Entry,
+}
+
+impl<'a> EvalScope<'a> {
+    /// Begins an evaluation; `model` stays as it is.
+    pub fn open(model: &'a CausalLm, ledger: &Ledger) -> Self {
+        let baseline = ledger.bytes(Category::KvCache);
+        Self { model, ledger: ledger.clone(), baseline, stop: None, peak_cache_bytes: 0 }
+    }
+
+    /// The evaluation ends with [`EvalError::Stopped`] once this is true.
+    #[must_use]
+    pub fn stopped_by(mut self, stop: &'a AtomicBool) -> Self {
+        self.stop = Some(stop);
+        self
+    }
+
+    /// The model that is evaluated.
+    pub fn model(&self) -> &CausalLm {
+        self.model
+    }
+
+    /// Bytes of the largest cache so far.
+    pub fn peak_cache_bytes(&self) -> u64 {
+        self.peak_cache_bytes
+    }
+
+    /// Answers prompts, `batch_size` at a time, each batch with a cache of its own.
+    ///
+    /// `watcher` sees each answer after each of its tokens, with the number of its prompt, and may
+    /// end it.
+    pub fn generate(
+        &mut self,
+        prompts: &[Vec<u32>],
+        options: &GenerateOptions,
+        watcher: &mut dyn FnMut(usize, &[u32]) -> Option<Ended>,
+    ) -> Result<Vec<Generation>, EvalError> {
+        if let Some(index) = prompts.iter().position(Vec::is_empty) {
+            return Err(EvalError::EmptyPrompt { index });
+        }
+        let mut all = Vec::with_capacity(prompts.len());
+        for batch in prompts.chunks(options.batch_size.max(1)) {
+            let longest = batch.iter().map(Vec::len).max().unwrap_or(0);
+            let mut owned = self.cache(batch.len(), longest + options.max_new_tokens)?;
+            let stop = self.stop;
+            let stopped = || stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
+            let first = all.len();
+            let cache = &mut owned.cache;
+            all.extend(generate_batch(
+                self.model, cache, first, batch, options, watcher, &stopped,
+            )?);
+            drop(owned);
+        }
+        Ok(all)
+    }
+
+    /// Ends the evaluation: an error, if the ledger has more of the cache than before.
+    pub fn close(self) -> Result<(), EvalError> {
+        let now = self.ledger.bytes(Category::KvCache);
+        match now.checked_sub(self.baseline).filter(|bytes| *bytes > 0) {
+            Some(bytes) => Err(EvalError::Leak { category: Category::KvCache, bytes }),
+            None => Ok(()),
+        }
+    }
+
+    fn cache(&mut self, rows: usize, capacity: usize) -> Result<OwnedCache, EvalError> {
+        let (config, dtype) = (self.model.config(), self.model.dtype());
+        let bytes = KvCache::bytes_needed(config, rows, capacity, dtype) as u64;
+        let entry = self.ledger.enter(Category::KvCache, bytes);
+        let cache = KvCache::new(config, rows, capacity, dtype, self.model.device())?;
+        self.peak_cache_bytes = self.peak_cache_bytes.max(entry.bytes());
+        Ok(OwnedCache { cache, entry })
+    }
+}
+
+impl Drop for OwnedCache {
+    fn drop(&mut self) {
+        tracing::trace!(bytes = self.entry.bytes(), "the KV cache is freed");
+    }
+}

@@ -1,0 +1,65 @@
+//! Loss, perplexity, accuracy and exact match.
+
+use chandler_data::Row;
+use chandler_model::{IGNORE_INDEX, Score, SequenceLayout};
+use serde::Serialize;
+
+use crate::{EvalError, EvalScope};
+
+/// How well a model predicts some rows.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LossReport {
+    /// Mean cross entropy of the tokens that carry loss, in nats.
+    pub loss: f64,
+    /// `exp(loss)`.
+    pub perplexity: f64,
+    /// Share of these tokens that the model would have named.
+    pub token_accuracy: f64,
+    /// How many they are.
+    pub tokens: usize,
+}
+
+impl EvalScope<'_> {
+    /// Scores rows, one after another; `None` if none of their tokens carries loss.
+    pub fn score(
+        &mut self,
+        rows: impl IntoIterator<Item = Row>,
+    ) -> Result<Option<LossReport>, EvalError> {
+        let mut total = Score::default();
+        for row in rows {
+            let targets = targets(&row);
+            let layout = SequenceLayout::new(row.seq_lengths.iter().copied());
+            let input = self.model().input(&row.input_ids, layout)?;
+            total.add(self.model().loss(&self.model().forward(&input)?, &targets)?);
+        }
+        if total.num_targets == 0 {
+            return Ok(None);
+        }
+        let tokens = total.num_targets as f64;
+        let loss = total.loss_sum / tokens;
+        Ok(Some(LossReport {
+            loss,
+            perplexity: loss.exp(),
+            token_accuracy: total.num_correct as f64 / tokens,
+            tokens: total.num_targets,
+        }))
+    }
+}
+
+/// The next token's label within each document.
+fn targets(row: &Row) -> Vec<i64> {
+    let mut targets: Vec<i64> = row.labels.iter().skip(1).copied().chain([IGNORE_INDEX]).collect();
+    let mut end = 0;
+    for length in &row.seq_lengths {
+        end += *length as usize;
+        if let Some(last) = end.checked_sub(1).and_then(|last| targets.get_mut(last)) {
+            *last = IGNORE_INDEX;
+        }
+    }
+    targets
+}
+
+/// Whether an answer is the expected one, white space at the ends aside.
+pub fn exact_match(answer: &str, expected: &str) -> bool {
+    answer.trim() == expected.trim()
+}

@@ -1,0 +1,155 @@
+//! Tokens, log-probabilities and distributions of transformers.
+
+use chandler_data::{Row, Tokenizer};
+use chandler_evaluator::{Ended, EvalScope, GenerateOptions, SamplingOptions, exact_match};
+use chandler_model::KvCache;
+use chandler_vram::Ledger;
+
+use crate::support::{MODELS, golden, goldens, ids, load, numbers};
+
+/// A difference may begin only where the two best scores are within 1e-3.
+#[test]
+fn greedy_answers_are_those_of_transformers() {
+    let mut tokens = 0;
+    for name in MODELS {
+        let model = load(name);
+        let tokenizer = Tokenizer::open(&goldens().join("models").join(name)).unwrap();
+        let expected = golden(name, "generate.json");
+        for case in expected["greedy"].as_array().unwrap() {
+            let options = GenerateOptions {
+                max_new_tokens: case["max_new_tokens"].as_u64().unwrap() as usize,
+                stop_ids: ids(&case["eos_token_ids"]),
+                sampling: SamplingOptions {
+                    repetition_penalty: case["repetition_penalty"].as_f64().unwrap(),
+                    ..SamplingOptions::default()
+                },
+                batch_size: 1,
+            };
+            let mut scope = EvalScope::open(&model, &Ledger::new());
+            let prompts = [ids(&case["prompt_ids"])];
+            let found = scope.generate(&prompts, &options, &mut |_, _| None).unwrap().remove(0);
+            scope.close().unwrap();
+            let (wanted, margins) = (ids(&case["new_ids"]), numbers(&case["margins"]));
+            let same = found.new_ids.iter().zip(&wanted).take_while(|(a, b)| a == b).count();
+            if same < wanted.len() {
+                assert!(margins[same] <= 1e-3, "{name}: differs at {same} of {}", wanted.len());
+            } else {
+                assert_eq!(found.new_ids, wanted, "{name}");
+                let text = tokenizer.decode(&found.new_ids, true).unwrap();
+                assert_eq!(text, case["text"].as_str().unwrap(), "{name}");
+            }
+            for (at, wanted) in numbers(&case["raw_logprobs"])[..same].iter().enumerate() {
+                let difference = (found.logprobs[at] - wanted).abs();
+                assert!(difference < 1e-4, "{name}: log-probability at {at} off by {difference}");
+            }
+            tokens += same;
+        }
+    }
+    assert!(tokens > 1000, "{tokens}");
+}
+
+#[test]
+fn sampling_distributions_are_those_of_transformers() {
+    for name in MODELS {
+        let model = load(name);
+        let expected = &golden(name, "generate.json")["sampling_distributions"];
+        let prompt = ids(&expected["prompt_ids"]);
+        let mut cache =
+            KvCache::new(model.config(), 1, prompt.len(), model.dtype(), model.device()).unwrap();
+        let logits = model.forward_cached(&[(0, &prompt)], &mut cache).unwrap();
+        let logits = logits.to_vec2::<f32>().unwrap().remove(0);
+        for case in expected["cases"].as_array().unwrap() {
+            let mut options = SamplingOptions { temperature: 1.0, ..SamplingOptions::default() };
+            for step in case["pipeline"].as_array().unwrap() {
+                let value = step[1].as_f64().unwrap();
+                match step[0].as_str().unwrap() {
+                    "repetition_penalty" => options.repetition_penalty = value,
+                    "temperature" => options.temperature = value,
+                    "top_k" => options.top_k = Some(value as usize),
+                    "top_p" => options.top_p = Some(value),
+                    "min_p" => options.min_p = Some(value),
+                    other => panic!("{other}"),
+                }
+            }
+            let found = options.distribution(&logits, &prompt).probabilities;
+            let kept = found.iter().filter(|p| **p > 0.0).count();
+            assert_eq!(
+                kept as u64,
+                case["n_kept"].as_u64().unwrap(),
+                "{name} {}",
+                case["pipeline"]
+            );
+            for (id, wanted) in ids(&case["top_ids"]).into_iter().zip(numbers(&case["top_probs"])) {
+                let difference = (found[id as usize] - wanted).abs();
+                assert!(difference < 1e-5, "{name} token {id}: off by {difference}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_batch_answers_as_each_prompt_alone() {
+    let model = load("qwen3");
+    let prompts: Vec<Vec<u32>> =
+        (0..5).map(|n| (1..=3 + 4 * n).map(|i| i * 31 % 2000).collect()).collect();
+    let answer = |batch_size| {
+        let options =
+            GenerateOptions { max_new_tokens: 12, batch_size, ..GenerateOptions::default() };
+        let mut scope = EvalScope::open(&model, &Ledger::new());
+        let all = scope.generate(&prompts, &options, &mut |_, _| None).unwrap();
+        all.into_iter().map(|answer| answer.new_ids).collect::<Vec<_>>()
+    };
+    assert_eq!(answer(1), answer(5));
+    assert_eq!(answer(1), answer(2));
+}
+
+#[test]
+fn sampled_answers_go_by_their_seed() {
+    let model = load("smol-llama");
+    let answer = |seed| {
+        let sampling = SamplingOptions { temperature: 1.0, seed, ..SamplingOptions::default() };
+        let options =
+            GenerateOptions { max_new_tokens: 20, sampling, ..GenerateOptions::default() };
+        let mut scope = EvalScope::open(&model, &Ledger::new());
+        scope.generate(&[vec![5, 6], vec![5, 6]], &options, &mut |_, _| None).unwrap()
+    };
+    let first = answer(1);
+    assert_eq!(first, answer(1));
+    assert_ne!(first[0].new_ids, first[1].new_ids);
+    assert_ne!(first[0].new_ids, answer(2)[0].new_ids);
+}
+
+#[test]
+fn a_watcher_ends_an_answer() {
+    let model = load("smol-llama");
+    let options = GenerateOptions { max_new_tokens: 20, ..GenerateOptions::default() };
+    let mut scope = EvalScope::open(&model, &Ledger::new());
+    let mut watcher = |_: usize, ids: &[u32]| (ids.len() == 4).then_some(Ended::StopString);
+    let answer = scope.generate(&[vec![5, 6]], &options, &mut watcher).unwrap().remove(0);
+    assert_eq!((answer.new_ids.len(), answer.ended), (4, Ended::StopString));
+    let none = GenerateOptions { max_new_tokens: 0, ..GenerateOptions::default() };
+    let answer = scope.generate(&[vec![5, 6]], &none, &mut |_, _| None).unwrap().remove(0);
+    assert!(answer.new_ids.is_empty());
+}
+
+#[test]
+fn eval_loss_is_that_of_the_golden_run() {
+    for name in MODELS {
+        let train = golden(name, "train.json");
+        let model = load(name);
+        let rows = ids(&train["eval_rows"]).into_iter().map(|row| {
+            let row = &train["tokenized"][row as usize];
+            let input_ids = ids(&row["input_ids"]);
+            let labels =
+                row["labels"].as_array().unwrap().iter().map(|l| l.as_i64().unwrap()).collect();
+            Row { seq_lengths: vec![input_ids.len() as u32], input_ids, labels, examples: 1 }
+        });
+        let mut scope = EvalScope::open(&model, &Ledger::new());
+        let report = scope.score(rows).unwrap().unwrap();
+        let expected = train["eval_loss_before"].as_f64().unwrap();
+        assert!((report.loss / expected - 1.0).abs() < 2e-6, "{name}: {} {expected}", report.loss);
+        assert!((report.perplexity.ln() - report.loss).abs() < 1e-12);
+        assert!((0.0..=1.0).contains(&report.token_accuracy));
+    }
+    assert!(exact_match(" 4\n", "4") && !exact_match("44", "4"));
+}
