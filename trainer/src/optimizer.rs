@@ -32,6 +32,11 @@ impl AdamW {
         Ok(Self { states })
     }
 
+    /// State of no parameter.
+    pub(crate) fn none() -> Self {
+        Self { states: vec![] }
+    }
+
     /// Moves every parameter that has a gradient; `step` is 1 at the first.
     pub(crate) fn step(
         &mut self,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use chandler_data::Row;
 use chandler_model::{CausalLm, Gradients};
 use chandler_vram::{Category, Entry, Ledger};
@@ -205,8 +205,13 @@ impl<'a> Trainer<'a> {
             .collect()
     }
 
-    /// The type that [`best_values`](Self::best_values) are in, frozen ones aside.
-    pub fn best_dtype(&self) -> DType {
-        DType::F32
+    /// Ends the training of an adapter: its product is added to the weights. A run without one
+    /// stays as it is.
+    pub fn merge_adapter(&mut self) -> Result<(), TrainError> {
+        if self.model.lora().is_some() {
+            self.optimizer = AdamW::none();
+            self.model.merge_adapter()?;
+        }
+        Ok(())
     }
 }

@@ -4,6 +4,8 @@
 mod adapters;
 mod folders;
 mod gradients;
+#[cfg(feature = "hub")]
+mod hub;
 mod kv_cache;
 mod logits;
 mod support;
