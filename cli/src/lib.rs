@@ -14,12 +14,19 @@
 //! ```
 #![deny(missing_docs)]
 
+pub mod commands;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod engine;
 pub mod exit;
+pub mod failure;
+pub mod host;
+mod lock;
 pub mod logging;
+pub mod output;
 pub mod priority;
 pub mod queue;
+pub mod signals;
 pub mod state_dir;
 pub mod store;

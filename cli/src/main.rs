@@ -1,2 +1,19 @@
 //! The chandler binary: fine-tuning as a daemon.
-fn main() {}
+
+use std::process::ExitCode;
+
+use chandler_cli::commands::{self, Cli};
+use chandler_cli::logging::Terminal;
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let terminal = Terminal::stderr();
+    match commands::dispatch(cli, &terminal) {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            terminal.print(&failure.render(terminal.has_colour()));
+            failure.exit.into()
+        }
+    }
+}

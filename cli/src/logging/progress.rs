@@ -2,7 +2,7 @@
 //! terminal, or as a line in the log now and then where there is no terminal.
 
 use std::fmt::Write;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -52,16 +52,16 @@ impl StepProgress {
 }
 
 /// The progress of the run that is going on. One at a time is shown.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Progress {
     terminal: Terminal,
-    last_plain: Mutex<Option<Instant>>,
+    last_plain: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Progress {
     /// Progress on this terminal.
     pub fn new(terminal: &Terminal) -> Self {
-        Self { terminal: terminal.clone(), last_plain: Mutex::new(None) }
+        Self { terminal: terminal.clone(), last_plain: Arc::default() }
     }
 
     /// Begins a line for `name`, with `total` steps.
@@ -87,6 +87,27 @@ impl Progress {
         }
     }
 
+    /// Shows how far a download has come.
+    pub fn download(&self, file: &str, done: u64, total: Option<u64>) {
+        if !self.terminal.is_interactive() {
+            return;
+        }
+        let update = |bar: &ProgressBar| {
+            if bar.prefix() != file || bar.position() > done {
+                bar.set_position(0);
+                bar.set_prefix(file.to_owned());
+            }
+            bar.set_length(total.unwrap_or(done));
+            bar.set_position(done);
+        };
+        if !self.terminal.with_bar(update) {
+            let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr())
+                .with_style(download_style())
+                .with_prefix(file.to_owned());
+            self.terminal.show(Some(bar));
+        }
+    }
+
     /// Takes the line away.
     pub fn end(&self) {
         self.terminal.show(None);
@@ -107,6 +128,14 @@ fn style() -> ProgressStyle {
     ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len}  {wide_msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("━╸ ")
+}
+
+fn download_style() -> ProgressStyle {
+    ProgressStyle::with_template(
+        "{prefix} {bar:24} {binary_bytes}/{binary_total_bytes}  {eta} left",
+    )
+    .unwrap_or_else(|_| ProgressStyle::default_bar())
+    .progress_chars("━╸ ")
 }
 
 fn short_rate(rate: f64) -> String {

@@ -33,6 +33,13 @@ impl Terminal {
         self.colour
     }
 
+    /// Prints text above the progress line.
+    pub fn print(&self, text: &str) {
+        let mut line = self.make_writer();
+        // Writing into memory does not fail.
+        let _ = line.write_all(text.as_bytes());
+    }
+
     /// Puts a progress line at the bottom in place of the one there, or takes that away.
     pub(super) fn show(&self, bar: Option<ProgressBar>) {
         if let Some(old) = std::mem::replace(&mut *self.bar(), bar) {

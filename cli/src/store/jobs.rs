@@ -160,9 +160,13 @@ impl Store {
         self.select_jobs("WHERE state = ?1 ORDER BY priority, id", &[&state.as_str()])
     }
 
-    /// The last `limit` jobs, newest first.
-    pub fn recent_jobs(&self, limit: usize) -> Result<Vec<Job>, StoreError> {
-        self.select_jobs("ORDER BY id DESC LIMIT ?1", &[&(limit as i64)])
+    /// The last `limit` jobs that are done, failed or skipped, the last settled first.
+    pub fn settled_jobs(&self, limit: usize) -> Result<Vec<Job>, StoreError> {
+        self.select_jobs(
+            "WHERE state IN ('done', 'failed', 'skipped')
+             ORDER BY finished_at DESC, id DESC LIMIT ?1",
+            &[&(limit as i64)],
+        )
     }
 
     fn select_jobs(

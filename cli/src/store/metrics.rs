@@ -1,6 +1,6 @@
 //! Metrics of steps and of evaluations, and the samples that were generated.
 
-use rusqlite::params;
+use rusqlite::{OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Doing, StoreError};
@@ -108,6 +108,19 @@ impl Store {
             })
             .doing("read steps")?;
         rows.collect::<Result<_, _>>().doing("read steps")
+    }
+
+    /// Tokens a second of the newest step of any run.
+    pub fn newest_speed(&self) -> Result<Option<f64>, StoreError> {
+        self.connection
+            .query_row(
+                "SELECT tokens_per_s FROM metrics WHERE tokens_per_s IS NOT NULL
+                 ORDER BY run_id DESC, step DESC LIMIT 1",
+                [],
+                |row| row.get(0),
+            )
+            .optional()
+            .doing("read the newest speed")
     }
 
     /// Records an evaluation and its samples, all or none.

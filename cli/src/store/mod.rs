@@ -18,6 +18,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 pub use binding::{Binding, BindingMismatch};
+use error::Doing;
 pub use error::StoreError;
 pub use events::Event;
 pub use jobs::{Job, JobState, NewJob};
@@ -45,6 +46,15 @@ impl Store {
         connection.pragma_update(None, "foreign_keys", true).map_err(open)?;
         schema::migrate(&mut connection, path)?;
         Ok(Self { connection, path: path.to_owned() })
+    }
+
+    /// Reads the whole file through; what is damaged is said in words.
+    pub fn check(&self) -> Result<Option<String>, StoreError> {
+        let verdict: String = self
+            .connection
+            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+            .doing("look for damage")?;
+        Ok((verdict != "ok").then_some(verdict))
     }
 
     /// The file.

@@ -1,0 +1,186 @@
+//! The commands of the binary, one file each.
+
+mod add;
+mod config;
+mod data;
+mod doctor;
+mod eval;
+mod export;
+mod generate;
+mod init;
+mod jobs;
+mod plan;
+mod quickstart;
+mod run;
+mod status;
+mod steer;
+mod train;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, ConfigSources, FlagValue, ResolvedConfig};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::logging::Terminal;
+use crate::state_dir::StateDir;
+
+/// Fine-tunes language models as a daemon: drop a file into the inbox, and the model learns from it.
+#[derive(Debug, Parser)]
+#[command(name = "chandler", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+struct Global {
+    /// The state directory [default: the current folder if it is one, else ./chandler-state]
+    #[arg(long, global = true, env = "CHANDLER_DIR", value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Set a configuration key; may be given several times
+    #[arg(long, global = true, value_name = "SECTION.KEY=VALUE")]
+    set: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a state directory with a commented chandler.toml
+    Init(init::InitArgs),
+    /// Copy a file into the inbox
+    Add(add::AddArgs),
+    /// Learn from the files in the inbox, one after the other
+    Run(run::RunArgs),
+    /// Say what the daemon is doing
+    Status(status::StatusArgs),
+    /// List the jobs
+    Jobs(jobs::JobsArgs),
+    /// Take no more steps until told to resume
+    Pause,
+    /// Go on after a pause
+    Resume,
+    /// Pass over a job
+    Skip(steer::SkipArgs),
+    /// Finish the step, leave a checkpoint and end the daemon
+    Stop,
+    /// Queue a failed, skipped or done job again
+    Retry(steer::RetryArgs),
+    /// Evaluate the model after the step that is going on
+    EvalNow,
+    /// Train once, without a daemon
+    Train(train::TrainArgs),
+    /// Score a model on a file: loss, perplexity, token accuracy, exact match
+    Eval(eval::EvalArgs),
+    /// Answer a conversation
+    Generate(generate::GenerateArgs),
+    /// Say how much memory a run will use
+    Plan(plan::PlanArgs),
+    /// Write a model to a new folder, with an adapter merged into it or in another type
+    Export(export::ExportArgs),
+    /// Look at training files
+    #[command(subcommand)]
+    Data(data::DataCommand),
+    /// See all of it work on a small model: a minute, no network
+    Quickstart(quickstart::QuickstartArgs),
+    /// Print the configuration, or what can be configured
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Check the state directory and the machine
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Does what the arguments ask.
+pub fn dispatch(cli: Cli, terminal: &Terminal) -> Result<Exit, Failure> {
+    let app = App::new(cli.global, terminal)?;
+    match cli.command {
+        Command::Init(args) => init::init(&app, &args),
+        Command::Add(args) => add::add(&app, &args),
+        Command::Run(args) => run::run(&app, &args),
+        Command::Status(args) => status::status(&app, &args),
+        Command::Jobs(args) => jobs::jobs(&app, &args),
+        Command::Pause => steer::pause(&app, true),
+        Command::Resume => steer::pause(&app, false),
+        Command::Skip(args) => steer::skip(&app, &args),
+        Command::Stop => steer::stop(&app),
+        Command::Retry(args) => steer::retry(&app, &args),
+        Command::EvalNow => steer::eval_now(&app),
+        Command::Train(args) => train::train(&app, &args),
+        Command::Eval(args) => eval::eval(&app, &args),
+        Command::Generate(args) => generate::generate(&app, &args),
+        Command::Plan(args) => plan::plan(&app, &args),
+        Command::Export(args) => export::export(&app, &args),
+        Command::Data(command) => data::data(&app, &command),
+        Command::Quickstart(args) => quickstart::quickstart(&app, &args),
+        Command::Config(command) => config::config(&app, &command),
+        Command::Doctor(args) => doctor::doctor(&app, &args),
+    }
+}
+
+/// What commands work with.
+pub(crate) struct App {
+    /// The state directory that is meant, whether or not it exists.
+    state: StateDir,
+    /// Whether the user named it.
+    dir_was_given: bool,
+    set: Vec<String>,
+    terminal: Terminal,
+}
+
+impl App {
+    fn new(global: Global, terminal: &Terminal) -> Result<Self, Failure> {
+        let current = std::env::current_dir().map_err(|error| {
+            let error = anyhow::Error::new(error).context("the current folder is gone");
+            Failure::new(Exit::Error, error, Some("change into a folder that exists".into()))
+        })?;
+        let state = StateDir::choose(global.dir.as_deref(), &current);
+        let dir_was_given = global.dir.is_some();
+        Ok(Self { state, dir_was_given, set: global.set, terminal: terminal.clone() })
+    }
+
+    /// The state directory that the user named, else `name` in the current folder.
+    fn state_or(&self, name: &str) -> StateDir {
+        if self.dir_was_given {
+            return self.state.clone();
+        }
+        let current = std::env::current_dir().unwrap_or_default();
+        StateDir::choose(Some(Path::new(name)), &current)
+    }
+
+    /// The configuration of a command that works on a model, named by `--model` or in
+    /// `chandler.toml`.
+    fn config_for(&self, model: Option<&str>) -> Result<Config, Failure> {
+        let flags = model
+            .map(|model| FlagValue { flag: "--model", key: "model.path", value: model.to_owned() })
+            .into_iter()
+            .collect();
+        Ok(self.config(flags)?.config)
+    }
+
+    /// The state directory, which must exist.
+    fn state(&self) -> Result<StateDir, Failure> {
+        Ok(self.state.clone().open()?)
+    }
+
+    /// The configuration: of the state directory if there is one, with the environment, `flags` and
+    /// `--set` over it.
+    fn config(&self, flags: Vec<FlagValue>) -> Result<ResolvedConfig, Failure> {
+        let file = self.state.config_file();
+        Ok(ResolvedConfig::load(&ConfigSources {
+            file: file.is_file().then_some(file),
+            env: unicode_variables(),
+            flags,
+            set: self.set.clone(),
+        })?)
+    }
+}
+
+/// The environment; variables that are not Unicode cannot be ours.
+fn unicode_variables() -> Vec<(String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}

@@ -1,0 +1,122 @@
+//! `chandler status`.
+
+use std::fmt::Write;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::App;
+use super::jobs::to_the_second;
+use crate::control::{self, ControlError, LiveStatus, Request, Response};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::output;
+use crate::state_dir::StateDir;
+use crate::store::{Binding, Event, Job, JobState, Store};
+
+const EVENTS: usize = 8;
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `status --json` prints.
+#[derive(Debug, Serialize)]
+struct Status {
+    state_dir: String,
+    running: bool,
+    paused: bool,
+    daemon: Option<LiveStatus>,
+    base_model: Option<Binding>,
+    counts: serde_json::Map<String, serde_json::Value>,
+    next: Vec<Job>,
+    events: Vec<Event>,
+}
+
+pub(super) fn status(app: &App, args: &StatusArgs) -> Result<Exit, Failure> {
+    let state = app.state()?;
+    let status = collect(&state)?;
+    if args.json {
+        output::print_json(&status)?;
+    } else {
+        output::print(&render(&status))?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn collect(state: &StateDir) -> Result<Status, Failure> {
+    let store = Store::open(&state.database())?;
+    let daemon = match control::ask(state, &Request::Status) {
+        Ok(Response::Status(live)) => Some(*live),
+        Ok(_) | Err(ControlError::NotRunning { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let counts = store
+        .count_jobs()?
+        .into_iter()
+        .map(|(job_state, count)| (job_state.to_string(), count.into()))
+        .collect();
+    Ok(Status {
+        state_dir: state.root().display().to_string(),
+        running: daemon.is_some(),
+        paused: store.is_paused()?,
+        daemon,
+        base_model: store.binding()?,
+        counts,
+        next: store.jobs_in(JobState::Queued)?,
+        events: store.recent_events(EVENTS)?,
+    })
+}
+
+fn render(status: &Status) -> String {
+    let mut text = format!("{}\n", status.state_dir);
+    let paused = if status.paused { ", paused" } else { "" };
+    let _ = match &status.daemon {
+        Some(live) => {
+            let ending = if live.stopping { ", ending after this step" } else { "" };
+            writeln!(
+                text,
+                "daemon    running{paused}{ending}, pid {}, since {}",
+                live.pid,
+                to_the_second(&live.started_at)
+            )
+        }
+        None => writeln!(text, "daemon    not running{paused}"),
+    };
+    if let Some(model) = &status.base_model {
+        let _ = writeln!(text, "model     {} ({})", model.base_model, model.architecture);
+    }
+    if let Some(current) = status.daemon.as_ref().and_then(|live| live.current.as_ref()) {
+        let _ = write!(
+            text,
+            "now       job {}, {}, {}",
+            current.job_id, current.file_name, current.phase
+        );
+        if let Some(progress) = &current.progress {
+            let _ = write!(
+                text,
+                ", step {}/{}  {}",
+                progress.step,
+                progress.total_steps,
+                progress.line()
+            );
+        }
+        text.push('\n');
+    }
+    let counts: Vec<String> =
+        status.counts.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    let _ = writeln!(text, "jobs      {}", counts.join(", "));
+    for (turn, job) in status.next.iter().take(5).enumerate() {
+        let lead = if turn == 0 { "next" } else { "" };
+        let _ = writeln!(text, "{lead:<8}  job {}, {} ({})", job.id, job.file_name, job.priority);
+    }
+    for (turn, event) in status.events.iter().enumerate() {
+        let lead = if turn == 0 { "events" } else { "" };
+        let job = event.job_id.map_or_else(String::new, |id| format!("job {id}: "));
+        let _ = writeln!(text, "{lead:<8}  {}  {job}{}", to_the_second(&event.at), event.message);
+    }
+    text
+}

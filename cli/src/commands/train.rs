@@ -1,0 +1,226 @@
+//! `chandler train`: one run without a daemon.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use chandler_durable::{RealFs, create_folder_all, remove_folder};
+use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Outcome, Trainer};
+use chandler_vram::Ledger;
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::App;
+use crate::daemon::{Controls, checkpoints_to_remove};
+use crate::engine::{
+    EngineError, Prepared, Request, Sink, Watch, Wish, checkpoint_facts, log_evaluation,
+    model_folder, prepare, resume, write_output,
+};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::logging::{self, Progress, StepProgress};
+use crate::output;
+use crate::signals;
+use crate::store::{EvalRow, EvalSample, StepRow};
+
+#[derive(Debug, Args)]
+pub(super) struct TrainArgs {
+    /// Folder with a Hugging Face model, or the id of one on the hub
+    #[arg(long, value_name = "DIR|ID")]
+    model: Option<String>,
+    /// The training files
+    #[arg(long, required = true, value_name = "FILE", num_args = 1..)]
+    data: Vec<PathBuf>,
+    /// Where the model (or the adapter) and the checkpoints go
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// Write one JSON object for each step to this file
+    #[arg(long, value_name = "FILE")]
+    metrics: Option<PathBuf>,
+    /// Go on training this peft adapter
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// Go on from the newest checkpoint in the output folder, if there is one
+    #[arg(long)]
+    resume: bool,
+}
+
+pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
+    let config = app.config_for(args.model.as_deref())?;
+    logging::init(&config.log, &app.terminal, None)?;
+    let progress = Progress::new(&app.terminal);
+    let base = model_folder(&config, &progress)?;
+    create_folder_all(&RealFs, &args.output).map_err(EngineError::from)?;
+    let _lock = hold_output(&args.output)?;
+    let prepared = prepare(&Request {
+        config: &config,
+        model_folder: &base,
+        adapter: args.adapter.as_deref(),
+        files: &args.data,
+        cache_folder: &args.output.join("cache"),
+    })?;
+    tracing::info!("memory plan:\n{}", prepared.plan);
+    prepared.check_memory()?;
+    let Prepared { model, rows, settings, evaluation, total_steps, .. } = prepared;
+    let ledger = Ledger::new();
+    let mut trainer = Trainer::new(model, &rows, settings, &ledger).map_err(EngineError::from)?;
+    let resumed_at = match args.resume {
+        true => resume(&mut trainer, &args.output)?,
+        false => {
+            clear_checkpoints(&args.output)?;
+            None
+        }
+    };
+    let metrics = Metrics::open(args.metrics.as_deref(), trainer.steps_done())?;
+    let controls = Controls::default();
+    signals::stop_on_signals(&controls)?;
+    let stop = || controls.stop().is_requested();
+    let mut sink = FileSink {
+        metrics,
+        progress: &progress,
+        controls: &controls,
+        keep: config.train.save_total_limit,
+    };
+    let mut watch = Watch {
+        evaluation: &evaluation,
+        sink: &mut sink,
+        ledger: &ledger,
+        stop: &stop,
+        total_steps,
+        eval_steps: config.eval.eval_steps as u64,
+        save_steps: config.train.save_steps as u64,
+        checkpoints: args.output.clone(),
+        resumed_at,
+        started: Instant::now(),
+        steps_here: 0,
+        last_eval: None,
+    };
+    let name = args.data[0].file_name().map_or_else(String::new, |n| n.to_string_lossy().into());
+    progress.begin(&name, total_steps);
+    let outcome = trainer.train(&mut watch);
+    progress.end();
+    let last_eval = watch.last_eval.take();
+    finish(&mut trainer, outcome.map_err(EngineError::from)?, resumed_at, args, &base, &last_eval)
+}
+
+fn finish(
+    trainer: &mut Trainer,
+    outcome: Outcome,
+    resumed_at: Option<u64>,
+    args: &TrainArgs,
+    base: &Path,
+    last_eval: &Option<EvalRow>,
+) -> Result<Exit, Failure> {
+    let step = trainer.steps_done();
+    let place = args.output.display();
+    if outcome == Outcome::Stopped {
+        let path = args.output.join(format!("{CHECKPOINT_PREFIX}{step}"));
+        if step > 0 && resumed_at != Some(step) && !path.exists() {
+            trainer
+                .write_checkpoint(&RealFs, &path, json!({ "eval": last_eval }))
+                .map_err(EngineError::from)?;
+        }
+        output::print(&format!("stopped after step {step}; --resume goes on from there\n"))?;
+        return Ok(Exit::Ok);
+    }
+    write_output(trainer, &args.output, base)?;
+    let what = if trainer.model().lora().is_some() { "adapter" } else { "model" };
+    let loss = trainer
+        .last_metrics()
+        .map_or_else(String::new, |metrics| format!(", last loss {:.4}", metrics.loss));
+    output::print(&format!("{step} steps{loss}; the {what} is in {place}\n"))?;
+    Ok(Exit::Ok)
+}
+
+/// Two runs must not write to the same folder.
+fn hold_output(folder: &Path) -> Result<chandler_daemon_lock::Lock, Failure> {
+    chandler_daemon_lock::lock_state_dir(folder).map_err(|error| {
+        let exit = match error {
+            chandler_daemon_lock::LockError::Held { .. } => Exit::LockHeld,
+            _ => Exit::StateDir,
+        };
+        let hint = error.hint();
+        Failure::new(exit, error, hint)
+    })
+}
+
+/// A run that begins anew must not be mistaken for the one before it.
+fn clear_checkpoints(folder: &Path) -> Result<(), EngineError> {
+    for old in checkpoint_facts(folder) {
+        tracing::info!("removing the earlier run's {}", old.path.display());
+        remove_folder(&RealFs, &old.path)?;
+    }
+    Ok(())
+}
+
+/// The metrics file: one JSON object for each step, in order, each step once.
+struct Metrics(Option<(PathBuf, File)>);
+
+impl Metrics {
+    /// Opens the file, cut back to the lines up to `step`.
+    fn open(path: Option<&Path>, step: u64) -> Result<Self, EngineError> {
+        let Some(path) = path else { return Ok(Self(None)) };
+        let failed = |source| EngineError::Read { path: path.to_owned(), source };
+        let kept: String = match std::fs::read_to_string(path) {
+            Ok(text) => {
+                text.lines().filter(|line| is_up_to(line, step)).flat_map(|l| [l, "\n"]).collect()
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(failed(error)),
+        };
+        chandler_durable::write(path, kept.as_bytes())?;
+        let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
+        Ok(Self(Some((path.to_owned(), file))))
+    }
+
+    fn push(&mut self, row: &StepRow) -> Result<(), BoxError> {
+        if let Some((path, file)) = &mut self.0 {
+            let line = format!("{}\n", serde_json::to_string(row)?);
+            file.write_all(line.as_bytes())
+                .map_err(|source| EngineError::Read { path: path.clone(), source })?;
+        }
+        Ok(())
+    }
+}
+
+fn is_up_to(line: &str, step: u64) -> bool {
+    let value: Option<Value> = serde_json::from_str(line).ok();
+    value.and_then(|value| value["step"].as_u64()).is_some_and(|at| at <= step)
+}
+
+struct FileSink<'a> {
+    metrics: Metrics,
+    progress: &'a Progress,
+    controls: &'a Controls,
+    /// Checkpoints that stay; `None` keeps all.
+    keep: Option<usize>,
+}
+
+impl Sink for FileSink<'_> {
+    fn step(&mut self, row: &StepRow, progress: &StepProgress) -> Result<(), BoxError> {
+        self.progress.step(progress);
+        self.metrics.push(row)
+    }
+
+    fn evaluating(&mut self, _now: bool) {}
+
+    fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), BoxError> {
+        log_evaluation(row, samples);
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, step: u64, path: &Path) -> Result<(), BoxError> {
+        tracing::info!(step, "checkpoint {}", path.display());
+        if let (Some(keep), Some(folder)) = (self.keep, path.parent()) {
+            for old in checkpoints_to_remove(&checkpoint_facts(folder), keep, 0) {
+                remove_folder(&RealFs, &old)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wish(&mut self) -> Wish {
+        Wish { stop: self.controls.stop().is_requested(), eval: false }
+    }
+}

@@ -1,0 +1,176 @@
+//! Everything that can go wrong around a model, whose fault it is, and what to do.
+
+use std::path::PathBuf;
+
+use chandler_data::DataError;
+use chandler_durable::DurableError;
+use chandler_evaluator::EvalError;
+use chandler_model::ModelError;
+use chandler_trainer::TrainError;
+
+use crate::daemon::{Fault, JobError};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::queue::BadLine;
+use crate::store::{BindingMismatch, StoreError};
+
+/// Why the engine did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No model was named.
+    #[error("no model is configured")]
+    NoModel,
+    /// The model could not be read, built or written.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The model could not be had from the hub.
+    #[error(transparent)]
+    Hub(#[from] chandler_model::hub::HubError),
+    /// The data could not be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Training ended before its time.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// An evaluation failed.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
+    /// A file could not be written whole.
+    #[error(transparent)]
+    Durable(#[from] DurableError),
+    /// The database did not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The state directory descends from another model.
+    #[error(transparent)]
+    Binding(#[from] Box<BindingMismatch>),
+    /// A file that a command was given could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A JSON file that a command was given is not what it should be.
+    #[error("{} is not {expected}: {reason}", path.display())]
+    Json {
+        /// Which.
+        path: PathBuf,
+        /// What it should hold.
+        expected: &'static str,
+        /// What the reader says.
+        reason: String,
+    },
+    /// The run would need more memory than there is.
+    #[error("the run needs {needed} and there are {available}\n{table}")]
+    DoesNotFit {
+        /// By the plan.
+        needed: chandler_vram::Bytes,
+        /// By the meters.
+        available: chandler_vram::Bytes,
+        /// The plan.
+        table: String,
+    },
+}
+
+impl EngineError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoModel => Some(
+                "give --model DIR (or an id such as Qwen/Qwen3-0.6B), or set model.path in \
+                 chandler.toml"
+                    .to_owned(),
+            ),
+            Self::Model(error) => error.hint(),
+            Self::Hub(error) => error.hint(),
+            Self::Data(error) => error.hint(),
+            Self::Train(error) => error.hint(),
+            Self::Eval(error) => error.hint(),
+            Self::Durable(error) => error.hint(),
+            Self::Store(error) => error.hint(),
+            Self::Binding(mismatch) => Some(mismatch.hint()),
+            Self::Read { .. } => Some("check the path and that this user may read it".to_owned()),
+            Self::Json { expected, .. } => Some(format!("write {expected} into it")),
+            Self::DoesNotFit { .. } => Some(
+                "lower train.per_device_train_batch_size or data.max_length (raise \
+                 train.gradient_accumulation_steps to keep the global batch), set \
+                 train.gradient_checkpointing = true, or train an adapter with lora.r = 16"
+                    .to_owned(),
+            ),
+        }
+    }
+
+    /// The code that a command ends with.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::NoModel => Exit::Usage,
+            Self::DoesNotFit { .. } => Exit::DoesNotFit,
+            Self::Data(error) if blames_the_file(error) => Exit::BadData,
+            Self::Durable(error) | Self::Train(TrainError::Durable(error))
+                if error.is_out_of_space() =>
+            {
+                Exit::NoSpace
+            }
+            Self::Model(ModelError::Write(error)) if error.is_out_of_space() => Exit::NoSpace,
+            Self::Json { .. } => Exit::BadData,
+            _ => Exit::Error,
+        }
+    }
+
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Data(error) if blames_the_file(error) => Fault::File,
+            Self::Train(TrainError::NothingToLearn { .. } | TrainError::NoRows) => Fault::File,
+            Self::Train(TrainError::Durable(error)) if error.is_out_of_space() => {
+                Fault::Setup(Exit::NoSpace)
+            }
+            Self::Train(_) | Self::Eval(_) => Fault::Attempt,
+            other => Fault::Setup(other.exit()),
+        }
+    }
+}
+
+fn blames_the_file(error: &DataError) -> bool {
+    matches!(
+        error,
+        DataError::Empty { .. }
+            | DataError::BadLines { .. }
+            | DataError::NothingToLearn { .. }
+            | DataError::Record { .. }
+            | DataError::Render { .. }
+            | DataError::TokenOutOfVocabulary { .. }
+    )
+}
+
+impl From<candle_core::Error> for EngineError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+impl From<EngineError> for JobError {
+    fn from(error: EngineError) -> Self {
+        let (fault, hint) = (error.fault(), error.hint());
+        let bad_lines = match &error {
+            EngineError::Data(DataError::BadLines { lines, .. }) => {
+                let plain = |bad: &chandler_data::BadLine| BadLine {
+                    line: bad.line,
+                    reason: bad.reason.clone(),
+                };
+                lines.iter().map(plain).collect()
+            }
+            _ => vec![],
+        };
+        Self { fault, error: anyhow::Error::new(error), hint, bad_lines }
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        let (exit, hint) = (error.exit(), error.hint());
+        Self::new(exit, error, hint)
+    }
+}

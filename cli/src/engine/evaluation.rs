@@ -1,0 +1,179 @@
+//! Evaluation while a model trains: answers to prompts, and the loss on held-out rows.
+
+use std::path::Path;
+
+use chandler_data::{Dataset, TextPipeline, Tokenizer};
+use chandler_evaluator::{Ended, EvalScope, GenerateOptions, Generation, exact_match};
+use chandler_model::CausalLm;
+use chandler_vram::{Bytes, HostMeter, Ledger};
+
+use super::EngineError;
+use crate::config::Config;
+use crate::store::{EvalRow, EvalSample};
+
+/// Something to ask a model.
+#[derive(Debug, Clone)]
+pub(crate) struct Question {
+    /// The prompt's tokens.
+    pub(crate) prompt_ids: Vec<u32>,
+    /// What the answer should be, where that is known.
+    pub(crate) reference: Option<String>,
+}
+
+/// What is evaluated, and how.
+pub(crate) struct Evaluation {
+    pub(crate) questions: Vec<Question>,
+    /// Whether the model is trained on the questions' rows, so that a match proves nothing.
+    pub(crate) questions_are_trained: bool,
+    pub(crate) held_out: Option<Dataset>,
+    pub(crate) options: GenerateOptions,
+    pub(crate) stop_strings: Vec<String>,
+    pub(crate) tokenizer: Tokenizer,
+}
+
+impl Evaluation {
+    /// The questions of a configuration: those of `eval.prompts`, else the first held-out rows,
+    /// else the first rows that are trained on.
+    pub(crate) fn new(
+        config: &Config,
+        pipeline: &TextPipeline,
+        train: &Dataset,
+        held_out: Option<Dataset>,
+        options: GenerateOptions,
+    ) -> Result<Self, EngineError> {
+        let samples = config.eval.samples;
+        let (lines, questions_are_trained) = match (&config.eval.prompts, &held_out) {
+            (Some(path), _) => (read_lines(path)?, false),
+            (None, Some(rows)) => (first_lines(rows, samples)?, false),
+            (None, None) => (first_lines(train, samples)?, true),
+        };
+        let question = |line: &String| -> Result<Question, EngineError> {
+            let (prompt_ids, reference) = pipeline.question(line)?;
+            Ok(Question { prompt_ids, reference })
+        };
+        let questions = lines.iter().take(samples).map(question).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self {
+            questions: questions.into_iter().filter(|q| !q.prompt_ids.is_empty()).collect(),
+            questions_are_trained,
+            held_out,
+            options,
+            stop_strings: config.eval.stop.clone(),
+            tokenizer: pipeline.tokenizer().clone(),
+        })
+    }
+
+    /// Evaluates `model` within a scope of its own.
+    pub(crate) fn run(
+        &self,
+        step: u64,
+        model: &CausalLm,
+        ledger: &Ledger,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<(EvalRow, Vec<EvalSample>), EngineError> {
+        let rss = || HostMeter::new().read_host().rss;
+        let before = rss();
+        let mut scope = EvalScope::open(model, ledger).stopped_by(stop);
+        let report = match &self.held_out {
+            Some(rows) => {
+                let row = |index: usize| {
+                    rows.row(index).map_err(|source| EngineError::Read {
+                        path: rows.source(index).map_or_else(Default::default, |s| s.0.to_owned()),
+                        source,
+                    })
+                };
+                let rows: Vec<_> = (0..rows.len()).map(row).collect::<Result<_, _>>()?;
+                scope.score(rows)?
+            }
+            None => None,
+        };
+        let samples = answer(&mut scope, &self.questions, self)?;
+        let cache = scope.peak_cache_bytes();
+        scope.close()?;
+        let matches: Vec<bool> = samples.iter().filter_map(|sample| sample.exact_match).collect();
+        let known = !matches.is_empty() && !self.questions_are_trained;
+        let share = matches.iter().filter(|matched| **matched).count() as f64;
+        let show =
+            |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), |b| Bytes(b).to_string());
+        tracing::info!(
+            step,
+            kv_cache_bytes = cache,
+            "eval memory: {} before, {} after, KV cache {} at most and 0 now",
+            show(before),
+            show(rss()),
+            Bytes(cache)
+        );
+        let row = EvalRow {
+            step,
+            loss: report.map(|report| report.loss),
+            perplexity: report.map(|report| report.perplexity),
+            token_accuracy: report.map(|report| report.token_accuracy),
+            exact_match: known.then(|| share / matches.len() as f64),
+        };
+        Ok((row, samples))
+    }
+}
+
+/// Answers questions within a scope.
+pub(crate) fn answer(
+    scope: &mut EvalScope,
+    questions: &[Question],
+    evaluation: &Evaluation,
+) -> Result<Vec<EvalSample>, EngineError> {
+    let prompts: Vec<Vec<u32>> = questions.iter().map(|q| q.prompt_ids.clone()).collect();
+    let mut watcher = stop_watcher(&evaluation.tokenizer, &evaluation.stop_strings);
+    let answers = scope.generate(&prompts, &evaluation.options, &mut watcher)?;
+    let tokenizer = &evaluation.tokenizer;
+    let sample = |(question, generation): (&Question, &Generation)| -> Result<_, EngineError> {
+        let text = text_of(tokenizer, generation, &evaluation.stop_strings)?;
+        let reference = question.reference.clone();
+        let matched = reference.as_ref().map(|reference| exact_match(&text, reference));
+        Ok(EvalSample {
+            prompt: tokenizer.decode(&question.prompt_ids, true)?,
+            reference,
+            text,
+            new_tokens: generation.new_ids.len() as u64,
+            exact_match: matched,
+        })
+    };
+    questions.iter().zip(&answers).map(sample).collect()
+}
+
+/// Ends an answer in whose last tokens a stop string stands.
+pub(crate) fn stop_watcher<'a>(
+    tokenizer: &'a Tokenizer,
+    stops: &'a [String],
+) -> impl FnMut(usize, &[u32]) -> Option<Ended> + 'a {
+    let longest = stops.iter().map(String::len).max().unwrap_or(0);
+    move |_, ids| {
+        if longest == 0 {
+            return None;
+        }
+        let tail = &ids[ids.len().saturating_sub(longest + 8)..];
+        let text = tokenizer.decode(tail, false).ok()?;
+        stops.iter().any(|stop| text.contains(stop.as_str())).then_some(Ended::StopString)
+    }
+}
+
+/// The text of an answer, up to the first stop string.
+pub(crate) fn text_of(
+    tokenizer: &Tokenizer,
+    generation: &Generation,
+    stops: &[String],
+) -> Result<String, EngineError> {
+    let mut text = tokenizer.decode(&generation.new_ids, true)?;
+    if let Some(at) = stops.iter().filter_map(|stop| text.find(stop.as_str())).min() {
+        text.truncate(at);
+    }
+    Ok(text)
+}
+
+fn first_lines(rows: &Dataset, count: usize) -> Result<Vec<String>, EngineError> {
+    let first: Vec<usize> = (0..rows.len().min(count)).collect();
+    Ok(rows.source_lines(&first)?)
+}
+
+fn read_lines(path: &Path) -> Result<Vec<String>, EngineError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| EngineError::Read { path: path.to_owned(), source })?;
+    Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
+}

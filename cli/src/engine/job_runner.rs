@@ -1,0 +1,347 @@
+//! A job of the daemon: from a claimed file to a new model.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use chandler_durable::{RealFs, newest_good, remove_folder, require_space};
+use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Outcome, Trainer, checkpoint_step};
+use chandler_vram::Ledger;
+use serde_json::{Value, json};
+
+use super::session::{Prepared, Request, prepare};
+use super::source::{binding, model_folder};
+use super::watch::{Sink, Watch, Wish};
+use super::{EngineError, write_merged_model};
+use crate::config::Config;
+use crate::daemon::{
+    CheckpointFacts, Controls, JobError, JobEstimate, JobOutcome, JobRunner, RunContext,
+    checkpoints_to_remove, snapshot_chores,
+};
+use crate::logging::StepProgress;
+use crate::queue::ClaimedJob;
+use crate::state_dir::StateDir;
+use crate::store::{EvalRow, EvalSample, StepRow};
+
+/// Bytes of a checkpoint and a model for each trainable parameter: weights and two moments in the
+/// one, the weights again in the other.
+const DISK_BYTES_PER_PARAM: u64 = 16;
+
+/// The runner for a state directory and a configuration.
+pub fn runner(state: &StateDir, config: &Config) -> Box<dyn JobRunner> {
+    Box::new(EngineRunner {
+        state: state.clone(),
+        config: config.clone(),
+        ledger: Ledger::new(),
+        ready: None,
+    })
+}
+
+struct EngineRunner {
+    state: StateDir,
+    config: Config,
+    ledger: Ledger,
+    /// What `validate` made ready, for `run`.
+    ready: Option<Ready>,
+}
+
+struct Ready {
+    job_id: i64,
+    base: PathBuf,
+    prepared: Prepared,
+}
+
+impl EngineRunner {
+    /// The newest model: that of the state directory once there is one.
+    fn base(&self, context: &RunContext) -> Result<PathBuf, EngineError> {
+        let newest = self.state.model();
+        if newest.join("config.json").is_file() {
+            return Ok(newest);
+        }
+        model_folder(&self.config, context.progress)
+    }
+
+    fn make_ready(
+        &mut self,
+        job: &ClaimedJob,
+        context: &mut RunContext,
+    ) -> Result<&Ready, EngineError> {
+        let base = self.base(context)?;
+        let prepared = prepare(&Request {
+            config: &self.config,
+            model_folder: &base,
+            adapter: None,
+            files: std::slice::from_ref(&job.job.path),
+            cache_folder: &self.state.cache(),
+        })?;
+        let wanted = binding(&self.config, &prepared.model, &prepared.pipeline);
+        match context.store.binding()? {
+            Some(bound) => bound.admit(&wanted, self.state.root())?,
+            None => context.store.bind(&wanted)?,
+        }
+        tracing::info!("memory plan:\n{}", prepared.plan);
+        prepared.check_memory()?;
+        self.check_disk(&prepared)?;
+        Ok(self.ready.insert(Ready { job_id: job.job.id, base, prepared }))
+    }
+
+    fn check_disk(&self, prepared: &Prepared) -> Result<(), EngineError> {
+        let params = prepared.model.params();
+        let trainable: usize = params.trainable().map(|(_, p)| p.value.elem_count()).sum();
+        let all = (params.bytes() + trainable * 4) as u64;
+        let kept = self.config.daemon.keep_checkpoints as u64 + 1;
+        let reserve = (self.config.daemon.min_free_gib * f64::from(1 << 30)) as u64;
+        let needed = trainable as u64 * DISK_BYTES_PER_PARAM * kept + all + reserve;
+        Ok(require_space(&RealFs, self.state.root(), needed)?)
+    }
+
+    fn checkpoints_of(&self, job_id: i64) -> PathBuf {
+        self.state.checkpoints().join(format!("job-{job_id}"))
+    }
+
+    fn learn(
+        &mut self,
+        job: &ClaimedJob,
+        ready: Ready,
+        context: &mut RunContext,
+    ) -> Result<JobOutcome, EngineError> {
+        let Ready { base, prepared, .. } = ready;
+        let Prepared { model, rows, settings, evaluation, total_steps, .. } = prepared;
+        let checkpoints = self.checkpoints_of(job.job.id);
+        let mut trainer = Trainer::new(model, &rows, settings, &self.ledger)?;
+        let resumed_at = resume(&mut trainer, &checkpoints)?;
+        let controls = context.controls.clone();
+        let stop = move || controls.stop().is_requested();
+        let mut sink = JobSink {
+            context,
+            keep_last: self.config.daemon.keep_checkpoints,
+            keep_best: self.config.daemon.keep_best,
+        };
+        let mut watch = Watch {
+            evaluation: &evaluation,
+            sink: &mut sink,
+            ledger: &self.ledger,
+            stop: &stop,
+            total_steps,
+            eval_steps: self.config.eval.eval_steps as u64,
+            save_steps: self.config.train.save_steps as u64,
+            checkpoints,
+            resumed_at,
+            started: Instant::now(),
+            steps_here: 0,
+            last_eval: None,
+        };
+        let outcome = trainer.train(&mut watch)?;
+        let last_eval = watch.last_eval.take();
+        let step = trainer.steps_done();
+        if outcome == Outcome::Stopped {
+            if resumed_at != Some(step) && step > 0 {
+                let path = watch.checkpoints.join(format!("{CHECKPOINT_PREFIX}{step}"));
+                if !path.exists() {
+                    trainer.write_checkpoint(&RealFs, &path, json!({ "eval": last_eval }))?;
+                }
+            }
+            return Ok(JobOutcome::Stopped { step });
+        }
+        let report = json!({
+            "steps": step,
+            "loss": trainer.last_metrics().map(|metrics| metrics.loss),
+            "eval": last_eval,
+            "model": self.state.model(),
+        });
+        let mark = json!({ "job_id": job.job.id, "sha256": job.sha256, "report": report });
+        write_merged_model(&mut trainer, &self.state.model(), &base, mark)?;
+        Ok(JobOutcome::Finished { report })
+    }
+
+    /// The report of a job whose model was already put in place when the process ended.
+    fn already_learned(&self, job: &ClaimedJob) -> Option<Value> {
+        let text = std::fs::read_to_string(self.state.model().join("manifest.json")).ok()?;
+        let manifest: Value = serde_json::from_str(&text).ok()?;
+        let mark = manifest.get("extra")?;
+        let same = mark["job_id"] == job.job.id && mark["sha256"] == job.sha256;
+        same.then(|| mark["report"].clone())
+    }
+}
+
+/// Goes on from the newest checkpoint that is whole, if there is one.
+pub(crate) fn resume(trainer: &mut Trainer, folder: &Path) -> Result<Option<u64>, EngineError> {
+    let found = newest_good(&RealFs, folder, CHECKPOINT_PREFIX)?;
+    for broken in &found.quarantined {
+        let (was, is) = (broken.was.display(), broken.is.display());
+        tracing::warn!("{was} is broken ({}) and was moved to {is}", broken.reason);
+    }
+    let Some((path, _)) = found.good else { return Ok(None) };
+    trainer.resume(&path)?;
+    tracing::info!("goes on after step {} ({})", trainer.steps_done(), path.display());
+    Ok(Some(trainer.steps_done()))
+}
+
+impl JobRunner for EngineRunner {
+    fn validate(
+        &mut self,
+        job: &ClaimedJob,
+        context: &mut RunContext<'_>,
+    ) -> Result<JobEstimate, JobError> {
+        if self.already_learned(job).is_some() {
+            return Ok(JobEstimate::default());
+        }
+        let speed = context.store.newest_speed()?;
+        let prepared = &self.make_ready(job, context)?.prepared;
+        let stats = prepared.rows.stats();
+        let epochs = prepared.total_steps as f64
+            * (prepared.settings.per_device_train_batch_size
+                * prepared.settings.gradient_accumulation_steps) as f64
+            / prepared.rows.len().max(1) as f64;
+        let seconds = speed.filter(|speed| *speed > 0.0);
+        Ok(JobEstimate {
+            rows: prepared.rows.len() as u64,
+            tokens: stats.tokens,
+            steps: prepared.total_steps,
+            seconds: seconds.map(|speed| stats.tokens as f64 * epochs / speed),
+            plan: serde_json::to_value(&prepared.plan).ok(),
+        })
+    }
+
+    fn run(
+        &mut self,
+        job: &ClaimedJob,
+        context: &mut RunContext<'_>,
+    ) -> Result<JobOutcome, JobError> {
+        if let Some(report) = self.already_learned(job) {
+            return Ok(JobOutcome::Finished { report });
+        }
+        let ready = match self.ready.take() {
+            Some(ready) if ready.job_id == job.job.id => ready,
+            _ => {
+                self.make_ready(job, context)?;
+                self.ready.take().ok_or(EngineError::NoModel)?
+            }
+        };
+        Ok(self.learn(job, ready, context)?)
+    }
+
+    fn discard(&mut self, job: &ClaimedJob) -> Result<(), JobError> {
+        self.ready = None;
+        remove_if_there(&self.checkpoints_of(job.job.id)).map_err(JobError::from)
+    }
+
+    /// Only the newest job's checkpoints stay; a snapshot a day is made of the newest model.
+    fn tidy(&mut self) -> Result<(), JobError> {
+        let mut jobs = folders(&self.state.checkpoints());
+        jobs.retain(|name| name.starts_with("job-"));
+        jobs.sort_by(|a, b| chandler_durable::natural_cmp(a, b));
+        jobs.pop();
+        for name in jobs {
+            remove_if_there(&self.state.checkpoints().join(name))?;
+        }
+        let today = jiff::ZonedDateTime::now().date();
+        let existing = folders(&self.state.snapshots());
+        let chores = snapshot_chores(&existing, today, self.config.daemon.keep_snapshots);
+        if let Some(name) = chores.make {
+            let place = self.state.snapshots().join(name);
+            remove_if_there(&place)?;
+            copy_folder(&self.state.model(), &place)?;
+        }
+        for name in chores.remove {
+            remove_if_there(&self.state.snapshots().join(name))?;
+        }
+        Ok(())
+    }
+}
+
+fn folders(parent: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+fn remove_if_there(path: &Path) -> Result<(), EngineError> {
+    if path.exists() { Ok(remove_folder(&RealFs, path)?) } else { Ok(()) }
+}
+
+/// Links every file where the file system can, since they are never changed in place.
+fn copy_folder(from: &Path, to: &Path) -> Result<(), EngineError> {
+    let failed = |path: &Path, source| EngineError::Read { path: path.to_owned(), source };
+    let next = to.with_extension("next");
+    remove_if_there(&next)?;
+    chandler_durable::create_folder_all(&RealFs, &next)?;
+    for name in folders(from) {
+        let (source, target) = (from.join(&name), next.join(&name));
+        if std::fs::hard_link(&source, &target).is_err() {
+            std::fs::copy(&source, &target).map_err(|error| failed(&source, error))?;
+        }
+    }
+    Ok(chandler_durable::rename_durably(&RealFs, &next, to)?)
+}
+
+/// The database, the progress line and the controls of a job.
+struct JobSink<'a, 'c> {
+    context: &'a mut RunContext<'c>,
+    keep_last: usize,
+    keep_best: usize,
+}
+
+impl Sink for JobSink<'_, '_> {
+    fn step(&mut self, row: &StepRow, progress: &StepProgress) -> Result<(), BoxError> {
+        Ok(self.context.step(row, progress)?)
+    }
+
+    fn evaluating(&mut self, now: bool) {
+        self.context.controls.set_phase(if now { "evaluating" } else { "training" });
+    }
+
+    fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), BoxError> {
+        log_evaluation(row, samples);
+        Ok(self.context.evaluated(row, samples)?)
+    }
+
+    fn checkpoint(&mut self, step: u64, path: &Path) -> Result<(), BoxError> {
+        tracing::info!(step, "checkpoint {}", path.display());
+        if let Some(parent) = path.parent() {
+            for old in
+                checkpoints_to_remove(&checkpoint_facts(parent), self.keep_last, self.keep_best)
+            {
+                remove_folder(&RealFs, &old)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wish(&mut self) -> Wish {
+        let controls: &Controls = self.context.controls;
+        controls.wait_while_paused();
+        Wish { stop: controls.stop().is_requested(), eval: controls.take_eval_request() }
+    }
+}
+
+/// What decides about the checkpoints of a folder.
+pub(crate) fn checkpoint_facts(folder: &Path) -> Vec<CheckpointFacts> {
+    let fact = |name: String| {
+        let path = folder.join(name);
+        let step = checkpoint_step(&path)?;
+        let manifest = std::fs::read_to_string(path.join("manifest.json")).ok()?;
+        let manifest: Value = serde_json::from_str(&manifest).ok()?;
+        let eval_loss = manifest.pointer("/extra/extra/eval/loss").and_then(Value::as_f64);
+        Some(CheckpointFacts { path, step, eval_loss })
+    };
+    folders(folder).into_iter().filter_map(fact).collect()
+}
+
+/// One line for the figures and one for each of the first answers.
+pub(crate) fn log_evaluation(row: &EvalRow, samples: &[EvalSample]) {
+    let figure = |name: &str, value: Option<f64>| {
+        value.map_or_else(String::new, |value| format!("  {name} {value:.4}"))
+    };
+    tracing::info!(
+        step = row.step,
+        "eval at step {}{}{}{}{}",
+        row.step,
+        figure("loss", row.loss),
+        figure("perplexity", row.perplexity),
+        figure("token accuracy", row.token_accuracy),
+        figure("exact match", row.exact_match),
+    );
+    for sample in samples.iter().take(3) {
+        let last = sample.prompt.lines().rev().find(|line| line.len() > 12);
+        tracing::info!("  {:?} -> {:?}", last.unwrap_or(&sample.prompt), sample.text);
+    }
+}

@@ -1,0 +1,20 @@
+//! The engine: what the commands and the daemon do with models, composed from the library crates.
+
+mod error;
+mod evaluation;
+mod job_runner;
+mod publish;
+mod session;
+mod settings;
+mod source;
+mod watch;
+
+pub use error::EngineError;
+pub(crate) use evaluation::{Evaluation, stop_watcher, text_of};
+pub use job_runner::runner;
+pub(crate) use job_runner::{checkpoint_facts, log_evaluation, resume};
+pub(crate) use publish::{export, write_merged_model, write_output};
+pub(crate) use session::{Prepared, Request, load_trainable, plan_of, prepare};
+pub(crate) use settings::{data_options, generate_options, train_settings};
+pub(crate) use source::{load_model, model_folder, stop_ids};
+pub(crate) use watch::{Sink, Watch, Wish};

@@ -1,0 +1,100 @@
+//! Models and adapters on the disk, for others to load.
+
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+use chandler_durable::{Fs, RealFs, SealedFolder, create_folder_all, remove_folder};
+use chandler_model::{CausalLm, write_adapter, write_model};
+use chandler_trainer::Trainer;
+use rustix::fs::{CWD, RenameFlags};
+
+use super::EngineError;
+
+/// Writes what a run made to `folder`: the model, or the adapter where one was trained.
+pub(crate) fn write_output(
+    trainer: &Trainer,
+    folder: &Path,
+    base: &Path,
+) -> Result<(), EngineError> {
+    create_folder_all(&RealFs, folder)?;
+    let values = trainer.best_values();
+    match trainer.model().lora() {
+        Some(_) => write_adapter_folder(trainer.model(), &values, folder, base),
+        None => {
+            let config = trainer.model().config();
+            Ok(write_model(&RealFs, folder, config, &values, DType::F32, base)?)
+        }
+    }
+}
+
+/// Writes the adapter among `values` in peft's format.
+pub(crate) fn write_adapter_folder(
+    model: &CausalLm,
+    values: &[(&str, &Tensor)],
+    folder: &Path,
+    base: &Path,
+) -> Result<(), EngineError> {
+    let Some(lora) = model.lora() else { return Ok(()) };
+    let adapter: Vec<(&str, &Tensor)> =
+        values.iter().filter(|(name, _)| name.contains(".lora_")).copied().collect();
+    let base = base.to_string_lossy();
+    write_adapter(&RealFs, folder, lora, &base, &adapter, DType::F32)?;
+    Ok(())
+}
+
+/// Puts the model of a finished run in place of `place` in one step, adapters merged; whoever reads
+/// it finds the old one or the new one whole. `extra` goes into its manifest.
+pub(crate) fn write_merged_model(
+    trainer: &mut Trainer,
+    place: &Path,
+    base: &Path,
+    extra: serde_json::Value,
+) -> Result<(), EngineError> {
+    trainer.merge_adapter()?;
+    let next = place.with_file_name("model.next");
+    if next.exists() {
+        remove_folder(&RealFs, &next)?;
+    }
+    let folder = SealedFolder::begin(&RealFs, &next)?;
+    let values = trainer.best_values();
+    let config = trainer.model().config();
+    write_model(&RealFs, folder.path(), config, &values, DType::F32, base)?;
+    folder.seal(extra)?;
+    exchange(&next, place)
+}
+
+/// Renames `next` to `place`; what stood there is removed afterwards.
+fn exchange(next: &Path, place: &Path) -> Result<(), EngineError> {
+    let parent = place.parent().unwrap_or(Path::new("."));
+    let failed = |source: std::io::Error| EngineError::Read { path: place.to_owned(), source };
+    if !place.exists() {
+        RealFs.rename_new(next, place).map_err(failed)?;
+        return RealFs.sync_folder(parent).map_err(failed);
+    }
+    match rustix::fs::renameat_with(CWD, next, CWD, place, RenameFlags::EXCHANGE) {
+        Ok(()) => {
+            RealFs.sync_folder(parent).map_err(failed)?;
+            Ok(remove_folder(&RealFs, next)?)
+        }
+        // A file system that cannot exchange: there is a moment without a model.
+        Err(_) => {
+            remove_folder(&RealFs, place)?;
+            RealFs.rename_new(next, place).map_err(failed)?;
+            RealFs.sync_folder(parent).map_err(failed)
+        }
+    }
+}
+
+/// Writes a model, adapters merged, to a new folder in `dtype`.
+pub(crate) fn export(
+    model: &mut CausalLm,
+    source: &Path,
+    folder: &Path,
+    dtype: DType,
+) -> Result<(), EngineError> {
+    model.merge_adapter()?;
+    create_folder_all(&RealFs, folder)?;
+    let values: Vec<(&str, &Tensor)> =
+        model.params().iter().map(|(_, param)| (param.name.as_str(), &param.value)).collect();
+    Ok(write_model(&RealFs, folder, model.config(), &values, dtype, source)?)
+}

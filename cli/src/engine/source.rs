@@ -1,0 +1,74 @@
+//! Where a model comes from.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::Device;
+use chandler_data::TextPipeline;
+use chandler_model::hub::{Download, HubOptions, ModelSource, resolve};
+use chandler_model::{CausalLm, GenerationConfig};
+
+use super::EngineError;
+use super::settings::dtype;
+use crate::config::Config;
+use crate::logging::Progress;
+use crate::store::Binding;
+
+/// The folder of the configured model; one from the hub is downloaded first, or found in the cache.
+pub(crate) fn model_folder(config: &Config, progress: &Progress) -> Result<PathBuf, EngineError> {
+    let path = config.model.path.as_ref().ok_or(EngineError::NoModel)?;
+    let mut source = ModelSource::parse(&path.0);
+    if let (ModelSource::Hub { revision, .. }, Some(wanted)) = (&mut source, &config.model.revision)
+    {
+        *revision = Some(wanted.clone());
+    }
+    if let ModelSource::Folder(folder) = source {
+        return Ok(folder);
+    }
+    let terminal = progress.clone();
+    let tell = Arc::new(move |now: Download| terminal.download(&now.file, now.done, now.total));
+    let folder = resolve(&source, &HubOptions::from_env(), tell);
+    progress.end();
+    Ok(folder?)
+}
+
+/// Loads a model in the configured type, with an adapter where one is given.
+pub(crate) fn load_model(
+    config: &Config,
+    folder: &Path,
+    adapter: Option<&Path>,
+) -> Result<CausalLm, EngineError> {
+    let mut model = CausalLm::load(folder, Some(dtype(config)), &Device::Cpu)?;
+    if let Some(adapter) = adapter {
+        model.load_adapter(adapter)?;
+    }
+    Ok(model)
+}
+
+/// Tokens that end an answer: those of `generation_config.json`, of the model and of the tokenizer.
+pub(crate) fn stop_ids(
+    folder: &Path,
+    model: &CausalLm,
+    pipeline: &TextPipeline,
+) -> Result<Vec<u32>, EngineError> {
+    let mut ids = GenerationConfig::read(folder)?
+        .eos_token_ids
+        .unwrap_or_else(|| model.config().eos_token_ids.clone());
+    ids.extend(pipeline.tokenizer().eos_token_id());
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
+/// What a state directory is bound to by this model.
+pub(crate) fn binding(config: &Config, model: &CausalLm, pipeline: &TextPipeline) -> Binding {
+    let raw = &model.config().raw;
+    let named = raw.pointer("/architectures/0").and_then(serde_json::Value::as_str);
+    let base_model = config.model.path.as_ref().map_or_else(String::new, |path| path.0.clone());
+    Binding {
+        architecture: named.unwrap_or(model.config().family.model_type()).to_owned(),
+        vocab_size: model.config().vocab_size as u64,
+        tokenizer_sha256: pipeline.tokenizer().hash().to_owned(),
+        base_model,
+    }
+}

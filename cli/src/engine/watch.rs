@@ -1,0 +1,139 @@
+//! What happens between the steps of a run: evaluations, checkpoints, records, and wishes from
+//! outside.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use chandler_evaluator::EvalError;
+use chandler_model::CausalLm;
+use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Control, Observer, StepMetrics};
+use chandler_vram::{HostMeter, Ledger};
+
+use super::EngineError;
+use super::evaluation::Evaluation;
+use crate::logging::StepProgress;
+use crate::store::{EvalRow, EvalSample, StepRow};
+
+/// Where the results of a run go.
+pub(crate) trait Sink {
+    /// A step is done.
+    fn step(&mut self, row: &StepRow, progress: &StepProgress) -> Result<(), BoxError>;
+    /// An evaluation is about to begin (`true`) or over.
+    fn evaluating(&mut self, now: bool);
+    /// An evaluation is done.
+    fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), BoxError>;
+    /// A checkpoint is on the disk; the loss is the newest on held-out rows.
+    fn checkpoint(&mut self, step: u64, path: &Path) -> Result<(), BoxError>;
+    /// What is wished from outside; called between steps, may wait while paused.
+    fn wish(&mut self) -> Wish;
+}
+
+/// What somebody outside of the run wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Wish {
+    /// The run should end.
+    pub(crate) stop: bool,
+    /// An evaluation now.
+    pub(crate) eval: bool,
+}
+
+/// The observer of a run.
+pub(crate) struct Watch<'a> {
+    pub(crate) evaluation: &'a Evaluation,
+    pub(crate) sink: &'a mut dyn Sink,
+    pub(crate) ledger: &'a Ledger,
+    /// Ends an evaluation that is going on.
+    pub(crate) stop: &'a dyn Fn() -> bool,
+    pub(crate) total_steps: u64,
+    /// 0: no evaluation.
+    pub(crate) eval_steps: u64,
+    /// 0: a checkpoint at the end alone.
+    pub(crate) save_steps: u64,
+    pub(crate) checkpoints: PathBuf,
+    /// The step that this process began after; what was due there was done.
+    pub(crate) resumed_at: Option<u64>,
+    pub(crate) started: Instant,
+    pub(crate) steps_here: u64,
+    pub(crate) last_eval: Option<EvalRow>,
+}
+
+impl Watch<'_> {
+    fn eval_is_due(&self, step: u64) -> bool {
+        self.eval_steps > 0
+            && self.resumed_at != Some(step)
+            && (step.is_multiple_of(self.eval_steps) || step == self.total_steps)
+    }
+
+    fn save_is_due(&self, step: u64) -> bool {
+        let regular = self.save_steps > 0 && step.is_multiple_of(self.save_steps);
+        step > 0 && self.resumed_at != Some(step) && (regular || step == self.total_steps)
+    }
+
+    /// Whether the run goes on: a stop cuts an evaluation short.
+    fn evaluate(&mut self, step: u64, model: &CausalLm) -> Result<bool, BoxError> {
+        self.sink.evaluating(true);
+        let result = self.evaluation.run(step, model, self.ledger, self.stop);
+        self.sink.evaluating(false);
+        let (row, samples) = match result {
+            Err(EngineError::Eval(EvalError::Stopped)) => return Ok(false),
+            result => result?,
+        };
+        self.sink.evaluated(&row, &samples)?;
+        self.last_eval = Some(row);
+        Ok(true)
+    }
+}
+
+impl Observer for Watch<'_> {
+    fn at_boundary(&mut self, step: u64, model: &CausalLm) -> Result<Control, BoxError> {
+        let wish = self.sink.wish();
+        let ends = wish.stop && step < self.total_steps;
+        if !ends && (wish.eval || self.eval_is_due(step)) && !self.evaluate(step, model)? {
+            return Ok(Control::Stop);
+        }
+        Ok(match (ends, self.save_is_due(step)) {
+            (true, _) => Control::Stop,
+            (false, true) => Control::Checkpoint,
+            (false, false) => Control::Continue,
+        })
+    }
+
+    fn step_done(&mut self, metrics: &StepMetrics) -> Result<(), BoxError> {
+        self.steps_here += 1;
+        let host = HostMeter::new().read_host();
+        let row = StepRow {
+            step: metrics.step,
+            loss: metrics.loss,
+            grad_norm: metrics.grad_norm,
+            lr: metrics.lr,
+            num_tokens: metrics.num_tokens,
+            mean_token_accuracy: Some(metrics.mean_token_accuracy),
+            tokens_per_s: Some(metrics.tokens_per_s),
+            peak_bytes: host.peak_rss,
+        };
+        let per_step = self.started.elapsed().as_secs_f64() / self.steps_here as f64;
+        let left = self.total_steps.saturating_sub(metrics.step) as f64;
+        let progress = StepProgress {
+            step: metrics.step,
+            total_steps: self.total_steps,
+            loss: metrics.loss,
+            lr: metrics.lr,
+            tokens_per_s: Some(metrics.tokens_per_s),
+            eta_s: Some(per_step * left),
+            memory_bytes: host.rss,
+        };
+        self.sink.step(&row, &progress)
+    }
+
+    fn checkpoint_path(&mut self, step: u64) -> Result<Option<PathBuf>, BoxError> {
+        Ok(Some(self.checkpoints.join(format!("{CHECKPOINT_PREFIX}{step}"))))
+    }
+
+    fn checkpoint_written(&mut self, step: u64, path: &Path) -> Result<(), BoxError> {
+        self.sink.checkpoint(step, path)
+    }
+
+    fn checkpoint_extra(&mut self) -> serde_json::Value {
+        serde_json::json!({ "eval": self.last_eval })
+    }
+}

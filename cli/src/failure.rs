@@ -1,0 +1,133 @@
+//! An error as the terminal shows it: what happened, what caused it, what to do, and the exit code.
+
+use std::fmt::Write;
+
+use crate::config::ConfigError;
+use crate::control::ControlError;
+use crate::daemon::{DaemonError, JobError};
+use crate::exit::Exit;
+use crate::logging::LoggingError;
+use crate::queue::QueueError;
+use crate::state_dir::StateDirError;
+use crate::store::StoreError;
+
+/// Why a command ended without doing what was asked.
+#[derive(Debug)]
+pub struct Failure {
+    /// The code that the process ends with.
+    pub exit: Exit,
+    /// What happened, with its causes.
+    pub error: anyhow::Error,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure from any error.
+    pub fn new(exit: Exit, error: impl Into<anyhow::Error>, hint: Option<String>) -> Self {
+        Self { exit, error: error.into(), hint }
+    }
+
+    /// `error: …`, one line for each cause that says something new, and `hint: …`.
+    pub fn render(&self, colour: bool) -> String {
+        let paint = |code: &str, text: &str| {
+            if colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+        };
+        let mut text = String::new();
+        let mut above = String::new();
+        for (depth, cause) in self.error.chain().enumerate() {
+            let cause = cause.to_string();
+            // Transparent errors repeat what stands above them.
+            if depth > 0 && above.contains(&cause) {
+                continue;
+            }
+            let lead = if depth == 0 { paint("1;31", "error") } else { "  because".to_owned() };
+            let _ = writeln!(text, "{lead}: {cause}");
+            above = cause;
+        }
+        if let Some(hint) = &self.hint {
+            let _ = writeln!(text, "{}: {hint}", paint("1;36", "hint"));
+        }
+        text
+    }
+}
+
+macro_rules! failure_from {
+    ($($error:ty => $exit:expr),+ $(,)?) => {
+        $(
+            impl From<$error> for Failure {
+                fn from(error: $error) -> Self {
+                    let hint = error.hint();
+                    Self::new($exit, error, hint)
+                }
+            }
+        )+
+    };
+}
+
+failure_from! {
+    ConfigError => Exit::Usage,
+    StateDirError => Exit::StateDir,
+    LoggingError => Exit::Usage,
+    StoreError => Exit::Error,
+}
+
+impl From<QueueError> for Failure {
+    fn from(error: QueueError) -> Self {
+        let (exit, hint) = match &error {
+            QueueError::Refused { .. } => (Exit::BadData, error.hint()),
+            QueueError::Durable { source } if source.is_out_of_space() => {
+                (Exit::NoSpace, error.hint())
+            }
+            _ => (Exit::Error, error.hint()),
+        };
+        Self::new(exit, error, hint)
+    }
+}
+
+impl From<ControlError> for Failure {
+    fn from(error: ControlError) -> Self {
+        let exit = match &error {
+            ControlError::NotRunning { .. } => Exit::NotRunning,
+            _ => Exit::Error,
+        };
+        let hint = error.hint();
+        Self::new(exit, error, hint)
+    }
+}
+
+impl From<DaemonError> for Failure {
+    fn from(error: DaemonError) -> Self {
+        let (exit, hint) = (error.exit(), error.hint());
+        Self::new(exit, error, hint)
+    }
+}
+
+impl From<JobError> for Failure {
+    fn from(error: JobError) -> Self {
+        let exit = match error.fault {
+            crate::daemon::Fault::File => Exit::BadData,
+            crate::daemon::Fault::Attempt => Exit::Error,
+            crate::daemon::Fault::Setup(exit) => exit,
+        };
+        Self { exit, error: error.error, hint: error.hint }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_that_repeat_are_told_once() {
+        let error = anyhow::anyhow!("no room").context("cannot write x").context("run failed");
+        let failure = Failure::new(Exit::Error, error, Some("free some".into()));
+        assert_eq!(
+            failure.render(false),
+            "error: run failed\n  because: cannot write x\n  because: no room\nhint: free some\n"
+        );
+        let error = anyhow::anyhow!("no room").context("cannot write x: no room");
+        let failure = Failure::new(Exit::Error, error, None);
+        assert_eq!(failure.render(false), "error: cannot write x: no room\n");
+    }
+}

@@ -1,0 +1,53 @@
+//! Standard output: what a command was asked for, and nothing else.
+
+use std::io::{self, Write};
+
+use crate::exit::Exit;
+use crate::failure::Failure;
+
+/// Prints `text` as it is. A reader that went away, as `head` does, is no error.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(Exit::Error, error, None))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints a value as indented JSON.
+pub fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let mut text = serde_json::to_string_pretty(value)
+        .map_err(|error| Failure::new(Exit::Error, error, None))?;
+    text.push('\n');
+    print(&text)
+}
+
+/// Columns, each as wide as its widest cell; numbers of columns may differ from row to row.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+    };
+    let widths: Vec<usize> = (0..columns).filter_map(width).collect();
+    rows.iter()
+        .map(|row| {
+            let line: String =
+                row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}  ")).collect();
+            format!("{}\n", line.trim_end())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let row = |cells: &[&str]| cells.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(table(&[row(&["a", "bb"]), row(&["ccc", "d", "e"])]), "a    bb\nccc  d   e\n");
+        assert_eq!(table(&[]), "");
+    }
+}
