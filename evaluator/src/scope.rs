@@ -1,7 +1,5 @@
 //! The scope that owns the cache.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use chandler_model::{CausalLm, KvCache};
 use chandler_vram::{Category, Entry, Ledger};
 
@@ -13,7 +11,7 @@ pub struct EvalScope<'a> {
     model: &'a CausalLm,
     ledger: Ledger,
     baseline: u64,
-    stop: Option<&'a AtomicBool>,
+    stop: Option<&'a dyn Fn() -> bool>,
     peak_cache_bytes: u64,
 }
 
@@ -30,9 +28,10 @@ impl<'a> EvalScope<'a> {
         Self { model, ledger: ledger.clone(), baseline, stop: None, peak_cache_bytes: 0 }
     }
 
-    /// The evaluation ends with [`EvalError::Stopped`] once this is true.
+    /// The evaluation ends with [`EvalError::Stopped`] once this says so; it is asked between
+    /// tokens.
     #[must_use]
-    pub fn stopped_by(mut self, stop: &'a AtomicBool) -> Self {
+    pub fn stopped_by(mut self, stop: &'a dyn Fn() -> bool) -> Self {
         self.stop = Some(stop);
         self
     }
@@ -65,7 +64,7 @@ impl<'a> EvalScope<'a> {
             let longest = batch.iter().map(Vec::len).max().unwrap_or(0);
             let mut owned = self.cache(batch.len(), longest + options.max_new_tokens)?;
             let stop = self.stop;
-            let stopped = || stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
+            let stopped = || stop.is_some_and(|stop| stop());
             let first = all.len();
             let cache = &mut owned.cache;
             all.extend(generate_batch(

@@ -40,7 +40,8 @@ fn a_stop_an_error_and_a_panic_free_it() {
     let model = load("qwen3");
     let ledger = Ledger::new();
     let stop = AtomicBool::new(false);
-    let mut scope = EvalScope::open(&model, &ledger).stopped_by(&stop);
+    let is_stopped = || stop.load(Ordering::Relaxed);
+    let mut scope = EvalScope::open(&model, &ledger).stopped_by(&is_stopped);
     let mut watcher = |_: usize, ids: &[u32]| {
         assert!(ledger.bytes(Category::KvCache) > 0);
         stop.store(ids.len() == 3, Ordering::Relaxed);
