@@ -87,7 +87,7 @@ pub(crate) fn generate_batch(
         }
         let inputs: Vec<(usize, &[u32])> = rows
             .iter()
-            .map(|row| (*row, answers[*row].seen.last().map(std::slice::from_ref).unwrap_or(&[])))
+            .map(|row| (*row, answers[*row].seen.last().map_or(&[][..], std::slice::from_ref)))
             .collect();
         logits = model.forward_cached(&inputs, cache)?.to_vec2::<f32>()?;
     }

@@ -67,7 +67,9 @@ impl SamplingOptions {
         let mut scores: Vec<f64> =
             self.penalized(logits, seen).iter().map(|score| f64::from(*score)).collect();
         if self.temperature > 0.0 {
-            scores.iter_mut().for_each(|score| *score /= self.temperature);
+            for score in &mut scores {
+                *score /= self.temperature;
+            }
         }
         if let Some(k) = self.top_k {
             keep_top_k(&mut scores, k);

@@ -87,8 +87,8 @@ impl Block {
         let normed = self.input_norm.forward(params, x)?;
         let heads = |linear: &Linear| self.heads(&linear.forward(params, &normed)?);
         let (raw_q, raw_k, v) = (heads(&self.q)?, heads(&self.k)?, heads(&self.v)?);
-        let q = self.turned(params, self.q_norm, &raw_q, angles)?;
-        let k = self.turned(params, self.k_norm, &raw_k, angles)?;
+        let q = Self::turned(params, self.q_norm, &raw_q, angles)?;
+        let k = Self::turned(params, self.k_norm, &raw_k, angles)?;
         let attended =
             attention::forward(&q, &k, &v, cu_seqlens, self.attention)?.flatten_from(1)?;
         let (projected, added) = self.project(params, &attended)?;
@@ -122,8 +122,8 @@ impl Block {
     ) -> Result<Tensor> {
         let normed = self.input_norm.forward(params, x)?;
         let heads = |linear: &Linear| self.heads(&linear.forward(params, &normed)?);
-        let q = self.turned(params, self.q_norm, &heads(&self.q)?, angles)?;
-        let k = self.turned(params, self.k_norm, &heads(&self.k)?, angles)?;
+        let q = Self::turned(params, self.q_norm, &heads(&self.q)?, angles)?;
+        let k = Self::turned(params, self.k_norm, &heads(&self.k)?, angles)?;
         let v = heads(&self.v)?;
         let mut rows = Vec::with_capacity(spans.len());
         for span in spans {
@@ -163,8 +163,8 @@ impl Block {
             self.attention,
             &self.heads(&d_attended)?,
         )?;
-        let dq = self.turned_backward(params, self.q_norm, &saved.raw_q, angles, &dq, gradients)?;
-        let dk = self.turned_backward(params, self.k_norm, &saved.raw_k, angles, &dk, gradients)?;
+        let dq = Self::turned_backward(params, self.q_norm, &saved.raw_q, angles, &dq, gradients)?;
+        let dk = Self::turned_backward(params, self.k_norm, &saved.raw_k, angles, &dk, gradients)?;
         let normed = self.input_norm.forward(params, &saved.x)?;
         let d_q = self.q.backward(params, &normed, &dq.flatten_from(1)?, gradients)?;
         let d_k = self.k.backward(params, &normed, &dk.flatten_from(1)?, gradients)?;
@@ -201,7 +201,6 @@ impl Block {
     }
 
     fn turned(
-        &self,
         params: &Params,
         norm: Option<Norm>,
         raw: &Tensor,
@@ -214,7 +213,6 @@ impl Block {
     }
 
     fn turned_backward(
-        &self,
         params: &Params,
         norm: Option<Norm>,
         raw: &Option<Tensor>,

@@ -333,7 +333,7 @@ impl ProgressHandler for Told {
         };
         match event {
             ProgressEvent::Download(DownloadEvent::Start { total_bytes, .. }) => {
-                tell(0, *total_bytes)
+                tell(0, *total_bytes);
             }
             ProgressEvent::Download(DownloadEvent::Progress { files }) => {
                 for file in files {

@@ -139,7 +139,9 @@ impl Problem {
             }
             Self::MalformedSet { .. } => Some("for example --set train.learning_rate=1e-4".into()),
             Self::Conflict { advice, .. } => Some(advice.clone()),
-            Self::WrongType { .. } | Self::OutOfRange { .. } | Self::NotAChoice { .. } => None,
+            Self::WrongType { .. } | Self::OutOfRange { .. } | Self::NotAChoice { .. } => Some(
+                "`chandler config reference` gives type, range and choices of every key".into(),
+            ),
         }
     }
 }

@@ -94,8 +94,7 @@ fn every_shape_of_record_becomes_tokens() {
     fs::File::create(&path).unwrap().write_all(bytes.as_bytes()).unwrap();
     let tokenizer = pipeline("qwen2");
     let options = DataOptions::default();
-    let dataset =
-        Dataset::open(&[path], &tokenizer, &options, folder.path(), &mut |_| {}).unwrap();
+    let dataset = Dataset::open(&[path], &tokenizer, &options, folder.path(), &mut |_| {}).unwrap();
     let trained: Vec<String> = (0..dataset.len())
         .map(|index| {
             let labels = dataset.row(index).unwrap().labels;

@@ -85,7 +85,7 @@ fn by_pattern(family: Family, raw: &RawConfig, window: Option<usize>, layer: usi
         Family::Mistral => window.is_some(),
         Family::Qwen2 | Family::Qwen3 => window.is_some() && layer >= raw.max_window_layers,
         Family::Gemma2 => layer.is_multiple_of(2),
-        Family::Gemma3 => !(layer + 1).is_multiple_of(raw.sliding_window_pattern.max(1)),
+        Family::Gemma3 => !(layer + 1).is_multiple_of(raw.window_pattern()),
     };
     if slides { LayerType::SlidingAttention } else { LayerType::FullAttention }
 }

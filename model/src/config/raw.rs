@@ -54,8 +54,10 @@ pub(super) struct RawConfig {
     pub(super) use_sliding_window: bool,
     #[serde(default = "default_max_window_layers")]
     pub(super) max_window_layers: usize,
-    #[serde(default = "default_sliding_window_pattern", alias = "_sliding_window_pattern")]
-    pub(super) sliding_window_pattern: usize,
+    sliding_window_pattern: Option<usize>,
+    /// What transformers saves beside it.
+    #[serde(rename = "_sliding_window_pattern")]
+    saved_sliding_window_pattern: Option<usize>,
 }
 
 /// `eos_token_id` is a number or a list of them.
@@ -85,8 +87,10 @@ fn default_max_window_layers() -> usize {
     28
 }
 
-fn default_sliding_window_pattern() -> usize {
-    6
+impl RawConfig {
+    pub(super) fn window_pattern(&self) -> usize {
+        self.sliding_window_pattern.or(self.saved_sliding_window_pattern).unwrap_or(6).max(1)
+    }
 }
 
 pub(super) fn understand(value: Value, path: &Path) -> Result<ModelConfig, ModelError> {

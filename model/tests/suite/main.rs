@@ -8,4 +8,6 @@ mod gradients;
 mod hub;
 mod kv_cache;
 mod logits;
+mod rope;
 mod support;
+mod transformers;

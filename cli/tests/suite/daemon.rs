@@ -1,0 +1,134 @@
+//! The daemon and its state directory.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::{chandler, fails, goldens, model, ok, put, run, text_of};
+
+const QUICK: [&str; 14] = [
+    "--set",
+    "train.max_steps=3",
+    "--set",
+    "train.per_device_train_batch_size=2",
+    "--set",
+    "eval.max_new_tokens=3",
+    "--set",
+    "eval.samples=2",
+    "--set",
+    "data.max_length=160",
+    "--set",
+    "daemon.min_free_gib=0",
+    "--set",
+    "daemon.settle_seconds=0",
+];
+
+fn state_of(folder: &Path) -> String {
+    let state = text_of(&folder.join("state")).to_owned();
+    ok(&["init", "--dir", &state, "--model", &model("qwen3")]);
+    state
+}
+
+fn once(state: &str) -> std::process::Output {
+    run(&[&["run", "--once", "--dir", state], &QUICK[..]].concat())
+}
+
+#[test]
+fn a_second_daemon_is_told_who_the_first_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_of(folder.path());
+    let mut first =
+        chandler().args(["run", "--dir", &state]).stderr(Stdio::null()).spawn().unwrap();
+    let begun = Instant::now();
+    while !run(&["pause", "--dir", &state]).status.success() {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        sleep(Duration::from_millis(20));
+    }
+    let refusal = fails(3, &["run", "--once", "--dir", &state]);
+    assert!(refusal.contains(&format!("pid {}", first.id())), "{refusal}");
+    assert!(refusal.contains("run --dir"), "{refusal}");
+    let status: Value = serde_json::from_str(&ok(&["status", "--dir", &state, "--json"])).unwrap();
+    assert!(status.to_string().contains("paused"), "{status}");
+    ok(&["resume", "--dir", &state]);
+    ok(&["stop", "--dir", &state]);
+    assert_eq!(first.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn files_are_learned_in_order_and_each_from_the_newest_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_of(folder.path());
+    let data = goldens().join("data/chat.jsonl");
+    for (name, priority) in [("one", "low"), ("two", "normal"), ("three", "high")] {
+        let file = folder.path().join(format!("{name}.jsonl"));
+        std::fs::copy(&data, &file).unwrap();
+        ok(&["add", "--dir", &state, "--priority", priority, text_of(&file)]);
+    }
+    let output = once(&state);
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{log}");
+    let learned: Vec<usize> = ["three", "two", "one"]
+        .iter()
+        .map(|name| log.find(&format!("({name}.jsonl): was learned from")).unwrap())
+        .collect();
+    assert!(learned.is_sorted(), "{log}");
+    assert!(log.contains("eval at step 0") && log.contains("KV cache"), "{log}");
+    let losses: Vec<&str> = log.lines().filter(|line| line.contains("step 1/3")).collect();
+    assert_eq!(losses.len(), 3);
+    assert!(losses[0] != losses[2]);
+    assert_eq!(std::fs::read_dir(Path::new(&state).join("done")).unwrap().count(), 3);
+    let snapshots = std::fs::read_dir(Path::new(&state).join("snapshots")).unwrap().count();
+    assert_eq!(snapshots, 1);
+    let jobs: Value = serde_json::from_str(&ok(&["jobs", "--dir", &state, "--json"])).unwrap();
+    assert!(jobs.to_string().matches("\"done\"").count() >= 3, "{jobs}");
+}
+
+#[test]
+fn an_adapter_run_leaves_a_merged_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_of(folder.path());
+    ok(&["add", "--dir", &state, text_of(&goldens().join("data/chat.jsonl"))]);
+    let lora = ["--set", "lora.r=4", "--set", "model.dtype=bf16"];
+    let output = run(&[&["run", "--once", "--dir", &state], &QUICK[..], &lora].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let newest = Path::new(&state).join("model");
+    let prompt = ["--prompt", "Hello", "--max-new-tokens", "2"];
+    ok(&[&["generate", "--model", text_of(&newest)], &prompt[..]].concat());
+}
+
+#[test]
+fn another_base_model_is_refused_with_the_way_to_start_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_of(folder.path());
+    let add = || ok(&["add", "--dir", &state, text_of(&goldens().join("data/chat.jsonl"))]);
+    add();
+    assert!(once(&state).status.success());
+    std::fs::remove_dir_all(Path::new(&state).join("model")).unwrap();
+    put(&folder.path().join("extra.jsonl"), "{\"prompt\": \"a\", \"completion\": \"b\"}\n");
+    ok(&["add", "--dir", &state, text_of(&folder.path().join("extra.jsonl"))]);
+    let other = format!("model.path={}", model("smol-llama"));
+    let refusal = fails(1, &["run", "--once", "--dir", &state, "--set", &other]);
+    assert!(refusal.contains("bound to another base model"), "{refusal}");
+    assert!(refusal.contains("init --dir"), "{refusal}");
+}
+
+#[test]
+fn a_file_that_cannot_be_used_goes_to_failed_with_a_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_of(folder.path());
+    let file = folder.path().join("bad.jsonl");
+    put(&file, format!("{}nonsense\n", "{\"text\": \"fine\"}\n".repeat(6)));
+    ok(&["add", "--dir", &state, text_of(&file)]);
+    let output = once(&state);
+    assert_eq!(output.status.code(), Some(4));
+    let failed = Path::new(&state).join("failed");
+    let texts: String = std::fs::read_dir(&failed)
+        .unwrap()
+        .flat_map(|entry| std::fs::read_to_string(entry.unwrap().path()))
+        .collect();
+    assert!(texts.contains("line 7") || texts.contains(":7"), "{texts}");
+    assert!(texts.contains("not valid JSON"), "{texts}");
+}

@@ -1,0 +1,8 @@
+//! The real binary, as scripts and people use it.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod bad_input;
+mod daemon;
+mod faces;
+mod kills;
+mod support;
