@@ -59,9 +59,10 @@ fn a_file_that_fails_anywhere_is_old_or_new() {
             let path = folder.path().join("state");
             write_file(&RealFs, &path, b"old").unwrap();
             let faults = FaultFs::new(at, fault);
-            let written = write_file(&faults, &path, &[b'n'; 600_000]);
+            let new = vec![b'n'; 600_000];
+            let written = write_file(&faults, &path, &new);
             let bytes = fs::read(&path).unwrap();
-            assert!(bytes == b"old" || bytes == [b'n'; 600_000], "{fault:?} at {at}");
+            assert!(bytes == b"old" || bytes == new, "{fault:?} at {at}");
             if !faults.fired() {
                 assert!(written.is_ok());
                 break;

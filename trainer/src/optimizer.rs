@@ -6,6 +6,9 @@ use chandler_model::{CausalLm, Gradients, ParamId};
 
 use crate::{TrainError, TrainSettings};
 
+/// Reads a tensor of a name and a shape.
+pub(crate) type ReadTensor<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor, TrainError> + 'a;
+
 /// Optimizer state of every trainable parameter, in the model's order.
 #[derive(Debug)]
 pub(crate) struct AdamW {
@@ -97,7 +100,7 @@ impl AdamW {
     pub(crate) fn restore(
         &mut self,
         model: &CausalLm,
-        read: &mut dyn FnMut(&str, &[usize]) -> Result<Tensor, TrainError>,
+        read: &mut ReadTensor,
     ) -> Result<(), TrainError> {
         for state in &self.states {
             let param = model.params().get(state.id);

@@ -26,6 +26,8 @@ pub struct ModelShape {
     pub hidden: u64,
     /// F.
     pub intermediate: u64,
+    /// Query heads.
+    pub heads: u64,
     /// Q.
     pub query_width: u64,
     /// K.
@@ -98,7 +100,7 @@ fn workspace(model: &ModelShape, train: &TrainShape) -> u64 {
     const LOGITS_CHUNK: u64 = 16 << 20;
     let logits =
         4 * (train.micro_batch_tokens * model.vocab * 4).min(LOGITS_CHUNK.max(model.vocab * 4));
-    let scores = 3 * 4 * 256.min(train.longest_document) * train.longest_document * 64;
+    let scores = 3 * 4 * 256.min(train.longest_document) * train.longest_document * model.heads;
     let feed_forward = 3 * train.micro_batch_tokens * model.intermediate * model.element_bytes;
     logits + scores + feed_forward
 }
@@ -190,6 +192,7 @@ mod tests {
             layers: 4,
             hidden: 8,
             intermediate: 16,
+            heads: 2,
             query_width: 8,
             kv_width: 4,
             vocab: 32,

@@ -65,12 +65,11 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     let Prepared { model, rows, settings, evaluation, total_steps, .. } = prepared;
     let ledger = Ledger::new();
     let mut trainer = Trainer::new(model, &rows, settings, &ledger).map_err(EngineError::from)?;
-    let resumed_at = match args.resume {
-        true => resume(&mut trainer, &args.output)?,
-        false => {
-            clear_checkpoints(&args.output)?;
-            None
-        }
+    let resumed_at = if args.resume {
+        resume(&mut trainer, &args.output)?
+    } else {
+        clear_checkpoints(&args.output)?;
+        None
     };
     let metrics = Metrics::open(args.metrics.as_deref(), trainer.steps_done())?;
     let controls = Controls::default();

@@ -153,6 +153,7 @@ fn model_shape(config: &Config, model: &CausalLm) -> ModelShape {
         layers: c.layers.len() as u64,
         hidden: c.hidden_size as u64,
         intermediate: c.intermediate_size as u64,
+        heads: c.num_attention_heads as u64,
         query_width: (c.num_attention_heads * c.head_dim) as u64,
         kv_width: (c.num_key_value_heads * c.head_dim) as u64,
         vocab: c.vocab_size as u64,

@@ -54,7 +54,7 @@ pub(super) fn free_name(folder: &Path, name: &str) -> PathBuf {
         _ => (name, String::new()),
     };
     std::iter::once(folder.join(name))
-        .chain((2_u64..).map(|number| folder.join(format!("{stem}-{number}{extension}"))))
+        .chain((2..=u64::MAX).map(|number| folder.join(format!("{stem}-{number}{extension}"))))
         .find(|path| path.symlink_metadata().is_err())
         .unwrap_or_else(|| folder.join(name))
 }

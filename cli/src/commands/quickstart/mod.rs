@@ -48,10 +48,10 @@ path = \"{base}\"
 max_length = 64
 
 [train]
-learning_rate = 3e-3
+learning_rate = 1.5e-3
 lr_scheduler_type = \"cosine\"
 warmup_steps = 20
-num_train_epochs = 6
+num_train_epochs = 4
 per_device_train_batch_size = 32
 save_steps = 100
 
@@ -60,7 +60,7 @@ prompts = \"{unseen}\"
 samples = 64
 batch_size = 64
 max_new_tokens = 24
-eval_steps = 96
+eval_steps = 48
 
 [daemon]
 settle_seconds = 0.2
