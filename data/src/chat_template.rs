@@ -279,6 +279,7 @@ mod tests {
     fn marks_become_ranges() {
         let marked = format!("ab{GENERATION_START}cdé{GENERATION_END}f");
         let rendered = unmark(&marked);
-        assert_eq!((rendered.text.as_str(), rendered.generated), ("abcdéf", Vec::from([2..6])));
+        assert_eq!((rendered.text.as_str(), rendered.generated.len()), ("abcdéf", 1));
+        assert_eq!(rendered.generated[0], 2..6);
     }
 }

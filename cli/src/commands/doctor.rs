@@ -1,5 +1,6 @@
 //! `chandler doctor`: is everything there that a run needs?
 
+use chandler_vram::{Bytes, GpuReading, HostMeter, NvmlMeter};
 use clap::Args;
 use serde::Serialize;
 
@@ -142,37 +143,55 @@ fn disk(free_bytes: u64, wanted_gib: f64) -> Check {
 
 fn machine_checks() -> Vec<Check> {
     let cpu = host::cpu();
-    let gib = |bytes: Option<u64>| {
-        bytes.map_or_else(
-            || "unknown".to_owned(),
-            |bytes| format!("{:.1} GiB", bytes as f64 / BYTES_PER_GIB),
-        )
-    };
     let threads = cpu.threads.map_or_else(|| "unknown".to_owned(), |count| count.to_string());
     let model = cpu.model.unwrap_or_else(|| "unknown model".to_owned());
-    let memory = host::memory();
-    vec![
+    let features =
+        if cpu.features.is_empty() { "none known".into() } else { cpu.features.join(" ") };
+    let memory = HostMeter::new().read_host();
+    let limit = memory.cgroup_limit.map_or_else(|| "none".to_owned(), |it| shown(Some(it)));
+    let mut checks = vec![
         Check::new("cpu", Verdict::Info, format!("{model}, {threads} threads")),
-        Check::new(
-            "cpu features",
-            Verdict::Info,
-            if cpu.features.is_empty() { "none known".into() } else { cpu.features.join(" ") },
-        ),
+        Check::new("cpu features", Verdict::Info, features),
         Check::new(
             "memory",
             Verdict::Info,
             format!(
-                "{} in all, {} available, cgroup limit {}",
-                gib(memory.total_bytes),
-                gib(memory.available_bytes),
-                memory.cgroup_limit_bytes.map_or_else(|| "none".to_owned(), |it| gib(Some(it)))
+                "{} in all, {} available, cgroup limit {limit}",
+                shown(memory.total),
+                shown(memory.available)
             ),
         ),
-        match host::nvidia_driver() {
-            Some(driver) => Check::new("gpu", Verdict::Info, format!("NVIDIA driver {driver}")),
-            None => Check::new("gpu", Verdict::Info, "no NVIDIA driver is loaded"),
-        },
-    ]
+    ];
+    checks.extend(gpu_checks());
+    checks
+}
+
+/// Every GPU with what uses it. chandler trains on the CPU; a GPU that is full is still worth
+/// knowing of.
+fn gpu_checks() -> Vec<Check> {
+    let nvml = NvmlMeter::new();
+    let Some(gpus) = nvml.gpus() else {
+        let reason = nvml.absence().unwrap_or("they cannot be listed");
+        return vec![Check::new("gpu", Verdict::Info, format!("none found ({reason})"))];
+    };
+    let check = |gpu: GpuReading| {
+        let name = gpu.name.as_deref().unwrap_or("unnamed");
+        let users: Vec<String> = gpu
+            .processes
+            .iter()
+            .flatten()
+            .map(|process| format!("pid {} ({})", process.pid, shown(process.used)))
+            .collect();
+        let users =
+            if users.is_empty() { String::new() } else { format!(": {}", users.join(", ")) };
+        let detail = format!("{name}, {} of {} used{users}", shown(gpu.used), shown(gpu.total));
+        Check::new("gpu", Verdict::Info, detail)
+    };
+    gpus.into_iter().map(check).collect()
+}
+
+fn shown(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "unknown".to_owned(), |bytes| Bytes(bytes).to_string())
 }
 
 fn render(checks: &[Check]) -> String {

@@ -58,6 +58,30 @@ fn a_second_daemon_is_told_who_the_first_is() {
 }
 
 #[test]
+fn a_second_quickstart_is_told_who_the_first_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = || {
+        let mut command = chandler();
+        command.arg("quickstart").current_dir(folder.path()).stdout(Stdio::null());
+        command
+    };
+    let mut first = start().stderr(Stdio::null()).spawn().unwrap();
+    let database = folder.path().join("chandler-quickstart/chandler.db");
+    let begun = Instant::now();
+    while !database.exists() {
+        assert!(begun.elapsed() < Duration::from_mins(1));
+        sleep(Duration::from_millis(5));
+    }
+    let second = start().output().unwrap();
+    let refusal = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert_eq!(second.status.code(), Some(3), "{refusal}");
+    let named = format!("pid {}", first.id());
+    assert!(refusal.contains(&named) && refusal.contains("quickstart`"), "{refusal}");
+    first.kill().unwrap();
+    first.wait().unwrap();
+}
+
+#[test]
 fn files_are_learned_in_order_and_each_from_the_newest_model() {
     let folder = tempfile::tempdir().unwrap();
     let state = state_of(folder.path());

@@ -142,6 +142,32 @@ fn generate_prints_what_transformers_generates() {
 }
 
 #[test]
+fn a_stop_string_ends_an_answer() {
+    let case = &golden("smol-llama", "generate.json")["greedy"][0];
+    let whole = case["text"].as_str().unwrap();
+    let stop: String = whole.trim_start().chars().skip(6).take(4).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let messages = folder.path().join("messages.json");
+    put(&messages, case["messages"].to_string());
+    let setting = format!("eval.stop={}", json!([stop]));
+    let found = ok(&[
+        "generate",
+        "--model",
+        &model("smol-llama"),
+        "--messages",
+        text_of(&messages),
+        "--max-new-tokens",
+        "64",
+        "--set",
+        &setting,
+        "--json",
+    ]);
+    let found: Value = serde_json::from_str(&found).unwrap();
+    assert_eq!(found["ended"], "stop_string", "{found}");
+    assert_eq!(found["text"].as_str().unwrap(), &whole[..whole.find(&stop).unwrap()]);
+}
+
+#[test]
 fn preview_prints_the_rows_of_trl() {
     let train = golden("smol-llama", "train.json");
     let data = goldens().join(train["dataset"].as_str().unwrap());

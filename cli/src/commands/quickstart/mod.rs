@@ -73,8 +73,7 @@ pub(super) struct QuickstartArgs {}
 
 pub(super) fn quickstart(app: &App, _args: &QuickstartArgs) -> Result<Exit, Failure> {
     let started = Instant::now();
-    let state = app.state_or(DEFAULT_DIR);
-    refuse_twice(&state)?;
+    let state = place(app)?;
     let root = state.root().to_owned();
     output::print(&format!(
         "Making a state directory, a small model with random weights, and {TRAINED} sentences to \
@@ -107,19 +106,30 @@ pub(super) fn quickstart(app: &App, _args: &QuickstartArgs) -> Result<Exit, Fail
     report(&state, &Store::open(&state.database())?, started)
 }
 
-/// A running one is named; the remains of a finished one are left alone.
-fn refuse_twice(state: &StateDir) -> Result<(), Failure> {
-    if !state.root().exists() {
-        return Ok(());
+/// The folder that the user named, else the first of `chandler-quickstart`, `…-2`, … that is free.
+/// One that is running is named; the remains of a finished one are left alone.
+fn place(app: &App) -> Result<StateDir, Failure> {
+    for number in 1..=u32::MAX {
+        let name = match number {
+            1 => DEFAULT_DIR.to_owned(),
+            number => format!("{DEFAULT_DIR}-{number}"),
+        };
+        let state = app.state_or(&name);
+        if !state.root().exists() {
+            return Ok(state);
+        }
+        drop(crate::lock::hold(&state)?);
+        if app.dir_was_given {
+            if !state.config_file().exists() {
+                return Ok(state);
+            }
+            let root = state.root().display();
+            let error = anyhow::anyhow!("{root} is there from an earlier quickstart");
+            let hint = format!("`rm -r {root}` removes it, `--dir NEW` leaves it alone");
+            return Err(Failure::new(Exit::StateDir, error, Some(hint)));
+        }
     }
-    drop(crate::lock::hold(state)?);
-    if !state.config_file().exists() {
-        return Ok(());
-    }
-    let root = state.root().display();
-    let error = anyhow::anyhow!("{root} is there from an earlier quickstart");
-    let hint = format!("`rm -r {root}` removes it, `--dir NEW` leaves it alone");
-    Err(Failure::new(Exit::StateDir, error, Some(hint)))
+    Err(Failure::new(Exit::StateDir, anyhow::anyhow!("no name is free"), None))
 }
 
 fn make_model(folder: &Path) -> Result<(), EngineError> {
