@@ -282,7 +282,7 @@ impl Builder<'_, '_> {
                 match made {
                     Ok((number, example)) => {
                         lengths.push(example.input_ids.len() as u32);
-                        self.keep(example, ((index as u64) << LINE_BITS) | number, path)?;
+                        self.keep(example, ((index as u64) << LINE_BITS) | number)?;
                     }
                     Err(bad) => self.report_bad(bad),
                 }
@@ -292,7 +292,7 @@ impl Builder<'_, '_> {
         }
     }
 
-    fn keep(&mut self, mut example: Example, source: u64, path: &Path) -> Result<(), DataError> {
+    fn keep(&mut self, mut example: Example, source: u64) -> Result<(), DataError> {
         let stats = &mut self.report.stats;
         let packing = self.options.packing;
         let length = example.input_ids.len();
@@ -308,9 +308,7 @@ impl Builder<'_, '_> {
         }
         stats.tokens += example.input_ids.len() as u64;
         stats.trained_tokens += example.trained_ids().count() as u64;
-        self.writer
-            .push(&example, source)
-            .map_err(|source| DataError::Read { path: path.to_owned(), source })
+        self.writer.push(&example, source).map_err(|source| DataError::Keep { source })
     }
 
     fn report_bad(&mut self, bad: BadLine) {

@@ -22,6 +22,14 @@ pub enum DataError {
     #[error(transparent)]
     Write(#[from] chandler_durable::DurableError),
 
+    /// Tokens could not be written to the cache.
+    #[error("cannot keep the tokens on disk: {source}")]
+    Keep {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+
     /// A file has no record at all.
     #[error("{} holds no record", path.display())]
     Empty {
@@ -143,6 +151,7 @@ impl DataError {
         let hint = match self {
             Self::Read { .. } => "check that the file is there and readable by this user",
             Self::Write(error) => return error.hint(),
+            Self::Keep { .. } => "free some room on the disk that holds the cache",
             Self::Empty { .. } => {
                 "write one JSON object a line, such as {\"prompt\": \"…\", \"completion\": \"…\"}"
             }

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use super::App;
 use crate::daemon::{Controls, checkpoints_to_remove};
 use crate::engine::{
-    EngineError, Prepared, Request, Sink, Watch, Wish, checkpoint_facts, log_evaluation,
-    model_folder, prepare, resume, write_output,
+    EngineError, Prepared, Request, Sink, Watch, Wish, checkpoint_bytes, checkpoint_facts,
+    log_evaluation, model_folder, prepare, resume, write_output,
 };
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -90,6 +90,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         eval_steps: config.eval.eval_steps as u64,
         save_steps: config.train.save_steps as u64,
         checkpoints: args.output.clone(),
+        checkpoint_bytes: checkpoint_bytes(&trainer),
         resumed_at,
         started: Instant::now(),
         steps_here: 0,
@@ -177,7 +178,7 @@ impl Metrics {
         if let Some((path, file)) = &mut self.0 {
             let line = format!("{}\n", serde_json::to_string(row)?);
             file.write_all(line.as_bytes())
-                .map_err(|source| EngineError::Read { path: path.clone(), source })?;
+                .map_err(|source| EngineError::Write { path: path.clone(), source })?;
         }
         Ok(())
     }

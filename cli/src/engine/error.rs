@@ -1,5 +1,6 @@
 //! Everything that can go wrong around a model, whose fault it is, and what to do.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use chandler_data::DataError;
@@ -53,6 +54,15 @@ pub enum EngineError {
         #[source]
         source: std::io::Error,
     },
+    /// A file or folder could not be put in its place.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// A JSON file that a command was given is not what it should be.
     #[error("{} is not {expected}: {reason}", path.display())]
     Json {
@@ -87,12 +97,16 @@ impl EngineError {
             Self::Model(error) => error.hint(),
             Self::Hub(error) => error.hint(),
             Self::Data(error) => error.hint(),
-            Self::Train(error) => error.hint(),
+            Self::Train(error) => match within(error) {
+                Some(inner) => inner.hint(),
+                None => error.hint(),
+            },
             Self::Eval(error) => error.hint(),
             Self::Durable(error) => error.hint(),
             Self::Store(error) => error.hint(),
             Self::Binding(mismatch) => Some(mismatch.hint()),
             Self::Read { .. } => Some("check the path and that this user may read it".to_owned()),
+            Self::Write { .. } => Some("check the owner, the mode and the free space".to_owned()),
             Self::Json { expected, .. } => Some(format!("write {expected} into it")),
             Self::DoesNotFit { .. } => Some(
                 "lower train.per_device_train_batch_size or data.max_length (raise \
@@ -106,6 +120,9 @@ impl EngineError {
     /// The code that a command ends with.
     pub fn exit(&self) -> Exit {
         match self {
+            Self::Train(error) if within(error).is_some() => {
+                within(error).map_or(Exit::Error, Self::exit)
+            }
             Self::NoModel => Exit::Usage,
             Self::DoesNotFit { .. } => Exit::DoesNotFit,
             Self::Data(error) if blames_the_file(error) => Exit::BadData,
@@ -114,7 +131,16 @@ impl EngineError {
             {
                 Exit::NoSpace
             }
-            Self::Model(ModelError::Write(error)) if error.is_out_of_space() => Exit::NoSpace,
+            Self::Model(ModelError::Write(error)) | Self::Data(DataError::Write(error))
+                if error.is_out_of_space() =>
+            {
+                Exit::NoSpace
+            }
+            Self::Write { source, .. } | Self::Data(DataError::Keep { source })
+                if source.kind() == ErrorKind::StorageFull =>
+            {
+                Exit::NoSpace
+            }
             Self::Json { .. } => Exit::BadData,
             _ => Exit::Error,
         }
@@ -122,6 +148,9 @@ impl EngineError {
 
     fn fault(&self) -> Fault {
         match self {
+            Self::Train(error) if within(error).is_some() => {
+                within(error).map_or(Fault::Attempt, Self::fault)
+            }
             Self::Data(error) if blames_the_file(error) => Fault::File,
             Self::Train(TrainError::NothingToLearn { .. } | TrainError::NoRows) => Fault::File,
             Self::Train(TrainError::Durable(error)) if error.is_out_of_space() => {
@@ -130,6 +159,14 @@ impl EngineError {
             Self::Train(_) | Self::Eval(_) => Fault::Attempt,
             other => Fault::Setup(other.exit()),
         }
+    }
+}
+
+/// An error of ours that went through the trainer.
+fn within(error: &TrainError) -> Option<&EngineError> {
+    match error {
+        TrainError::Observer(inner) => inner.downcast_ref(),
+        _ => None,
     }
 }
 

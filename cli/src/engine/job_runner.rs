@@ -125,6 +125,7 @@ impl EngineRunner {
             eval_steps: self.config.eval.eval_steps as u64,
             save_steps: self.config.train.save_steps as u64,
             checkpoints,
+            checkpoint_bytes: checkpoint_bytes(&trainer),
             resumed_at,
             started: Instant::now(),
             steps_here: 0,
@@ -161,6 +162,12 @@ impl EngineRunner {
         let same = mark["job_id"] == job.job.id && mark["sha256"] == job.sha256;
         same.then(|| mark["report"].clone())
     }
+}
+
+/// What a checkpoint takes on the disk: the trained weights and two moments, in f32.
+pub(crate) fn checkpoint_bytes(trainer: &Trainer) -> u64 {
+    let trainable = trainer.model().params().trainable();
+    trainable.map(|(_, param)| 12 * param.value.elem_count() as u64).sum()
 }
 
 /// Goes on from the newest checkpoint that is whole, if there is one.
@@ -260,14 +267,14 @@ fn remove_if_there(path: &Path) -> Result<(), EngineError> {
 
 /// Links every file where the file system can, since they are never changed in place.
 fn copy_folder(from: &Path, to: &Path) -> Result<(), EngineError> {
-    let failed = |path: &Path, source| EngineError::Read { path: path.to_owned(), source };
+    let failed = |path: &Path, source| EngineError::Write { path: path.to_owned(), source };
     let next = to.with_extension("next");
     remove_if_there(&next)?;
     chandler_durable::create_folder_all(&RealFs, &next)?;
     for name in folders(from) {
         let (source, target) = (from.join(&name), next.join(&name));
         if std::fs::hard_link(&source, &target).is_err() {
-            std::fs::copy(&source, &target).map_err(|error| failed(&source, error))?;
+            std::fs::copy(&source, &target).map_err(|error| failed(&target, error))?;
         }
     }
     Ok(chandler_durable::rename_durably(&RealFs, &next, to)?)

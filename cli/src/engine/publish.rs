@@ -66,7 +66,7 @@ pub(crate) fn write_merged_model(
 /// Renames `next` to `place`; what stood there is removed afterwards.
 fn exchange(next: &Path, place: &Path) -> Result<(), EngineError> {
     let parent = place.parent().unwrap_or(Path::new("."));
-    let failed = |source: std::io::Error| EngineError::Read { path: place.to_owned(), source };
+    let failed = |source: std::io::Error| EngineError::Write { path: place.to_owned(), source };
     if !place.exists() {
         RealFs.rename_new(next, place).map_err(failed)?;
         return RealFs.sync_folder(parent).map_err(failed);

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use chandler_durable::{RealFs, create_folder_all, require_space};
 use chandler_evaluator::EvalError;
 use chandler_model::CausalLm;
 use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Control, Observer, StepMetrics};
@@ -50,6 +51,8 @@ pub(crate) struct Watch<'a> {
     /// 0: a checkpoint at the end alone.
     pub(crate) save_steps: u64,
     pub(crate) checkpoints: PathBuf,
+    /// What one takes on the disk.
+    pub(crate) checkpoint_bytes: u64,
     /// The step that this process began after; what was due there was done.
     pub(crate) resumed_at: Option<u64>,
     pub(crate) started: Instant,
@@ -126,6 +129,9 @@ impl Observer for Watch<'_> {
     }
 
     fn checkpoint_path(&mut self, step: u64) -> Result<Option<PathBuf>, BoxError> {
+        create_folder_all(&RealFs, &self.checkpoints).map_err(EngineError::from)?;
+        require_space(&RealFs, &self.checkpoints, self.checkpoint_bytes)
+            .map_err(EngineError::from)?;
         Ok(Some(self.checkpoints.join(format!("{CHECKPOINT_PREFIX}{step}"))))
     }
 

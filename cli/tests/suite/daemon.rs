@@ -139,6 +139,33 @@ fn another_base_model_is_refused_with_the_way_to_start_anew() {
     assert!(refusal.contains("init --dir"), "{refusal}");
 }
 
+/// A run that goes wrong every time is tried three times, and the daemon goes on with the rest.
+#[test]
+fn three_failures_end_in_failed_and_the_next_file_is_learned() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_of(folder.path());
+    let data = goldens().join("data/chat.jsonl");
+    ok(&["add", "--dir", &state, text_of(&data)]);
+    let explodes = ["--set", "train.learning_rate=1e30", "--set", "train.max_steps=9"];
+    let output = run(&[&["run", "--once", "--dir", &state], &QUICK[..], &explodes].concat());
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(4), "{log}");
+    assert!(log.contains("attempt 1 of 3 failed") && log.contains("attempt 2 of 3"), "{log}");
+    let failed = Path::new(&state).join("failed");
+    let report: String = std::fs::read_dir(&failed)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_none_or(|extension| extension != "jsonl"))
+        .flat_map(std::fs::read_to_string)
+        .collect();
+    assert!(report.contains("is NaN") || report.contains("is inf"), "{report}");
+    assert!(report.contains("train.learning_rate"), "{report}");
+    assert!(!Path::new(&state).join("model").exists(), "nothing was published");
+    ok(&["add", "--dir", &state, text_of(&data)]);
+    assert!(once(&state).status.success());
+    assert!(Path::new(&state).join("model/config.json").exists());
+}
+
 #[test]
 fn a_file_that_cannot_be_used_goes_to_failed_with_a_report() {
     let folder = tempfile::tempdir().unwrap();
