@@ -42,16 +42,21 @@
 #![deny(missing_docs)]
 
 // Named so that its AVX-512 kernels are switched on in the `gemm` that candle's matmul uses.
-use gemm as _;
+use ::gemm as _;
 
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+mod cpu;
 pub mod embedding;
+mod fresh;
+mod gemm;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod rms_norm;
 pub mod rope;
+pub mod scratch;
+mod simd;
 
 #[cfg(test)]
 mod check;
