@@ -11,17 +11,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let hidden = Tensor::randn(0f32, 1.0, (tokens, width), &Device::Cpu)?;
     let targets: Vec<i64> = (0..tokens as i64).map(|token| token * 37 % 1000).collect();
     let head = Tensor::zeros((vocabulary, width), DType::F32, &Device::Cpu)?;
-    let (first, second) = (head.zeros_like()?, head.zeros_like()?);
+    let moments = adamw::Moments::f32_zeros(head.shape(), &Device::Cpu)?;
     for step in 1..=50 {
-        let (score, gradients) = linear_cross_entropy::forward_backward(
+        let gradient = head.zeros_like()?;
+        let (score, _) = linear_cross_entropy::forward_backward(
             &hidden,
             &head,
             &targets,
             None,
             1.0 / tokens as f64,
-            true,
+            Some(&gradient),
         )?;
-        let gradient = gradients.head.ok_or("it was asked for")?;
         let params = adamw::Params {
             lr: 0.05,
             beta1: 0.9,
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             step,
             grad_scale: 1.0,
         };
-        adamw::step(&head, &first, &second, &gradient, params)?;
+        adamw::step(adamw::Weights::F32(&head), &moments, &gradient, params)?;
         if step % 10 == 0 {
             let loss = score.loss_sum / score.num_targets as f64;
             let right = score.num_correct;

@@ -39,6 +39,8 @@ pub(crate) trait Real: Stored + Element + Output + Plain {
     fn wide(self) -> f32;
     /// Rounds from f32.
     fn narrow(x: f32) -> Self;
+    /// `values` as f32: themselves, or widened into `wide`, which is as long.
+    fn as_wide<'a>(values: &'a [Self], wide: &'a mut [f32]) -> &'a [f32];
 }
 
 impl Real for f32 {
@@ -51,6 +53,11 @@ impl Real for f32 {
     fn narrow(x: f32) -> Self {
         x
     }
+
+    #[inline(always)]
+    fn as_wide<'a>(values: &'a [f32], _: &'a mut [f32]) -> &'a [f32] {
+        values
+    }
 }
 
 impl Real for bf16 {
@@ -62,6 +69,14 @@ impl Real for bf16 {
     #[inline(always)]
     fn narrow(x: f32) -> Self {
         crate::simd::to_bf16(x)
+    }
+
+    #[inline(always)]
+    fn as_wide<'a>(values: &'a [bf16], wide: &'a mut [f32]) -> &'a [f32] {
+        for (wide, value) in wide.iter_mut().zip(values) {
+            *wide = value.wide();
+        }
+        wide
     }
 }
 

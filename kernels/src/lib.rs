@@ -47,21 +47,33 @@ use ::gemm as _;
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod autograd;
+mod bias;
 mod cpu;
+pub mod decode_attention;
+pub mod elementwise;
 pub mod embedding;
 mod fresh;
 mod gemm;
+pub mod gemv;
 pub mod linear;
 pub mod linear_cross_entropy;
+pub mod logits;
+pub mod profile;
 pub mod rms_norm;
 pub mod rope;
 pub mod scratch;
 mod simd;
+mod tasks;
 
 #[cfg(test)]
 mod check;
+#[cfg(test)]
+mod check_fast;
 
 use candle_core::DType;
+
+pub use gemm::{Instructions, instructions};
 
 /// The dtype in which sums, exponentials and statistics of `dtype` are computed: f64 for f64, f32
 /// for everything else.

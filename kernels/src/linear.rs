@@ -3,10 +3,11 @@
 use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
-use crate::accumulation_dtype;
 use crate::cpu::{self, Real};
 use crate::fresh::fresh;
 use crate::gemm::{self, Operand};
+use crate::profile::{self, Op, Timer};
+use crate::{accumulation_dtype, bias};
 
 /// `x [N, I]`, `weight [O, I]`, `bias [O]` → `y [N, O]`, in the dtype of `x`.
 pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
@@ -15,13 +16,14 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     if inputs != width {
         bail!("linear of x {:?} by a weight {:?}", x.dims(), weight.dims());
     }
+    let _timer = timer(Op::LinearForward, [tokens, outputs, inputs], x, x.dtype());
     let y = match kernel_dtype(x, weight) {
         Some(DType::BF16) => product::<bf16, bf16>(x, weight, [tokens, outputs, inputs], ROWS)?,
         Some(_) => product::<f32, f32>(x, weight, [tokens, outputs, inputs], ROWS)?,
         None => x.matmul(&weight.t()?)?,
     };
     match bias {
-        Some(bias) => y.broadcast_add(bias),
+        Some(bias) => bias::add(y, bias),
         None => Ok(y),
     }
 }
@@ -33,6 +35,7 @@ pub fn backward_input(weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
     if outputs != rows {
         bail!("linear of dy {:?} by a weight {:?}", dy.dims(), weight.dims());
     }
+    let _timer = timer(Op::LinearBackwardInput, [tokens, inputs, outputs], dy, dy.dtype());
     match kernel_dtype(dy, weight) {
         Some(DType::BF16) => product::<bf16, bf16>(dy, weight, [tokens, inputs, outputs], INPUT),
         Some(_) => product::<f32, f32>(dy, weight, [tokens, inputs, outputs], INPUT),
@@ -42,21 +45,104 @@ pub fn backward_input(weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
 
 /// Gradient of the weight: `x [N, I]`, `dy [N, O]` → `dW [O, I]`, in f32 (f64 for f64).
 pub fn backward_weight(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let shape = weight_shape(x, dy)?;
+    let sums = accumulation_dtype(x.dtype());
+    let _timer = timer(Op::LinearBackwardWeight, shape, x, sums);
+    match kernel_dtype(x, dy) {
+        Some(DType::BF16) => product::<bf16, f32>(dy, x, shape, WEIGHT),
+        Some(_) => product::<f32, f32>(dy, x, shape, WEIGHT),
+        None => dy.t()?.matmul(x)?.to_dtype(sums),
+    }
+}
+
+/// Adds the gradient of the weight to `d_weight [O, I]` in place: f32 (f64 for f64), or bf16, which
+/// is rounded once.
+pub fn add_weight_gradient(d_weight: &Tensor, x: &Tensor, dy: &Tensor) -> Result<()> {
+    let [outputs, inputs, tokens] = weight_shape(x, dy)?;
+    if d_weight.dims() != [outputs, inputs] {
+        bail!("a gradient {:?} for a weight of {outputs} x {inputs}", d_weight.dims());
+    }
+    let shape = [outputs, inputs, tokens];
+    let _timer = timer(Op::LinearBackwardWeight, shape, x, d_weight.dtype());
+    match (kernel_dtype(x, dy), d_weight.dtype()) {
+        (Some(DType::BF16), DType::F32) => add_product::<bf16, f32>(d_weight, dy, x, shape, WEIGHT),
+        (Some(DType::BF16), DType::BF16) => {
+            add_product::<bf16, bf16>(d_weight, dy, x, shape, WEIGHT)
+        }
+        (Some(DType::F32), DType::F32) => add_product::<f32, f32>(d_weight, dy, x, shape, WEIGHT),
+        _ => {
+            let dw = dy.t()?.matmul(x)?.to_dtype(accumulation_dtype(x.dtype()))?;
+            let sum = (d_weight.to_dtype(dw.dtype())? + dw)?;
+            d_weight.slice_set(&sum.to_dtype(d_weight.dtype())?, 0, 0)
+        }
+    }
+}
+
+/// Adds `x·Wᵀ` to `y [N, O]` in place, in the dtype of `x`.
+pub fn add_forward(y: &Tensor, x: &Tensor, weight: &Tensor) -> Result<()> {
+    let (tokens, inputs) = x.dims2()?;
+    let outputs = weight.dim(0)?;
+    check_sum(y, [tokens, outputs], x)?;
+    let _timer = timer(Op::LinearForward, [tokens, outputs, inputs], x, x.dtype());
+    match kernel_dtype(x, weight) {
+        Some(DType::BF16) => {
+            add_product::<bf16, bf16>(y, x, weight, [tokens, outputs, inputs], ROWS)
+        }
+        Some(_) => add_product::<f32, f32>(y, x, weight, [tokens, outputs, inputs], ROWS),
+        None => y.slice_set(&(y + x.matmul(&weight.t()?)?)?, 0, 0),
+    }
+}
+
+/// Adds the gradient of the input, `dy·W`, to `dx [N, I]` in place.
+pub fn add_backward_input(dx: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<()> {
+    let (tokens, outputs) = dy.dims2()?;
+    let inputs = weight.dim(1)?;
+    check_sum(dx, [tokens, inputs], dy)?;
+    let _timer = timer(Op::LinearBackwardInput, [tokens, inputs, outputs], dy, dy.dtype());
+    match kernel_dtype(dy, weight) {
+        Some(DType::BF16) => {
+            add_product::<bf16, bf16>(dx, dy, weight, [tokens, inputs, outputs], INPUT)
+        }
+        Some(_) => add_product::<f32, f32>(dx, dy, weight, [tokens, inputs, outputs], INPUT),
+        None => dx.slice_set(&(dx + dy.matmul(weight)?)?, 0, 0),
+    }
+}
+
+fn check_sum(sum: &Tensor, shape: [usize; 2], term: &Tensor) -> Result<()> {
+    if sum.dims() != shape || sum.dtype() != term.dtype() {
+        bail!("a sum {sum:?} for a product {shape:?} in {:?}", term.dtype());
+    }
+    Ok(())
+}
+
+/// `[O, I, N]`
+fn weight_shape(x: &Tensor, dy: &Tensor) -> Result<[usize; 3]> {
     let (tokens, inputs) = x.dims2()?;
     let (rows, outputs) = dy.dims2()?;
     if tokens != rows {
         bail!("linear of x {:?} and dy {:?}", x.dims(), dy.dims());
     }
-    match kernel_dtype(x, dy) {
-        Some(DType::BF16) => product::<bf16, f32>(dy, x, [outputs, inputs, tokens], WEIGHT),
-        Some(_) => product::<f32, f32>(dy, x, [outputs, inputs, tokens], WEIGHT),
-        None => dy.t()?.matmul(x)?.to_dtype(accumulation_dtype(x.dtype())),
-    }
+    Ok([outputs, inputs, tokens])
 }
 
 /// Gradient of the bias: `dy [N, O]` → `db [O]`, in f32 (f64 for f64).
 pub fn backward_bias(dy: &Tensor) -> Result<Tensor> {
-    dy.to_dtype(accumulation_dtype(dy.dtype()))?.sum(0)
+    bias::backward(dy)
+}
+
+/// Bytes that the products of a layer `[O, I]` over `tokens` tokens hold while they run, at most,
+/// in `dtype`.
+pub fn workspace_bytes(tokens: usize, inputs: usize, outputs: usize, dtype: DType) -> usize {
+    let per_unit = if dtype == DType::BF16 { 2 } else { 1 };
+    let products =
+        [[tokens, outputs, inputs], [tokens, inputs, outputs], [outputs, inputs, tokens]];
+    products.into_iter().map(|shape| gemm::packed_bytes(shape, per_unit)).max().unwrap_or(0)
+}
+
+/// Counts a product `[m, k] · [k, n]` of operands like `operand`.
+fn timer(op: Op, [m, n, k]: [usize; 3], operand: &Tensor, product: DType) -> Timer {
+    let read = (m + n) * k * operand.dtype().size_in_bytes();
+    profile::time(op, 2 * m * n * k).moving(read + m * n * product.size_in_bytes())
 }
 
 fn kernel_dtype(a: &Tensor, b: &Tensor) -> Option<DType> {
@@ -91,6 +177,26 @@ fn product<T: Real, O: Real>(
     })
 }
 
+/// The same, added to `sum [m, n]` in place.
+fn add_product<T: Real, O: Real>(
+    sum: &Tensor,
+    left: &Tensor,
+    right: &Tensor,
+    [m, n, k]: [usize; 3],
+    lies: Lies,
+) -> Result<()> {
+    cpu::with([left, right], |[left, right]: [&[T]; 2]| {
+        let (left, right) = (side(lies.left, left, m, k), side(lies.right, right, n, k));
+        cpu::update(sum, |sum: &mut [O]| {
+            if T::multiply(&left, &right, sum, n, true) {
+                Ok(())
+            } else {
+                bail!("no product of {:?} on this CPU", T::DTYPE)
+            }
+        })
+    })
+}
+
 fn side<T>(last: bool, data: &[T], len: usize, depth: usize) -> Operand<'_, T> {
     if last { Operand::rows(data, len, depth) } else { Operand::columns(data, len, depth) }
 }
@@ -111,5 +217,45 @@ mod tests {
                 Ok(vec![dx, backward_weight(&x[0], dy)?, backward_bias(dy)?])
             },
         )
+    }
+
+    /// Every product of `dtype` against the same in f64.
+    fn products_match(dtype: DType, tolerance: f64) -> Result<()> {
+        let rounded = check::random(&[&[37, 50], &[70, 50], &[37, 70], &[70]], dtype)?;
+        let exact: Vec<Tensor> =
+            rounded.iter().map(|t| t.to_dtype(DType::F64)).collect::<Result<_>>()?;
+        let all = |t: &[Tensor], gradient: DType| -> Result<Vec<Tensor>> {
+            let (x, w, dy, b) = (&t[0], &t[1], &t[2], &t[3]);
+            let dw = Tensor::ones(w.dims(), gradient, w.device())?;
+            add_weight_gradient(&dw, x, dy)?;
+            let (y, dx) = (dy.copy()?, x.copy()?);
+            add_forward(&y, x, w)?;
+            add_backward_input(&dx, w, dy)?;
+            let plain = [forward(x, w, Some(b))?, backward_input(w, dy)?, backward_weight(x, dy)?];
+            Ok([plain.to_vec(), vec![backward_bias(dy)?, dw, y, dx]].concat())
+        };
+        for gradient in [DType::F32, dtype] {
+            for (fast, exact) in all(&rounded, gradient)?.iter().zip(all(&exact, DType::F64)?) {
+                let fast = fast.to_dtype(DType::F64)?;
+                check::close(&fast, &exact, tolerance)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_kernels_products_match_f64() -> Result<()> {
+        products_match(DType::F32, 1e-5)?;
+        products_match(DType::BF16, 0.06)
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_refused() -> Result<()> {
+        let x = check::random(&[&[5, 3], &[4, 2], &[6, 4]], DType::F32)?;
+        assert!(forward(&x[0], &x[1], None).is_err());
+        assert!(backward_weight(&x[0], &x[2]).is_err());
+        assert!(add_weight_gradient(&x[1], &x[0], &x[0]).is_err());
+        assert!(add_forward(&x[1], &x[0], &x[0]).is_err());
+        Ok(())
     }
 }

@@ -7,10 +7,18 @@ use std::sync::LazyLock;
 static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
 
 /// Runs `loops` with the widest vector instructions that the CPU has. What it calls must be
-/// inlined for that to reach it.
+/// inlined for that to reach it, and so must the closure, which the compiler does if it is short;
+/// for long loops there is [`dispatch`].
 #[inline]
 pub(crate) fn vectorized<R>(loops: impl FnOnce() -> R) -> R {
     ARCH.dispatch(Loops(loops))
+}
+
+/// The same for loops whose `with_simd` is `#[inline(always)]`, so that they are vector code
+/// however long they are.
+#[inline]
+pub(crate) fn dispatch<L: WithSimd>(loops: L) -> L::Output {
+    ARCH.dispatch(loops)
 }
 
 struct Loops<F>(F);

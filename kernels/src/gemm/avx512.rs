@@ -222,7 +222,7 @@ fn transpose_from(
                     *line = unsafe { _mm512_maskz_loadu_epi32(mask, row(first + i).add(k).cast()) };
                 }
             }
-            let block = transposed(block);
+            let block = transposed(&block);
             for (line, step) in block.iter().zip(k..steps) {
                 let to = &mut panel[step * width + first..][..lanes];
                 // SAFETY: the mask keeps the store inside of `to`.
@@ -241,7 +241,7 @@ fn mask(lanes: usize) -> u16 {
 /// A 16 × 16 block with its rows and columns exchanged.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn transposed(r: [__m512i; 16]) -> [__m512i; 16] {
+pub(super) fn transposed(r: &[__m512i; 16]) -> [__m512i; 16] {
     let mut pairs = [_mm512_setzero_si512(); 16];
     for i in 0..8 {
         pairs[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);

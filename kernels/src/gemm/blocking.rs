@@ -72,6 +72,15 @@ pub(crate) fn multiply<T, K, O>(
     }
 }
 
+/// Bytes of the packed operands of a product `[m, k] · [k, n]`: units of 4 bytes hold `per_unit`
+/// elements.
+pub(crate) fn packed_bytes([m, n, k]: [usize; 3], per_unit: usize) -> usize {
+    // Panels round up; 64 covers every kernel's.
+    let units = k.min(DEPTH).div_ceil(per_unit);
+    let panels = m.min(ROWS).next_multiple_of(64) + n.min(COLUMNS).next_multiple_of(64);
+    4 * units * panels
+}
+
 /// The size of a super-block.
 #[derive(Debug, Clone, Copy)]
 struct Block {

@@ -2,24 +2,34 @@
 //!
 //! Both operands are packed into panels, tiles are computed by a micro-kernel that the CPU's
 //! features choose, and sums are f32 from start to end whatever the operands are. Where no kernel
-//! fits the CPU, [`product`] says so and candle's own product (the `gemm` crate) takes over.
+//! fits the CPU, [`Element::multiply`] says so and candle's own product (the `gemm` crate) takes over.
 
 mod blocking;
+mod isa;
 mod kernel;
 mod operand;
 mod output;
 #[cfg(test)]
 mod scalar;
+mod serial;
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_short;
 
+pub(crate) use blocking::packed_bytes;
+pub use isa::{Instructions, instructions};
 pub(crate) use operand::Operand;
-pub(crate) use output::Output;
+pub(crate) use output::{Output, Tiles};
+pub(crate) use serial::{MOST_LANES, Serial, SerialKernel, Work};
 
 use half::bf16;
+use isa::Isa;
 
 /// An element that has kernels.
 pub(crate) trait Element: Copy + Send + Sync {
@@ -34,25 +44,14 @@ pub(crate) trait Element: Copy + Send + Sync {
     ) -> bool;
 }
 
-/// The instructions that products use on this CPU, f32 and bf16.
-pub fn instructions() -> [&'static str; 2] {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::is_x86_feature_detected as has;
-        if has!("avx512f") && has!("avx512bw") && has!("avx512vl") {
-            let bf16 = if has!("avx512bf16") { "avx512_bf16" } else { "avx512f" };
-            return ["avx512f", bf16];
-        }
-        if has!("avx2") && has!("fma") {
-            return ["avx2", "avx2"];
-        }
-    }
-    ["portable", "portable"]
+/// Whether kernels may use `vdpbf16ps` here.
+pub(crate) fn multiplies_bf16_pairs() -> bool {
+    isa::of_bf16() >= Isa::Avx512Bf16 && Isa::Avx512Bf16.is_there()
 }
 
 /// Whether products of f32 and of bf16 have kernels here.
 pub(crate) fn is_fast() -> bool {
-    instructions()[0] != "portable"
+    isa::of_f32() != Isa::Portable
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -64,13 +63,12 @@ impl Element for f32 {
         row_stride: usize,
         add: bool,
     ) -> bool {
-        match instructions()[0] {
-            "avx512f" => {
-                blocking::multiply::<_, avx512::Avx512F32, _>(left, right, out, row_stride, add);
-            }
-            "avx2" => blocking::multiply::<_, avx2::Avx2, _>(left, right, out, row_stride, add),
-            _ => return false,
-        }
+        let multiply = match isa::of_f32() {
+            Isa::Portable => return false,
+            Isa::Avx2 => blocking::multiply::<_, avx2::Avx2, _>,
+            _ => blocking::multiply::<_, avx512::Avx512F32, _>,
+        };
+        multiply(left, right, out, row_stride, add);
         true
     }
 }
@@ -84,18 +82,14 @@ impl Element for bf16 {
         row_stride: usize,
         add: bool,
     ) -> bool {
-        match instructions()[1] {
-            "avx512_bf16" => {
-                blocking::multiply::<_, avx512::Avx512Bf16, _>(left, right, out, row_stride, add);
-            }
-            "avx512f" => {
-                blocking::multiply::<_, avx512::Avx512Widened, _>(
-                    left, right, out, row_stride, add,
-                );
-            }
-            "avx2" => blocking::multiply::<_, avx2::Avx2, _>(left, right, out, row_stride, add),
-            _ => return false,
-        }
+        let multiply = match isa::of_bf16() {
+            Isa::Portable => return false,
+            Isa::Avx2 => blocking::multiply::<_, avx2::Avx2, _>,
+            Isa::Avx512 => blocking::multiply::<_, avx512::Avx512Widened, _>,
+            Isa::Avx512Bf16 => blocking::multiply::<_, avx512::Avx512Bf16, _>,
+            Isa::AmxBf16 => amx::multiply::<amx::Tmm, _>,
+        };
+        multiply(left, right, out, row_stride, add);
         true
     }
 }
@@ -113,6 +107,7 @@ mod tests {
     use super::scalar::{ScalarBf16, ScalarF32};
     use super::*;
     use proptest::prelude::*;
+    use std::io::Write;
 
     /// Values that depend on their place alone.
     fn values(len: usize, salt: u64) -> Vec<f32> {
@@ -123,12 +118,16 @@ mod tests {
         (0..len).map(|i| (mix(i) >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
     }
 
+    /// A product of these elements into f32.
+    type Multiply<T> = fn(&Operand<T>, &Operand<T>, &mut [f32], usize, bool);
+
     /// Every orientation of both sides, against sums in f64.
-    fn check<T, K>(of: impl Fn(f32) -> T, wide: impl Fn(T) -> f64, m: usize, n: usize, k: usize)
-    where
-        T: Copy + Send + Sync,
-        K: Kernel<T>,
-    {
+    fn check<T: Copy>(
+        multiply: Multiply<T>,
+        of: impl Fn(f32) -> T,
+        wide: impl Fn(T) -> f64,
+        [m, n, k]: [usize; 3],
+    ) {
         let a: Vec<T> = values(m * k, 1).into_iter().map(&of).collect();
         let b: Vec<T> = values(n * k, 2).into_iter().map(&of).collect();
         let sides = |data, len| [Operand::rows(data, len, k), Operand::columns(data, len, k)];
@@ -138,7 +137,7 @@ mod tests {
                 for add in [false, true] {
                     let stride = n + 3;
                     let mut out = vec![0.5f32; m * stride];
-                    blocking::multiply::<T, K, f32>(&left, &right, &mut out, stride, add);
+                    multiply(&left, &right, &mut out, stride, add);
                     for i in 0..m {
                         for j in 0..n {
                             let sum: f64 = (0..k).map(|k| at(&left, i, k) * at(&right, j, k)).sum();
@@ -154,12 +153,45 @@ mod tests {
         }
     }
 
-    fn check_f32<K: Kernel<f32>>(m: usize, n: usize, k: usize) {
-        check::<f32, K>(|x| x, f64::from, m, n, k);
+    fn check_f32<K: Kernel<f32>>(size: [usize; 3]) {
+        check(blocking::multiply::<f32, K, f32>, |x| x, f64::from, size);
     }
 
-    fn check_bf16<K: Kernel<bf16>>(m: usize, n: usize, k: usize) {
-        check::<bf16, K>(bf16::from_f32, bf16::to_f64, m, n, k);
+    fn check_bf16<K: Kernel<bf16>>(size: [usize; 3]) {
+        check(blocking::multiply::<bf16, K, f32>, bf16::from_f32, bf16::to_f64, size);
+    }
+
+    /// The model of the tiles, and the CPU's own; where it has none, what they are compiled to, one
+    /// trap an instruction.
+    #[cfg(target_arch = "x86_64")]
+    fn check_tiles(size: [usize; 3]) {
+        check_amx::<amx::Model>(size);
+        if can_test(Isa::AmxBf16) {
+            check_amx::<amx::Tmm>(size);
+        }
+        #[cfg(target_os = "linux")]
+        if amx::Trapped::is_of_use() {
+            check_amx::<amx::Trapped>(size);
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn check_amx<M: amx::Machine>(size: [usize; 3]) {
+        check(amx::multiply::<M, f32>, bf16::from_f32, bf16::to_f64, size);
+    }
+
+    /// Whether the CPU has the instructions; says so where it lacks them.
+    fn can_test(isa: Isa) -> bool {
+        static MISSING: std::sync::Mutex<Vec<Isa>> = std::sync::Mutex::new(Vec::new());
+        let there = isa.is_there();
+        let mut missing = MISSING.lock().expect("no test fails while it looks");
+        if !there && !missing.contains(&isa) {
+            missing.push(isa);
+            // Not by `eprintln!`, which the test harness keeps to itself.
+            let line = format!("SKIPPED: no {isa:?} here, so its kernel is not tested on a CPU\n");
+            std::io::stderr().write_all(line.as_bytes()).expect("standard error is open");
+        }
+        there
     }
 
     proptest! {
@@ -167,24 +199,63 @@ mod tests {
 
         #[test]
         fn every_kernel_is_right_on_ragged_shapes(m in 1usize..40, n in 1usize..70, k in 0usize..50) {
-            check_f32::<ScalarF32>(m, n, k);
-            check_bf16::<ScalarBf16>(m, n, k);
+            let size = [m, n, k];
+            check_f32::<ScalarF32>(size);
+            check_bf16::<ScalarBf16>(size);
             #[cfg(target_arch = "x86_64")]
             {
-                use std::arch::is_x86_feature_detected as has;
-                if has!("avx2") && has!("fma") {
-                    check_f32::<avx2::Avx2>(m, n, k);
-                    check_bf16::<avx2::Avx2>(m, n, k);
+                if can_test(Isa::Avx2) {
+                    check_f32::<avx2::Avx2>(size);
+                    check_bf16::<avx2::Avx2>(size);
                 }
-                if has!("avx512f") && has!("avx512bw") && has!("avx512vl") {
-                    check_f32::<avx512::Avx512F32>(m, n, k);
-                    check_bf16::<avx512::Avx512Widened>(m, n, k);
+                if can_test(Isa::Avx512) {
+                    check_f32::<avx512::Avx512F32>(size);
+                    check_f32::<avx512_short::ShortF32>(size);
+                    check_bf16::<avx512::Avx512Widened>(size);
                 }
-                if has!("avx512bf16") {
-                    check_bf16::<avx512::Avx512Bf16>(m, n, k);
+                if can_test(Isa::Avx512Bf16) {
+                    check_bf16::<avx512::Avx512Bf16>(size);
+                    check_bf16::<avx512_short::ShortBf16>(size);
                 }
             }
         }
+
+        #[test]
+        #[cfg(target_arch = "x86_64")]
+        fn tiles_are_right_on_ragged_shapes(m in 1usize..80, n in 1usize..230, k in 0usize..420) {
+            let size = [m, n, k];
+            check_tiles(size);
+        }
+    }
+
+    /// More rows, depth and columns than are packed or made by a task at a time, one by one.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn tiles_are_right_past_every_cut() {
+        for size in [[2100, 40, 33], [33, 40, 4200], [40, 900, 70], [1100, 400, 40]] {
+            check_tiles(size);
+        }
+    }
+
+    /// Sums that go on in another slice, chunk or task have the bits of those that do not.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn tiles_give_the_same_bits_on_any_thread_count_and_in_any_part_of_a_product() {
+        let (m, n, k) = (600, 300, 700);
+        let of = |values: Vec<f32>| values.into_iter().map(bf16::from_f32).collect::<Vec<_>>();
+        let (a, b) = (of(values(m * k, 5)), of(values(n * k, 6)));
+        let run = |threads, rows: usize| {
+            let mut out = vec![0f32; rows * n];
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let (left, right) = (Operand::rows(&a[..rows * k], rows, k), Operand::rows(&b, n, k));
+            pool.expect("a pool").install(|| {
+                amx::multiply::<amx::Model, f32>(&left, &right, &mut out, n, false);
+            });
+            out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let all = run(1, m);
+        assert!(all == run(3, m));
+        assert!(all[..70 * n] == run(3, 70));
     }
 
     /// A product that spans several super-blocks and tiles in each direction.

@@ -1,5 +1,4 @@
-//! Causal attention over documents laid end to end, with grouped query heads, a sliding window and
-//! soft-capped scores; the backward pass computes the probabilities again instead of keeping them.
+//! Attention as a composition of candle's ops, for every dtype and device.
 //!
 //! Work goes by document and by chunk of [`QUERY_CHUNK`] queries, and each chunk looks only at the
 //! keys that some query of it may see, so no `T × T` matrix and no mask tensor of that size ever
@@ -9,33 +8,22 @@ use std::ops::Range;
 
 use candle_core::{D, Device, Result, Tensor, bail};
 
+use super::Params;
 use crate::accumulation_dtype;
 
 /// Queries that are worked on at a time.
-pub const QUERY_CHUNK: usize = 256;
+const QUERY_CHUNK: usize = 256;
 
-/// What distinguishes one layer's attention from another's.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Params {
-    /// Factor on `q · k`, usually `1/√D`.
-    pub scale: f64,
-    /// Gemma 2's `cap · tanh(score / cap)`.
-    pub softcap: Option<f64>,
-    /// A query sees a key at most `window − 1` positions back.
-    pub window: Option<usize>,
-}
-
-/// `q [N, H, D]`, `k` and `v` `[N, K, D]`, document boundaries `cu_seqlens` (first 0, last N) →
-/// `[N, H, D]`. Query head `h` reads key/value head `h · K / H`.
-pub fn forward(
+/// As [`super::forward`], of documents that do not overlap and follow each other.
+pub(super) fn forward(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    cu_seqlens: &[u32],
+    documents: &[Range<usize>],
     params: Params,
 ) -> Result<Tensor> {
     let mut outputs = Vec::new();
-    for document in documents(cu_seqlens, q.dim(0)?)? {
+    for document in documents {
         let (start, len) = (document.start, document.len());
         outputs.push(forward_from(
             &q.narrow(0, start, len)?,
@@ -48,9 +36,8 @@ pub fn forward(
     if outputs.len() == 1 { Ok(outputs.remove(0)) } else { Tensor::cat(&outputs, 0) }
 }
 
-/// One document whose first query stands at position `query_offset` of the keys, as when decoding
-/// with a cache: `q [T, H, D]`, `k` and `v` `[S, K, D]`, `S ≥ query_offset + T` → `[T, H, D]`.
-pub fn forward_from(
+/// As [`super::forward_from`].
+pub(super) fn forward_from(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
@@ -70,17 +57,17 @@ pub fn forward_from(
     if outputs.len() == 1 { Ok(outputs.remove(0)) } else { Tensor::cat(&outputs, 0) }
 }
 
-/// Gradients of `q`, `k` and `v` (their dtypes) from the saved inputs and `dy [N, H, D]`.
-pub fn backward(
+/// As [`super::backward`], of documents that do not overlap and follow each other.
+pub(super) fn backward(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    cu_seqlens: &[u32],
+    documents: &[Range<usize>],
     params: Params,
     dy: &Tensor,
 ) -> Result<[Tensor; 3]> {
     let mut gradients: [Vec<Tensor>; 3] = Default::default();
-    for document in documents(cu_seqlens, q.dim(0)?)? {
+    for document in documents {
         let (start, len) = (document.start, document.len());
         let of_document = backward_document(
             &q.narrow(0, start, len)?,
@@ -136,16 +123,6 @@ fn backward_document(
         None => bail!("attention over a document without tokens"),
     };
     Ok([Tensor::cat(&dq, 0)?, tokens_first(dk)?, tokens_first(dv)?])
-}
-
-/// The documents that `cu_seqlens` divides `tokens` into, empty ones left out.
-fn documents(cu_seqlens: &[u32], tokens: usize) -> Result<Vec<Range<usize>>> {
-    let ordered = cu_seqlens.is_sorted() && cu_seqlens.len() >= 2;
-    if !ordered || cu_seqlens[0] != 0 || cu_seqlens[cu_seqlens.len() - 1] as usize != tokens {
-        bail!("cu_seqlens {cu_seqlens:?} does not divide {tokens} tokens");
-    }
-    let ranges = cu_seqlens.windows(2).map(|pair| pair[0] as usize..pair[1] as usize);
-    Ok(ranges.filter(|range| !range.is_empty()).collect())
 }
 
 fn query_chunks(queries: usize) -> impl Iterator<Item = Range<usize>> {
@@ -276,81 +253,4 @@ fn add_keys(sum: &mut Option<Tensor>, d: &Tensor, keys: &Range<usize>, total: us
         None => padded,
     });
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::check;
-    use candle_core::DType;
-
-    /// Attention with the whole mask written out, from ops that candle differentiates.
-    fn reference(q: &Tensor, k: &Tensor, v: &Tensor, cu: &[u32], params: Params) -> Result<Tensor> {
-        let (tokens, heads, _) = q.dims3()?;
-        let kv_heads = k.dim(1)?;
-        let head = |x: &Tensor, h: usize| x.narrow(1, h, 1)?.squeeze(1);
-        let document = |t: usize| cu.iter().filter(|start| (**start as usize) <= t).count();
-        let hidden: Vec<f64> = (0..tokens)
-            .flat_map(|query| {
-                (0..tokens).map(move |key| {
-                    let near = params.window.is_none_or(|w| query < key + w);
-                    let visible = key <= query && near && document(key) == document(query);
-                    if visible { 0.0 } else { f64::NEG_INFINITY }
-                })
-            })
-            .collect();
-        let mask = Tensor::from_vec(hidden, (tokens, tokens), &Device::Cpu)?;
-        let mut outputs = Vec::new();
-        for h in 0..heads {
-            let kv = h * kv_heads / heads;
-            let mut scores = (head(q, h)?.matmul(&head(k, kv)?.t()?)? * params.scale)?;
-            if let Some(cap) = params.softcap {
-                scores = ((scores / cap)?.tanh()? * cap)?;
-            }
-            let p = candle_nn::ops::softmax(&(scores + &mask)?, D::Minus1)?;
-            outputs.push(p.matmul(&head(v, kv)?)?.unsqueeze(1)?);
-        }
-        Tensor::cat(&outputs, 1)
-    }
-
-    #[test]
-    fn matches_the_written_out_composition() -> Result<()> {
-        let plain = Params { scale: 0.4, softcap: None, window: None };
-        let cases: [(&[u32], Params); 5] = [
-            (&[0, 7], plain),
-            (&[0, 3, 3, 7], plain),
-            (&[0, 5, 7], Params { window: Some(2), ..plain }),
-            (&[0, 7], Params { softcap: Some(1.5), ..plain }),
-            (&[0, 300, 311], Params { window: Some(20), softcap: Some(3.0), ..plain }),
-        ];
-        for (cu_seqlens, params) in cases {
-            let tokens = cu_seqlens[cu_seqlens.len() - 1] as usize;
-            check::pair(
-                &[&[tokens, 4, 3], &[tokens, 2, 3], &[tokens, 2, 3]],
-                |x| reference(&x[0], &x[1], &x[2], cu_seqlens, params),
-                |x| forward(&x[0], &x[1], &x[2], cu_seqlens, params),
-                |x, dy| Ok(backward(&x[0], &x[1], &x[2], cu_seqlens, params, dy)?.into()),
-            )?;
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn a_query_at_an_offset_sees_what_it_saw_in_the_whole_document() -> Result<()> {
-        let params = Params { scale: 0.5, softcap: None, window: Some(4) };
-        let x = check::random(&[&[9, 4, 2], &[9, 2, 2], &[9, 2, 2]], DType::F64)?;
-        let whole = forward(&x[0], &x[1], &x[2], &[0, 9], params)?;
-        let last = forward_from(&x[0].narrow(0, 7, 2)?, &x[1], &x[2], 7, params)?;
-        check::close(&whole.narrow(0, 7, 2)?, &last, 1e-12)
-    }
-
-    #[test]
-    fn boundaries_that_do_not_divide_the_tokens_are_refused() -> Result<()> {
-        let x = check::random(&[&[4, 1, 2]], DType::F64)?.remove(0);
-        let params = Params { scale: 1.0, softcap: None, window: None };
-        for cu_seqlens in [&[0, 3][..], &[1, 4], &[0], &[0, 3, 2, 4]] {
-            assert!(forward(&x, &x, &x, cu_seqlens, params).is_err(), "{cu_seqlens:?}");
-        }
-        Ok(())
-    }
 }

@@ -1,0 +1,222 @@
+//! Moments in 8 bits: blocks of 256 values, each a code times the block's largest magnitude
+//! (Dettmers et al. 2022, "8-bit optimizers via block-wise quantization", section 2).
+//!
+//! A code is read like a number in their dynamic tree: leading zeros count powers of ten, the
+//! first one ends them, and the bits after it are a fraction that divides the decade evenly. With
+//! `i` bits after it, a code stands for `10^(i − most) · (0.1 + 0.9 · (fraction + ½) / 2^i)`. Code
+//! 0 is 0. The signed code has its sign in bit 7 and up to 6 bits of fraction, the unsigned code up
+//! to 7; the one pattern that is left over (the signed "−0", the unsigned 1) is 1.
+//!
+//! A second moment that is not zero never becomes zero, or the step would be divided by ε alone.
+
+use super::BLOCK;
+
+/// A code of all 256 bytes for values up to 1 in magnitude.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Code {
+    /// From −0.993 to 1.
+    Signed,
+    /// From 0 to 1.
+    Unsigned,
+}
+
+/// Blocks whose largest magnitude is below this are zero: its inverse would overflow.
+const LEAST_SCALE: f32 = 1e-37;
+
+impl Code {
+    /// Bits of the longest fraction.
+    #[inline(always)]
+    fn most(self) -> u32 {
+        if self == Code::Signed { 6 } else { 7 }
+    }
+
+    /// The pattern that stands for 1.
+    #[inline(always)]
+    fn one(self) -> u32 {
+        if self == Code::Signed { 0x80 } else { 1 }
+    }
+
+    #[inline(always)]
+    fn value(self, code: u8) -> f32 {
+        let code = u32::from(code);
+        let pattern = if self == Code::Signed { code & 0x7f } else { code };
+        // The exponent of pattern + ½ is the number of fraction bits, its mantissa the fraction.
+        let bits = (pattern as f32 + 0.5).to_bits();
+        let places = (bits >> 23).wrapping_sub(127);
+        let fraction = f32::from_bits(bits & 0x007f_ffff | 0x3f80_0000) - 1.0;
+        let magnitude = (0.1 + 0.9 * fraction) / power_of_ten(self.most().wrapping_sub(places));
+        let magnitude = if pattern == 0 { 0.0 } else { magnitude };
+        let signed = if self == Code::Signed && code > 0x80 { -magnitude } else { magnitude };
+        if code == self.one() { 1.0 } else { signed }
+    }
+
+    /// The code whose value is nearest to `x`, for magnitudes up to 1.
+    #[inline(always)]
+    fn nearest(self, x: f32) -> u8 {
+        let magnitude = x.abs();
+        let most = self.most();
+        let places = self.places(magnitude);
+        let decimal = magnitude * power_of_ten(most - places);
+        let fraction = ((decimal - 0.1) * (1.0 / 0.9)).clamp(0.0, 0.999_999_9);
+        let mantissa = (1.0 + fraction).to_bits() & 0x007f_ffff | 0x0080_0000;
+        let pattern = mantissa >> (23 - places);
+        // Half of the smallest value, and halfway from the largest fraction to 1.
+        let (zero, top) = match self {
+            Code::Signed => (0.275e-6, 1.0 - 0.225 / 64.0),
+            Code::Unsigned => (0.0, 1.0 - 0.225 / 128.0),
+        };
+        let sign = if x < 0.0 { 0x80 } else { 0 };
+        let signed = if self == Code::Signed { pattern | sign } else { pattern };
+        let coded = if magnitude <= zero { 0 } else { signed };
+        (if x >= top { self.one() } else { coded }) as u8
+    }
+
+    /// Bits of the fraction of the nearest value: where a decade ends, the last value below is
+    /// nearer than the first one above until `0.1 + 0.18 / 2^i`.
+    #[inline(always)]
+    fn places(self, magnitude: f32) -> u32 {
+        const SIGNED: [f32; 6] = [
+            (0.1 + 0.18 / 2.0) * 1e-5,
+            (0.1 + 0.18 / 4.0) * 1e-4,
+            (0.1 + 0.18 / 8.0) * 1e-3,
+            (0.1 + 0.18 / 16.0) * 1e-2,
+            (0.1 + 0.18 / 32.0) * 1e-1,
+            0.1 + 0.18 / 64.0,
+        ];
+        const UNSIGNED: [f32; 6] = [
+            (0.1 + 0.18 / 4.0) * 1e-5,
+            (0.1 + 0.18 / 8.0) * 1e-4,
+            (0.1 + 0.18 / 16.0) * 1e-3,
+            (0.1 + 0.18 / 32.0) * 1e-2,
+            (0.1 + 0.18 / 64.0) * 1e-1,
+            0.1 + 0.18 / 128.0,
+        ];
+        let (ends, mut places) =
+            if self == Code::Signed { (SIGNED, 0u32) } else { (UNSIGNED, 1u32) };
+        for end in ends {
+            places += u32::from(magnitude >= end);
+        }
+        places
+    }
+
+    /// The values of a block of codes.
+    #[inline(always)]
+    pub(super) fn decode(self, codes: &[u8], scale: f32, values: &mut [f32; BLOCK]) {
+        for (value, code) in values.iter_mut().zip(codes) {
+            *value = self.value(*code) * scale;
+        }
+    }
+
+    /// Codes a block of values and returns its scale.
+    #[inline(always)]
+    pub(super) fn encode(self, values: &[f32; BLOCK], codes: &mut [u8]) -> f32 {
+        let scale = largest_magnitude(values);
+        let is_zero = scale < LEAST_SCALE;
+        let inverse = if is_zero { 0.0 } else { 1.0 / scale };
+        for (code, value) in codes.iter_mut().zip(values) {
+            *code = self.nearest(*value * inverse);
+        }
+        if is_zero { 0.0 } else { scale }
+    }
+}
+
+/// `10^n` for n up to 7, exactly.
+#[inline(always)]
+fn power_of_ten(n: u32) -> f32 {
+    let factor = |bit: u32, power: f32| if n & bit == 0 { 1.0 } else { power };
+    factor(1, 10.0) * factor(2, 100.0) * factor(4, 10_000.0)
+}
+
+/// Without their sign, floats are in the order of their bits, and what is not a number is above
+/// all of them: it becomes the scale, and thus stays in the state.
+#[inline(always)]
+fn largest_magnitude(values: &[f32; BLOCK]) -> f32 {
+    let magnitude = |x: &f32| x.to_bits() & 0x7fff_ffff;
+    f32::from_bits(values.iter().fold(0, |largest, x| magnitude(x).max(largest)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The map as the paper's own implementation builds it: the middles of evenly divided decades.
+    fn map(code: Code) -> Vec<f64> {
+        let mut values = vec![0.0, 1.0];
+        for decade in 0..7 {
+            let cells = if code == Code::Signed { 1 << decade } else { 2 << decade };
+            for cell in 0..cells {
+                let middle = 0.1 + 0.9 * (f64::from(cell) + 0.5) / f64::from(cells);
+                let value = middle * 10f64.powi(decade - 6);
+                values.push(value);
+                if code == Code::Signed {
+                    values.push(-value);
+                }
+            }
+        }
+        values.sort_by(f64::total_cmp);
+        values
+    }
+
+    #[test]
+    fn the_codes_stand_for_the_values_of_the_map() {
+        for code in [Code::Signed, Code::Unsigned] {
+            let mut values: Vec<f64> = (0..=255).map(|c| f64::from(code.value(c))).collect();
+            values.sort_by(f64::total_cmp);
+            let expected = map(code);
+            assert_eq!(expected.len(), 256);
+            for (value, expected) in values.iter().zip(expected) {
+                assert!((value - expected).abs() <= 1e-6 * expected.abs(), "{value} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_code_is_its_own_nearest() {
+        for code in [Code::Signed, Code::Unsigned] {
+            for byte in 0..=255u8 {
+                assert_eq!(code.nearest(code.value(byte)), byte, "{code:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_nearest_value_is_found() {
+        for code in [Code::Signed, Code::Unsigned] {
+            let map = map(code);
+            for i in 0..400_000i32 {
+                let magnitude = 10f64.powf(-f64::from(i) / 50_000.0) as f32;
+                let x = if code == Code::Signed && i % 2 == 1 { -magnitude } else { magnitude };
+                let got = f64::from(code.value(code.nearest(x)));
+                let x = f64::from(x);
+                let distance = |value: &f64| (value - x).abs();
+                let usable = |value: &&f64| code == Code::Signed || **value > 0.0;
+                let least = map.iter().filter(usable).map(distance).fold(1.0, f64::min);
+                assert!(distance(&got) <= least + 1e-6 * x.abs(), "{code:?} {x}: {got}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_keeps_its_largest_value_and_zeros() {
+        let mut values = [0f32; BLOCK];
+        values[3] = 7.5;
+        values[200] = -7.4;
+        values[201] = 1e-9;
+        for (code, least) in [(Code::Signed, 0.0), (Code::Unsigned, 1e-7)] {
+            if code == Code::Unsigned {
+                values[200] = 7.4;
+            }
+            let (mut codes, mut back) = ([0u8; BLOCK], [9f32; BLOCK]);
+            let scale = code.encode(&values, &mut codes);
+            code.decode(&codes, scale, &mut back);
+            assert_eq!((scale, back[3], back[0]), (7.5, 7.5, 0.0));
+            assert!((back[200] - values[200]).abs() < 0.06);
+            assert!(back[201] >= least);
+        }
+        let mut codes = [1u8; BLOCK];
+        assert_eq!(Code::Unsigned.encode(&[0.0; BLOCK], &mut codes), 0.0);
+        assert_eq!(codes, [0; BLOCK]);
+        values[7] = f32::NAN;
+        assert!(Code::Signed.encode(&values, &mut codes).is_nan());
+    }
+}

@@ -1,0 +1,122 @@
+//! `softmax(q·kᵀ)·v`, strip by strip.
+
+use rayon::prelude::*;
+
+use super::cpu::{Call, KEY_BLOCK, Panels, Section};
+use super::softmax::{self, Online};
+use super::strip::{Strip, products};
+use crate::cpu::Real;
+use crate::fresh::fresh;
+use crate::gemm::{Serial, SerialKernel, Tiles, Work};
+use crate::scratch::Scratch;
+
+/// Strips of a task.
+const STRIPS: usize = 8;
+
+/// The output `[N, H, D]` of a call.
+#[derive(Clone, Copy)]
+pub(super) struct Forward<'a, 'b, T>(pub(super) &'a Call<'b, T>);
+
+impl<T: Real + Serial> Work<T> for Forward<'_, '_, T> {
+    type Done = Vec<T>;
+
+    fn with<K: SerialKernel<T>>(self) -> Vec<T> {
+        let call = self.0;
+        let sections = call.sections();
+        let keys = Panels::<K, T>::of(call, call.k, &sections, true);
+        let values = Panels::<K, T>::of(call, call.v, &sections, false);
+        let width = call.heads.query * call.heads.dim;
+        let mut y = fresh::<T>(call.q.len());
+        let out = Tiles::new(&mut y, call.q.len() / width, width, width);
+        let tasks: Vec<(usize, usize)> = sections
+            .iter()
+            .enumerate()
+            .flat_map(|(index, section)| {
+                let strips = section.strips(call.heads, K::NR);
+                (0..strips).step_by(STRIPS).map(move |strip| (index, strip))
+            })
+            .collect();
+        tasks.into_par_iter().with_max_len(1).for_each_init(
+            || Workspace::<K, T>::new(call.heads.dim),
+            |workspace, (index, first)| {
+                let section = &sections[index];
+                let strips = section.strips(call.heads, K::NR);
+                for strip in first..(first + STRIPS).min(strips) {
+                    let strip = section.strip(call.heads, K::NR, strip);
+                    workspace.strip(call, section, &strip, |block| {
+                        (keys.block(index, block), values.block(index, block))
+                    });
+                    let size = [strip.queries, strip.heads * call.heads.dim];
+                    let place = [strip.token, strip.head * call.heads.dim];
+                    out.write(place, size, &workspace.turned, size[1], false);
+                }
+            },
+        );
+        y
+    }
+}
+
+/// What a task works with.
+struct Workspace<K: SerialKernel<T>, T: Real> {
+    rows: Scratch<T>,
+    /// A right panel of queries.
+    queries: Scratch<K::Unit>,
+    /// `[KEY_BLOCK, lanes]`.
+    scores: Scratch<f32>,
+    /// A right panel of probabilities.
+    p: Scratch<K::Unit>,
+    /// `[D, lanes]`.
+    sums: Scratch<f32>,
+    /// `[lanes, D]`.
+    turned: Scratch<f32>,
+}
+
+impl<K: SerialKernel<T>, T: Real> Workspace<K, T> {
+    fn new(dim: usize) -> Self {
+        Self {
+            rows: Scratch::new(K::NR * dim),
+            queries: Scratch::new(dim.div_ceil(K::DEPTH) * K::NR),
+            scores: Scratch::new(KEY_BLOCK * K::NR),
+            p: Scratch::new(KEY_BLOCK / K::DEPTH * K::NR),
+            sums: Scratch::new(dim.next_multiple_of(K::MR) * K::NR),
+            turned: Scratch::new(K::NR * dim),
+        }
+    }
+
+    /// Leaves the output of a strip in `turned`; `panels` gives those of the keys and of the
+    /// values of a block.
+    fn strip<'a>(
+        &mut self,
+        call: &Call<T>,
+        section: &Section,
+        strip: &Strip,
+        panels: impl Fn(usize) -> (&'a [K::Unit], &'a [K::Unit]),
+    ) where
+        K::Unit: 'a,
+    {
+        let (dim, window) = (call.heads.dim, call.rule.window);
+        strip.gather(call.q, call.heads, &mut self.rows);
+        strip.pack_lanes::<K, T>(&self.rows, dim, &mut self.queries);
+        let mut online = Online::new(strip);
+        let blocks = section.blocks(&[*strip], window);
+        for block in blocks.clone() {
+            let start = section.keys.start + block * KEY_BLOCK;
+            let used = strip.used(start, K::MR);
+            let (keys, values) = panels(block);
+            let scores = &mut self.scores[..used * K::NR];
+            products::<K, T>(keys, dim.div_ceil(K::DEPTH) * K::MR, &self.queries, scores, false);
+            let hides = !strip.sees_all(&(start..start + used), window);
+            let p = &mut self.p[..used / K::DEPTH * K::NR];
+            let first = hides.then_some(start);
+            softmax::probabilities::<K, T>(scores, first, &call.rule, &mut online, p);
+            let add = block > blocks.start;
+            if add && !online.keeps() {
+                softmax::scale_lanes(&mut self.sums, K::NR, &online.rescale);
+            }
+            products::<K, T>(values, KEY_BLOCK / K::DEPTH * K::MR, p, &mut self.sums, add);
+        }
+        let factor = online.sum.map(|sum| 1.0 / sum);
+        softmax::scale_lanes(&mut self.sums, K::NR, &factor);
+        K::turn(&self.sums, dim, &mut self.turned);
+    }
+}

@@ -1,0 +1,240 @@
+//! The head and the loss on the CPU: chunks of tokens by pieces of the vocabulary.
+//!
+//! For each chunk, one pass over the vocabulary makes the logits of a piece, takes them into the
+//! statistics of their tokens and keeps their exponentials; a second pass turns these into
+//! gradients and multiplies them by the head and by the hidden states. A piece is worked on while
+//! it is in the cache, and only the exponentials of a chunk exist at a time.
+
+use candle_core::{Result, bail};
+use rayon::prelude::*;
+
+use super::softmax::Statistics;
+use super::{Losses, Trained};
+use crate::cpu::Real;
+use crate::gemm::{Operand, Output};
+use crate::scratch::Scratch;
+
+/// Entries of the vocabulary in a piece.
+const PIECE: usize = 2048;
+/// Bytes of workspace that the chunks of tokens are cut for.
+const WORKSPACE_BYTES: usize = 64 << 20;
+/// Tokens of a chunk are a multiple of this: whole panels of the products.
+const PANEL: usize = 12;
+/// Tokens of a chunk without gradients, of which no exponentials are kept.
+const FORWARD_TOKENS: usize = 1536;
+/// What a product packs at a time: rows of the left side, columns of the right side, elements
+/// along the summed dimension; and what it rounds rows and columns up to a multiple of, at most.
+const PACKED_ROWS: usize = 2048;
+const PACKED_COLUMNS: usize = 1024;
+const PACKED_DEPTH: usize = 4096;
+const PACKED_PANEL: usize = 32;
+
+/// The hidden states and the head as slices.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Head<'a, T> {
+    /// `[N, E]`.
+    pub(super) hidden: &'a [T],
+    /// `[V, E]`.
+    pub(super) weight: &'a [T],
+    /// E.
+    pub(super) width: usize,
+    pub(super) softcap: Option<f32>,
+}
+
+/// Elements of the buffers for a chunk of `tokens`.
+struct Buffers {
+    /// Hidden states, and exponentials, then gradients of the logits.
+    narrow: [usize; 2],
+    /// Logits of a piece, and gradients of the hidden states, f32.
+    wide: [usize; 2],
+    /// The panels that the products pack, left and right.
+    packed: [usize; 2],
+}
+
+impl Buffers {
+    fn new(tokens: usize, vocab: usize, width: usize) -> Self {
+        let piece = vocab.min(PIECE);
+        let packed = |len: usize, depth: usize| {
+            (len + PACKED_PANEL - 1) * depth.min(PACKED_DEPTH).next_multiple_of(2)
+        };
+        let left = |len: usize, depth| packed(len.min(PACKED_ROWS), depth);
+        let right = |len: usize, depth| packed(len.min(PACKED_COLUMNS), depth);
+        let lefts = [left(tokens, width), left(tokens, piece), left(piece, tokens)];
+        let rights = [right(piece, width), right(width, piece), right(width, tokens)];
+        let largest = |of: [usize; 3]| of.into_iter().fold(0, usize::max);
+        Self {
+            narrow: [tokens * width, tokens * vocab],
+            wide: [tokens * piece, tokens * width],
+            packed: [largest(lefts), largest(rights)],
+        }
+    }
+
+    fn bytes(&self, size: usize) -> usize {
+        let sum = |of: &[usize; 2]| of[0] + of[1];
+        size * (sum(&self.narrow) + sum(&self.packed)) + 4 * sum(&self.wide)
+    }
+}
+
+/// Tokens of a chunk with gradients, of `tokens` in all: as many whole panels as the workspace
+/// holds.
+pub(super) fn chunk_tokens(tokens: usize, vocab: usize, width: usize, size: usize) -> usize {
+    let fits =
+        |panels: &usize| Buffers::new(panels * PANEL, vocab, width).bytes(size) <= WORKSPACE_BYTES;
+    let most = tokens.div_ceil(PANEL).min(WORKSPACE_BYTES / (PANEL * vocab.max(1) * size));
+    (2..=most).rev().find(fits).unwrap_or(1) * PANEL
+}
+
+/// Bytes of workspace of [`Head::gradients`] over `tokens`, elements of `size` bytes.
+pub(super) fn workspace_bytes(tokens: usize, vocab: usize, width: usize, size: usize) -> usize {
+    let chunk = tokens.min(chunk_tokens(tokens, vocab, width, size));
+    Buffers::new(chunk, vocab, width).bytes(size)
+}
+
+impl<T: Real> Head<'_, T> {
+    fn vocab(&self) -> usize {
+        self.weight.len() / self.width.max(1)
+    }
+
+    /// The loss of each trained token.
+    pub(super) fn losses(&self, trained: &Trained) -> Result<Losses> {
+        let tokens = FORWARD_TOKENS.min(trained.rows.len());
+        let mut rows = Scratch::<T>::new(tokens * self.width);
+        let mut logits = Scratch::<f32>::new(tokens * self.vocab().min(PIECE));
+        let mut all = Losses::default();
+        for chunk in trained.chunks(tokens) {
+            let rows = self.gather(chunk.0, &mut rows);
+            let statistics = self.pass(rows, chunk.1, &mut logits, &mut [], &mut [])?;
+            all.extend(&statistics);
+        }
+        Ok(all)
+    }
+
+    /// The loss of each trained token. `d_hidden [N, E]` gets its gradient in their rows, and
+    /// `d_weight [V, E]` has its gradient added.
+    pub(super) fn gradients<G: Output>(
+        &self,
+        trained: &Trained,
+        loss_scale: f64,
+        d_hidden: &mut [T],
+        mut d_weight: Option<&mut [G]>,
+    ) -> Result<Losses> {
+        let (vocab, width) = (self.vocab(), self.width);
+        let tokens = trained.rows.len();
+        let tokens = tokens.min(chunk_tokens(tokens, vocab, width, size_of::<T>()));
+        let Buffers { narrow, wide, packed } = Buffers::new(tokens, vocab, width);
+        let [mut rows, mut kept] = narrow.map(Scratch::<T>::new);
+        let [mut logits, mut d_rows] = wide.map(Scratch::<f32>::new);
+        // Left in the pool, so that all products use these two and no smaller ones come to lie
+        // beside them.
+        drop(packed.map(Scratch::<T>::new));
+        let mut largest = vec![0.0; tokens * vocab.div_ceil(PIECE)];
+        let mut all = Losses::default();
+        for chunk in trained.chunks(tokens) {
+            let rows = self.gather(chunk.0, &mut rows);
+            let (kept, d_rows) = (&mut kept[..chunk.0.len() * vocab], &mut d_rows[..rows.len()]);
+            let statistics = self.pass(rows, chunk.1, &mut logits, kept, &mut largest)?;
+            let d_weight = d_weight.as_deref_mut();
+            self.backward(&statistics, kept, &largest, rows, loss_scale, d_rows, d_weight)?;
+            for (row, d_row) in chunk.0.iter().zip(d_rows.chunks_exact(width)) {
+                let to = &mut d_hidden[*row as usize * width..][..width];
+                to.iter_mut().zip(d_row).for_each(|(to, d)| *to = T::narrow(*d));
+            }
+            all.extend(&statistics);
+        }
+        Ok(all)
+    }
+
+    fn gather<'s>(&self, rows: &[u32], to: &'s mut [T]) -> &'s [T] {
+        for (to, row) in to.chunks_exact_mut(self.width).zip(rows) {
+            to.copy_from_slice(&self.hidden[*row as usize * self.width..][..self.width]);
+        }
+        &to[..rows.len() * self.width]
+    }
+
+    /// The statistics of the tokens `rows [C, E]`. `kept`, if it is not empty, gets the
+    /// exponentials of each piece `[C, piece]`, and `largest` its largest logits `[C]`.
+    fn pass(
+        &self,
+        rows: &[T],
+        targets: &[u32],
+        logits: &mut [f32],
+        kept: &mut [T],
+        largest: &mut [f32],
+    ) -> Result<Vec<Statistics>> {
+        let tokens = targets.len();
+        let left = Operand::rows(rows, tokens, self.width);
+        let mut statistics: Vec<_> = targets.iter().map(|t| Statistics::new(*t)).collect();
+        for (index, piece) in self.weight.chunks(PIECE * self.width).enumerate() {
+            let len = piece.len() / self.width;
+            let first = index * PIECE;
+            let logits = &mut logits[..tokens * len];
+            multiply(&left, &Operand::rows(piece, len, self.width), logits, len, false)?;
+            let each = statistics.par_iter_mut().zip(logits.par_chunks_exact_mut(len));
+            if kept.is_empty() {
+                each.for_each(|(token, logits)| {
+                    token.absorb::<T>(logits, first, self.softcap, &mut []);
+                });
+                continue;
+            }
+            let kept = kept[first * tokens..][..tokens * len].par_chunks_exact_mut(len);
+            let largest = largest[index * tokens..][..tokens].par_iter_mut();
+            each.zip(kept).zip(largest).for_each(|(((token, logits), kept), largest)| {
+                *largest = token.absorb(logits, first, self.softcap, kept);
+            });
+        }
+        Ok(statistics)
+    }
+
+    /// `d_rows [C, E] = d_logits · W` and `d_weight += d_logitsᵀ · rows`.
+    #[expect(clippy::too_many_arguments, reason = "buffers that outlive a chunk")]
+    fn backward<G: Output>(
+        &self,
+        statistics: &[Statistics],
+        kept: &mut [T],
+        largest: &[f32],
+        rows: &[T],
+        scale: f64,
+        d_rows: &mut [f32],
+        mut d_weight: Option<&mut [G]>,
+    ) -> Result<()> {
+        let (tokens, width) = (statistics.len(), self.width);
+        for (index, piece) in self.weight.chunks(PIECE * width).enumerate() {
+            let len = piece.len() / width;
+            let first = index * PIECE;
+            let d_logits = &mut kept[first * tokens..][..tokens * len];
+            let largest = largest[index * tokens..][..tokens].par_iter();
+            let each = d_logits.par_chunks_exact_mut(len).zip(largest).zip(statistics);
+            each.for_each(|((kept, largest), token)| {
+                token.gradient(kept, *largest, first, self.softcap, scale);
+            });
+            let left = Operand::rows(d_logits, tokens, len);
+            multiply(&left, &Operand::columns(piece, width, len), d_rows, width, index > 0)?;
+            if let Some(d_weight) = &mut d_weight {
+                let left = Operand::columns(d_logits, len, tokens);
+                let to = &mut d_weight[first * width..][..len * width];
+                multiply(&left, &Operand::columns(rows, width, tokens), to, width, true)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Losses {
+    fn extend(&mut self, statistics: &[Statistics]) {
+        self.of_token.extend(statistics.iter().map(Statistics::loss));
+        self.num_correct += statistics.iter().filter(|token| token.is_correct()).count();
+    }
+}
+
+fn multiply<T: Real, O: Output>(
+    left: &Operand<T>,
+    right: &Operand<T>,
+    out: &mut [O],
+    row_stride: usize,
+    add: bool,
+) -> Result<()> {
+    if !T::multiply(left, right, out, row_stride, add) {
+        bail!("no product of {:?} on this CPU", T::DTYPE);
+    }
+    Ok(())
+}

@@ -1,0 +1,432 @@
+//! The head and the loss in one: `cross_entropy(softcap(hidden · headᵀ), targets)`, chunked over
+//! tokens so that the logits of the whole batch never exist.
+
+mod composed;
+mod cpu;
+mod softmax;
+
+use candle_core::{DType, Result, Tensor, bail};
+use half::bf16;
+
+use crate::cpu::{self as slices, Real, Stored};
+use crate::gemm::Output;
+use crate::{accumulation_dtype, gemm};
+
+/// The target that takes no part in the loss, as in PyTorch.
+pub const IGNORE_INDEX: i64 = -100;
+
+/// What [`forward`] and [`forward_backward`] report of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Score {
+    /// Sum of the cross entropy over the trained tokens, in nats.
+    pub loss_sum: f64,
+    /// Tokens whose target is not [`IGNORE_INDEX`].
+    pub num_targets: usize,
+    /// Of those, how many the most likely token names; of equally likely ones the first.
+    pub num_correct: usize,
+}
+
+/// Loss without gradients: `hidden [N, E]`, `head [V, E]`, `targets` N class indices.
+pub fn forward(
+    hidden: &Tensor,
+    head: &Tensor,
+    targets: &[i64],
+    softcap: Option<f64>,
+) -> Result<Score> {
+    let trained = trained(hidden, head, targets)?;
+    Ok(Head { hidden, weight: head, softcap }.losses(&trained)?.score())
+}
+
+/// Loss and gradients in one pass: the score, and the gradient of `hidden`, `[N, E]` in its dtype,
+/// which is zero in rows without a target.
+///
+/// The gradient of the head is added in place to `d_head [V, E]`, f32 (f64 for f64) or the dtype of
+/// `head`, where it is asked for; every tensor that shares its storage sees it, so it must share none with `hidden` or
+/// `head`. The gradients are those of `loss_sum · loss_scale`.
+pub fn forward_backward(
+    hidden: &Tensor,
+    head: &Tensor,
+    targets: &[i64],
+    softcap: Option<f64>,
+    loss_scale: f64,
+    d_head: Option<&Tensor>,
+) -> Result<(Score, Tensor)> {
+    let trained = trained(hidden, head, targets)?;
+    let wide = accumulation_dtype(head.dtype());
+    let fits =
+        |d: &&Tensor| d.dims() == head.dims() && (d.dtype() == wide || d.dtype() == head.dtype());
+    if let Some(d) = d_head.filter(|d| !fits(d)) {
+        bail!("a gradient {:?} of {:?} for a head {:?}", d.dtype(), d.dims(), head.dims());
+    }
+    let head = Head { hidden, weight: head, softcap };
+    let (losses, d_hidden) = match head.kernel_dtype() {
+        Some(DType::BF16) => head.fast_gradients::<bf16>(&trained, loss_scale, d_head)?,
+        Some(_) => head.fast_gradients::<f32>(&trained, loss_scale, d_head)?,
+        None => composed::gradients(&head, &trained, loss_scale, d_head)?,
+    };
+    Ok((losses.score(), d_hidden))
+}
+
+/// Log-probability of each target under the logits, `targets.len()` values; 0 for
+/// [`IGNORE_INDEX`].
+pub fn log_probs(
+    hidden: &Tensor,
+    head: &Tensor,
+    targets: &[i64],
+    softcap: Option<f64>,
+) -> Result<Vec<f64>> {
+    let mut all = vec![0.0; targets.len()];
+    let trained = trained(hidden, head, targets)?;
+    let losses = Head { hidden, weight: head, softcap }.losses(&trained)?;
+    for (row, loss) in trained.rows.iter().zip(losses.of_token) {
+        all[*row as usize] = -loss;
+    }
+    Ok(all)
+}
+
+/// Bytes that [`forward_backward`] needs on the CPU besides its arguments and results, for
+/// `tokens` trained tokens, a vocabulary of `vocab` and hidden states of `hidden` elements.
+///
+/// f32 and bf16 stay within 64 MiB wherever 12 tokens do; a further 192 KiB a thread go into tiles
+/// of products.
+pub fn workspace_bytes(tokens: usize, vocab: usize, hidden: usize, dtype: DType) -> usize {
+    match dtype {
+        DType::F32 | DType::BF16 if gemm::is_fast() => {
+            cpu::workspace_bytes(tokens, vocab, hidden, dtype.size_in_bytes())
+        }
+        _ => {
+            let chunk = tokens.min(composed::chunk_tokens(vocab));
+            let copies = 4 * accumulation_dtype(dtype).size_in_bytes() + dtype.size_in_bytes();
+            chunk * vocab * copies + (chunk + vocab) * hidden * 8
+        }
+    }
+}
+
+impl Score {
+    /// Adds another batch's score to this one.
+    pub fn add(&mut self, other: Score) {
+        self.loss_sum += other.loss_sum;
+        self.num_targets += other.num_targets;
+        self.num_correct += other.num_correct;
+    }
+}
+
+/// What the logits are made of.
+struct Head<'a> {
+    hidden: &'a Tensor,
+    weight: &'a Tensor,
+    softcap: Option<f64>,
+}
+
+impl Head<'_> {
+    fn kernel_dtype(&self) -> Option<DType> {
+        let dtype = slices::fast_dtype(&[self.hidden, self.weight])?;
+        (gemm::is_fast() && self.weight.elem_count() > 0).then_some(dtype)
+    }
+
+    fn losses(&self, trained: &Trained) -> Result<Losses> {
+        match self.kernel_dtype() {
+            Some(DType::BF16) => self.with_slices::<bf16, _>(|head| head.losses(trained)),
+            Some(_) => self.with_slices::<f32, _>(|head| head.losses(trained)),
+            None => composed::losses(self, trained),
+        }
+    }
+
+    fn with_slices<T: Real, R>(&self, f: impl FnOnce(cpu::Head<T>) -> Result<R>) -> Result<R> {
+        let (width, softcap) = (self.hidden.dim(1)?, self.softcap.map(|cap| cap as f32));
+        slices::with([self.hidden, self.weight], |[hidden, weight]| {
+            f(cpu::Head { hidden, weight, width, softcap })
+        })
+    }
+
+    fn fast_gradients<T: Real>(
+        &self,
+        trained: &Trained,
+        loss_scale: f64,
+        d_head: Option<&Tensor>,
+    ) -> Result<(Losses, Tensor)> {
+        let mut d_hidden = vec![T::narrow(0.0); self.hidden.elem_count()];
+        let losses = self.with_slices::<T, _>(|head| match d_head {
+            None => head.gradients::<f32>(trained, loss_scale, &mut d_hidden, None),
+            Some(d_head) if d_head.dtype() == DType::BF16 => {
+                add_gradients::<T, bf16>(&head, trained, loss_scale, &mut d_hidden, d_head)
+            }
+            Some(d_head) => {
+                add_gradients::<T, f32>(&head, trained, loss_scale, &mut d_hidden, d_head)
+            }
+        })?;
+        Ok((losses, slices::tensor(d_hidden, self.hidden.dims())?))
+    }
+}
+
+fn add_gradients<T: Real, G: Stored + Output>(
+    head: &cpu::Head<T>,
+    trained: &Trained,
+    loss_scale: f64,
+    d_hidden: &mut [T],
+    d_head: &Tensor,
+) -> Result<Losses> {
+    let mut losses = Losses::default();
+    slices::update(d_head, |d_head: &mut [G]| {
+        losses = head.gradients(trained, loss_scale, d_hidden, Some(d_head))?;
+        Ok(())
+    })?;
+    Ok(losses)
+}
+
+/// The tokens that have a target, in their order.
+struct Trained {
+    rows: Vec<u32>,
+    targets: Vec<u32>,
+}
+
+impl Trained {
+    /// Rows and targets, up to `tokens` at a time.
+    fn chunks(&self, tokens: usize) -> impl Iterator<Item = (&[u32], &[u32])> {
+        let tokens = tokens.max(1);
+        self.rows.chunks(tokens).zip(self.targets.chunks(tokens))
+    }
+}
+
+fn trained(hidden: &Tensor, head: &Tensor, targets: &[i64]) -> Result<Trained> {
+    let (tokens, width) = hidden.dims2()?;
+    let (vocab, head_width) = head.dims2()?;
+    if width != head_width {
+        bail!("hidden states {:?} for a head {:?}", hidden.dims(), head.dims());
+    }
+    if targets.len() != tokens {
+        bail!("{} targets for hidden states {:?}", targets.len(), hidden.dims());
+    }
+    let in_vocabulary = |target: i64| usize::try_from(target).is_ok_and(|target| target < vocab);
+    if let Some(stray) = targets.iter().find(|t| **t != IGNORE_INDEX && !in_vocabulary(**t)) {
+        bail!("target {stray} is outside of a vocabulary of {vocab}");
+    }
+    let (rows, targets) = (0u32..)
+        .zip(targets)
+        .filter(|(_, target)| **target != IGNORE_INDEX)
+        .map(|(row, target)| (row, *target as u32))
+        .unzip();
+    Ok(Trained { rows, targets })
+}
+
+/// Of the trained tokens, in their order.
+#[derive(Default)]
+struct Losses {
+    /// In nats.
+    of_token: Vec<f64>,
+    num_correct: usize,
+}
+
+impl Losses {
+    fn score(&self) -> Score {
+        Score {
+            loss_sum: self.of_token.iter().sum(),
+            num_targets: self.of_token.len(),
+            num_correct: self.num_correct,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adamw::sum_of_squares;
+    use crate::check;
+    use candle_core::Device;
+    use proptest::prelude::*;
+
+    const TARGETS: [i64; 5] = [3, IGNORE_INDEX, 0, 6, IGNORE_INDEX];
+
+    fn reference(x: &[Tensor], softcap: Option<f64>) -> Result<Tensor> {
+        let mut logits = x[0].matmul(&x[1].t()?)?;
+        if let Some(cap) = softcap {
+            logits = ((logits / cap)?.tanh()? * cap)?;
+        }
+        let kept = Tensor::new(&[0u32, 2, 3], &Device::Cpu)?;
+        let targets = Tensor::new(&[3u32, 0, 6], &Device::Cpu)?;
+        candle_nn::loss::cross_entropy(&logits.index_select(&kept, 0)?, &targets)? * (3.0 * 0.25)
+    }
+
+    #[test]
+    fn matches_the_composition() -> Result<()> {
+        for softcap in [None, Some(0.7)] {
+            check::pair(
+                &[&[5, 4], &[7, 4]],
+                |x| reference(x, softcap),
+                |x| {
+                    let score = forward(&x[0], &x[1], &TARGETS, softcap)?;
+                    Tensor::new(score.loss_sum * 0.25, &Device::Cpu)
+                },
+                |x, dy| {
+                    let scale = 0.25 * dy.to_scalar::<f64>()?;
+                    let d_head = x[1].zeros_like()?;
+                    let to = Some(&d_head);
+                    let (_, d) = forward_backward(&x[0], &x[1], &TARGETS, softcap, scale, to)?;
+                    Ok(vec![d, d_head])
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_score_counts_targets_and_hits() -> Result<()> {
+        let head = Tensor::eye(3, DType::F32, &Device::Cpu)?;
+        let hidden = Tensor::new(&[[9f32, 0., 0.], [0., 9., 0.], [0., 9., 0.]], &Device::Cpu)?;
+        let score = forward(&hidden, &head, &[0, 2, IGNORE_INDEX], None)?;
+        assert_eq!((score.num_targets, score.num_correct), (2, 1));
+        let log_probs = log_probs(&hidden, &head, &[0, 2, IGNORE_INDEX], None)?;
+        assert!((log_probs.iter().sum::<f64>() + score.loss_sum).abs() < 1e-6);
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_to_train_gives_zero_gradients() -> Result<()> {
+        for dtype in [DType::F32, DType::F64] {
+            let x = check::random(&[&[2, 4], &[7, 4], &[7, 4]], dtype)?;
+            let (ignored, before) = ([IGNORE_INDEX; 2], x[2].copy()?);
+            let (score, d) = forward_backward(&x[0], &x[1], &ignored, None, 1.0, Some(&x[2]))?;
+            assert_eq!(score, Score::default());
+            check::close(&d, &x[0].zeros_like()?, 0.0)?;
+            check::close(&x[2], &before, 0.0)?;
+        }
+        Ok(())
+    }
+
+    /// Values of several magnitudes, every third token without a target.
+    struct Case {
+        hidden: Tensor,
+        head: Tensor,
+        targets: Vec<i64>,
+        softcap: Option<f64>,
+    }
+
+    impl Case {
+        fn new(tokens: usize, vocab: usize, width: usize, softcap: Option<f64>) -> Result<Self> {
+            let x = check::random(&[&[tokens, width], &[vocab, width]], DType::F32)?;
+            let target = |i: usize| if i % 3 == 2 { IGNORE_INDEX } else { (i * 31 % vocab) as i64 };
+            let targets = (0..tokens).map(target).collect();
+            Ok(Self { hidden: (&x[0] * 3.0)?, head: x[1].clone(), targets, softcap })
+        }
+
+        fn to_dtype(&self, dtype: DType) -> Result<Self> {
+            let (hidden, head) = (self.hidden.to_dtype(dtype)?, self.head.to_dtype(dtype)?);
+            Ok(Self { hidden, head, targets: self.targets.clone(), softcap: self.softcap })
+        }
+
+        /// The score, the gradient of `hidden`, and that of the head on top of ones.
+        fn run(&self) -> Result<(Score, Tensor, Tensor)> {
+            let wide = accumulation_dtype(self.head.dtype());
+            let d_head = Tensor::ones(self.head.shape(), wide, &Device::Cpu)?;
+            let Self { hidden, head, targets, softcap } = self;
+            let (score, d_hidden) =
+                forward_backward(hidden, head, targets, *softcap, 0.5, Some(&d_head))?;
+            assert_eq!(score, forward(hidden, head, targets, *softcap)?);
+            let (_, alone) = forward_backward(hidden, head, targets, *softcap, 0.5, None)?;
+            check::close(&alone, &d_hidden, 0.0)?;
+            Ok((score, d_hidden, d_head))
+        }
+    }
+
+    /// Relative to the gradient's norm, or to a tenth of what one token's can be: where the softmax
+    /// is next to one-hot, the gradient is a difference of nearly equal numbers.
+    fn relative_error(expected: &Tensor, got: &Tensor) -> Result<f64> {
+        let got = got.to_dtype(DType::F64)?;
+        let norm = |x: &Tensor| Ok::<_, candle_core::Error>(sum_of_squares(x)?.sqrt());
+        Ok(norm(&(expected - got)?)? / norm(expected)?.max(0.1))
+    }
+
+    /// Both fast paths against f64 on the very same (rounded) inputs.
+    fn against_f64(case: &Case) -> Result<()> {
+        for (dtype, loss_bound, bound) in [(DType::F32, 1e-6, 1e-5), (DType::BF16, 1e-6, 6e-3)] {
+            let case = case.to_dtype(dtype)?;
+            let (score, d_hidden, d_head) = case.run()?;
+            let (expected, d_hidden_64, d_head_64) = case.to_dtype(DType::F64)?.run()?;
+            assert_eq!(score.num_targets, expected.num_targets);
+            assert_eq!(score.num_correct, expected.num_correct);
+            let error = (score.loss_sum - expected.loss_sum).abs();
+            assert!(error <= loss_bound * (1.0 + expected.loss_sum), "{dtype:?} loss: {error:e}");
+            let d_hidden_error = relative_error(&d_hidden_64, &d_hidden)?;
+            let d_head_error = relative_error(&(d_head_64 - 1.0)?, &(d_head - 1.0)?)?;
+            assert!(d_hidden_error < bound, "{dtype:?} d_hidden: {d_hidden_error:e}");
+            assert!(d_head_error < bound, "{dtype:?} d_head: {d_head_error:e}");
+            let Case { hidden, head, targets, softcap } = &case;
+            let log_probs = log_probs(hidden, head, targets, *softcap)?;
+            assert!((log_probs.iter().sum::<f64>() + score.loss_sum).abs() < 1e-9);
+            assert!(targets.iter().zip(log_probs).all(|(t, p)| (*t == IGNORE_INDEX) == (p == 0.0)));
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn the_fast_paths_agree_with_f64_on_ragged_shapes(
+            tokens in 1usize..40,
+            vocab in 2usize..200,
+            width in 1usize..40,
+            softcap in prop_oneof![Just(None), Just(Some(2.5))],
+        ) {
+            let case = Case::new(tokens, vocab, width, softcap);
+            case.and_then(|case| against_f64(&case)).expect("tensors of these shapes");
+        }
+    }
+
+    /// Several pieces of the vocabulary, the last one ragged.
+    #[test]
+    fn the_fast_paths_agree_with_f64_across_pieces() -> Result<()> {
+        for softcap in [None, Some(4.0)] {
+            against_f64(&Case::new(50, 5000, 24, softcap)?)?;
+        }
+        Ok(())
+    }
+
+    /// So many tokens and so large a vocabulary that there are several chunks.
+    #[test]
+    fn chunks_add_up_and_give_the_same_bits_on_any_thread_count() -> Result<()> {
+        for dtype in [DType::F32, DType::BF16] {
+            let case = Case::new(600, 100_000, 8, Some(5.0))?.to_dtype(dtype)?;
+            let chunk = cpu::chunk_tokens(400, 100_000, 8, dtype.size_in_bytes());
+            assert!(chunk < 400, "several chunks of {chunk}");
+            let on = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                pool.expect("a pool").install(|| case.run())
+            };
+            let (one, three) = (on(1)?, on(3)?);
+            assert_eq!(one.0.loss_sum.to_bits(), three.0.loss_sum.to_bits());
+            check::close(&one.1, &three.1, 0.0)?;
+            check::close(&one.2, &three.2, 0.0)?;
+            let halves: Vec<f64> = [0..300, 300..600]
+                .map(|half: std::ops::Range<usize>| {
+                    let rows = case.hidden.narrow(0, half.start, half.len())?;
+                    forward(&rows, &case.head, &case.targets[half], case.softcap)
+                })
+                .into_iter()
+                .map(|score| Ok(score?.loss_sum))
+                .collect::<Result<_>>()?;
+            assert!((halves.iter().sum::<f64>() - one.0.loss_sum).abs() < 1e-6);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_gradient_of_another_shape_or_dtype_is_refused() -> Result<()> {
+        let x = check::random(&[&[2, 4], &[7, 4], &[6, 4]], DType::BF16)?;
+        for d_head in [&x[1], &x[2].to_dtype(DType::F32)?] {
+            assert!(forward_backward(&x[0], &x[1], &[0, 1], None, 1.0, Some(d_head)).is_err());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_target_outside_of_the_vocabulary_is_refused() -> Result<()> {
+        let x = check::random(&[&[2, 4], &[7, 4]], DType::F32)?;
+        for targets in [[0, 7], [0, -1]] {
+            let error = forward(&x[0], &x[1], &targets, None).expect_err("out of range");
+            assert!(error.to_string().contains("vocabulary of 7"), "{error}");
+        }
+        assert!(forward(&x[0], &x[1], &[0], None).is_err());
+        Ok(())
+    }
+}
