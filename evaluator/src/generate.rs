@@ -1,10 +1,13 @@
 //! Prompts in, new tokens out: one prefill for a batch, then token by token.
 
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use chandler_model::logits::log_sum_exp;
 use chandler_model::{CausalLm, KvCache};
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::EvalError;
-use crate::sampling::{Sampler, SamplingOptions, log_sum_exp};
+use crate::sampling::{Sampler, SamplingOptions};
 
 /// How to generate.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,27 +61,24 @@ pub struct Generation {
 /// Looks at the answer so far of the prompt with this number, and says whether it ends here.
 pub(crate) type Watcher<'a> = &'a mut dyn FnMut(usize, &[u32]) -> Option<Ended>;
 
-/// One batch, with a cache that its caller owns.
+/// One batch, with a cache that its caller owns: prompts and their numbers.
 pub(crate) fn generate_batch(
     model: &CausalLm,
     cache: &mut KvCache,
-    first: usize,
-    prompts: &[Vec<u32>],
+    prompts: &[(usize, &[u32])],
     options: &GenerateOptions,
     watcher: Watcher,
     stopped: &dyn Fn() -> bool,
 ) -> Result<Vec<Generation>, EvalError> {
     let mut answers: Vec<Answer> =
-        prompts.iter().enumerate().map(|(row, p)| Answer::new(first + row, p, options)).collect();
+        prompts.iter().map(|(number, prompt)| Answer::new(*number, prompt, options)).collect();
     let inputs: Vec<(usize, &[u32])> =
-        prompts.iter().enumerate().map(|(row, prompt)| (row, prompt.as_slice())).collect();
-    let mut logits = model.forward_cached(&inputs, cache)?.to_vec2::<f32>()?;
-    let mut rows: Vec<usize> = (0..prompts.len()).collect();
+        prompts.iter().enumerate().map(|(row, (_, prompt))| (row, *prompt)).collect();
+    let mut logits = model.forward_cached(&inputs, cache)?;
     loop {
-        for (row, logits) in rows.iter().zip(&logits) {
-            answers[*row].extend(logits, options, watcher)?;
-        }
-        rows.retain(|row| answers[*row].ended.is_none());
+        extend(&mut answers, &logits, options, watcher)?;
+        let written = |answer: &Answer| answer.ended.is_none();
+        let rows: Vec<usize> = (0..answers.len()).filter(|row| written(&answers[*row])).collect();
         if rows.is_empty() {
             break;
         }
@@ -89,9 +89,32 @@ pub(crate) fn generate_batch(
             .iter()
             .map(|row| (*row, answers[*row].seen.last().map_or(&[][..], std::slice::from_ref)))
             .collect();
-        logits = model.forward_cached(&inputs, cache)?.to_vec2::<f32>()?;
+        logits = model.forward_cached(&inputs, cache)?;
     }
     Ok(answers.into_iter().map(Answer::finish).collect())
+}
+
+/// The next token of every answer that is still being written; `logits` has a row for each.
+fn extend(
+    answers: &mut [Answer],
+    logits: &Tensor,
+    options: &GenerateOptions,
+    watcher: Watcher,
+) -> Result<(), EvalError> {
+    let logits = logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
+    let (_, vocab_size) = logits.dims2()?;
+    let (storage, layout) = logits.storage_and_layout();
+    let values = match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => &values[start..end],
+        _ => return Err(candle_core::Error::Msg("logits in f32 on the CPU".to_owned()).into()),
+    };
+    let open = answers.iter_mut().filter(|answer| answer.ended.is_none());
+    let mut open: Vec<(&mut Answer, &[f32])> = open.zip(values.chunks_exact(vocab_size)).collect();
+    open.par_iter_mut().try_for_each(|(answer, logits)| answer.choose(logits))?;
+    for (answer, _) in open {
+        answer.end(options, watcher);
+    }
+    Ok(())
 }
 
 /// An answer being written.
@@ -117,28 +140,25 @@ impl Answer {
         }
     }
 
-    fn extend(
-        &mut self,
-        logits: &[f32],
-        options: &GenerateOptions,
-        watcher: Watcher,
-    ) -> Result<(), EvalError> {
-        if self.ended.is_some() {
-            return Ok(());
-        }
+    fn choose(&mut self, logits: &[f32]) -> Result<(), EvalError> {
         let id = self.sampler.next(logits, &self.seen)?;
         let logit = logits.get(id as usize).copied().unwrap_or(f32::NAN);
         self.logprobs.push(f64::from(logit) - log_sum_exp(logits));
         self.seen.push(id);
+        Ok(())
+    }
+
+    /// Sees whether the newest token is the last.
+    fn end(&mut self, options: &GenerateOptions, watcher: Watcher) {
         let new_ids = &self.seen[self.prompt_len..];
-        self.ended = if options.stop_ids.contains(&id) {
+        let stops = new_ids.last().is_some_and(|id| options.stop_ids.contains(id));
+        self.ended = if stops {
             Some(Ended::StopToken)
         } else if let Some(ended) = watcher(self.number, new_ids) {
             Some(ended)
         } else {
             (new_ids.len() >= options.max_new_tokens).then_some(Ended::MaxNewTokens)
         };
-        Ok(())
     }
 
     fn finish(mut self) -> Generation {

@@ -29,6 +29,7 @@
 //! ```
 #![deny(missing_docs)]
 
+mod candidates;
 mod error;
 mod generate;
 mod sampling;

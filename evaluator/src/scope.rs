@@ -48,6 +48,10 @@ impl<'a> EvalScope<'a> {
 
     /// Answers prompts, `batch_size` at a time, each batch with a cache of its own.
     ///
+    /// Prompts of like length share a batch, the longest first, so that memory that does not
+    /// suffice shows at once; answers come in the order of the prompts, and do not depend on what
+    /// else is in their batch.
+    ///
     /// `watcher` sees each answer after each of its tokens, with the number of its prompt, and may
     /// end it.
     pub fn generate(
@@ -59,20 +63,20 @@ impl<'a> EvalScope<'a> {
         if let Some(index) = prompts.iter().position(Vec::is_empty) {
             return Err(EvalError::EmptyPrompt { index });
         }
-        let mut all = Vec::with_capacity(prompts.len());
-        for batch in prompts.chunks(options.batch_size.max(1)) {
-            let longest = batch.iter().map(Vec::len).max().unwrap_or(0);
+        let batches = batches(prompts, options.batch_size.max(1));
+        let mut all: Vec<(usize, Generation)> = Vec::with_capacity(prompts.len());
+        for batch in batches {
+            let longest = batch.iter().map(|(_, prompt)| prompt.len()).max().unwrap_or(0);
             let mut owned = self.cache(batch.len(), longest + options.max_new_tokens)?;
             let stop = self.stop;
             let stopped = || stop.is_some_and(|stop| stop());
-            let first = all.len();
             let cache = &mut owned.cache;
-            all.extend(generate_batch(
-                self.model, cache, first, batch, options, watcher, &stopped,
-            )?);
+            let answers = generate_batch(self.model, cache, &batch, options, watcher, &stopped)?;
+            all.extend(batch.iter().map(|(number, _)| *number).zip(answers));
             drop(owned);
         }
-        Ok(all)
+        all.sort_by_key(|(number, _)| *number);
+        Ok(all.into_iter().map(|(_, answer)| answer).collect())
     }
 
     /// Ends the evaluation: an error, if the ledger has more of the cache than before.
@@ -92,6 +96,14 @@ impl<'a> EvalScope<'a> {
         self.peak_cache_bytes = self.peak_cache_bytes.max(entry.bytes());
         Ok(OwnedCache { cache, entry })
     }
+}
+
+/// Prompts with their numbers, in batches of like length, the longest first.
+fn batches(prompts: &[Vec<u32>], batch_size: usize) -> Vec<Vec<(usize, &[u32])>> {
+    let mut by_length: Vec<(usize, &[u32])> =
+        prompts.iter().enumerate().map(|(number, prompt)| (number, prompt.as_slice())).collect();
+    by_length.sort_by_key(|(_, prompt)| std::cmp::Reverse(prompt.len()));
+    by_length.chunks(batch_size).map(<[_]>::to_vec).collect()
 }
 
 impl Drop for OwnedCache {

@@ -2,16 +2,16 @@
 //!
 //! The backward pass is written out by hand from the pairs of `chandler-kernels`. Norms and gated
 //! products are computed again from what they were computed from, so what is saved of a block is
-//! `x`, q, k, v, the attention's output, the sum in the middle, gate and up.
+//! `x`, q, k (before their norm where they have one), v, the attention's output, the sum in the
+//! middle, gate and up.
 
 use candle_core::{Result, Tensor};
 use chandler_kernels::activation::{self, Activation};
-use chandler_kernels::{attention, rope};
+use chandler_kernels::{attention, elementwise, rope};
 
-use crate::kv_cache::{LayerCache, Span};
-use crate::linear::Linear;
+use crate::linear::{InputGradient, Linear};
 use crate::norm::Norm;
-use crate::params::{Gradients, Params};
+use crate::params::{Gradients, ParamId, Params};
 use crate::rope::Angles;
 
 #[derive(Debug)]
@@ -40,11 +40,8 @@ pub(crate) struct Block {
 #[derive(Debug)]
 pub struct SavedBlock {
     x: Tensor,
-    /// Before the norm and the rotation; only where there is a norm.
-    raw_q: Option<Tensor>,
-    raw_k: Option<Tensor>,
-    q: Tensor,
-    k: Tensor,
+    q: Heads,
+    k: Heads,
     v: Tensor,
     attended: Tensor,
     /// Before the norm; only where there is one.
@@ -56,22 +53,83 @@ pub struct SavedBlock {
     fed: Option<Tensor>,
 }
 
+/// Queries or keys, in the form from which the other one is cheap.
+#[derive(Debug)]
+enum Heads {
+    /// Before norm and rotation: the norm's backward pass needs them so.
+    Raw(Tensor),
+    /// As attention reads them.
+    Turned(Tensor),
+}
+
+impl Heads {
+    fn save(norm: Option<Norm>, raw: Tensor, turned: Tensor) -> Self {
+        if norm.is_some() { Self::Raw(raw) } else { Self::Turned(turned) }
+    }
+
+    fn turned(&self, params: &Params, norm: Option<Norm>, angles: &Angles) -> Result<Tensor> {
+        match self {
+            Self::Raw(raw) => Block::turned(params, norm, raw, angles),
+            Self::Turned(turned) => Ok(turned.clone()),
+        }
+    }
+
+    fn backward(
+        &self,
+        params: &Params,
+        norm: Option<Norm>,
+        angles: &Angles,
+        dy: &Tensor,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        match (norm, self) {
+            (Some(norm), Self::Raw(raw)) => {
+                norm.backward_turned(params, raw, angles, dy, gradients)
+            }
+            _ => rope::backward(dy, &angles.cos, &angles.sin),
+        }
+    }
+
+    fn tensor(&self) -> &Tensor {
+        match self {
+            Self::Raw(tensor) | Self::Turned(tensor) => tensor,
+        }
+    }
+}
+
 impl SavedBlock {
     /// Bytes that it keeps, its input included.
     pub fn bytes(&self) -> usize {
         let always = [
             &self.x,
-            &self.q,
-            &self.k,
+            self.q.tensor(),
+            self.k.tensor(),
             &self.v,
             &self.attended,
             &self.middle,
             &self.gate,
             &self.up,
         ];
-        let sometimes = [&self.raw_q, &self.raw_k, &self.projected, &self.fed];
+        let sometimes = [&self.projected, &self.fed];
         let tensors = always.into_iter().chain(sometimes.into_iter().flatten());
         tensors.map(|t| t.elem_count() * t.dtype().size_in_bytes()).sum()
+    }
+}
+
+/// What a backward pass reads, and where gradients go.
+pub(crate) struct BackwardPass<'a> {
+    pub(crate) params: &'a Params,
+    pub(crate) angles: &'a Angles,
+    pub(crate) cu_seqlens: &'a [u32],
+    pub(crate) gradients: &'a mut Gradients,
+}
+
+impl BackwardPass<'_> {
+    /// The backward pass of a layer whose input nobody else reads.
+    fn linear(&mut self, linear: &Linear, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let mut dx = InputGradient::wanted(true);
+        linear.backward(self.params, x, dy, self.gradients, &mut dx)?;
+        Ok(dx.take().expect("asked for"))
     }
 }
 
@@ -92,14 +150,12 @@ impl Block {
         let attended =
             attention::forward(&q, &k, &v, cu_seqlens, self.attention)?.flatten_from(1)?;
         let (projected, added) = self.project(params, &attended)?;
-        let middle = (x + added)?;
+        let middle = elementwise::add(x, &added)?;
         let Fed { gate, up, fed, y } = self.feed_forward(params, &middle)?;
         let saved = SavedBlock {
             x: x.clone(),
-            raw_q: self.q_norm.map(|_| raw_q),
-            raw_k: self.k_norm.map(|_| raw_k),
-            q,
-            k,
+            q: Heads::save(self.q_norm, raw_q, q),
+            k: Heads::save(self.k_norm, raw_k, k),
             v,
             attended,
             projected: self.post_attention_norm.map(|_| projected),
@@ -111,124 +167,111 @@ impl Block {
         Ok((y, saved))
     }
 
-    /// The block over new tokens whose past stands in `cache`, which gets their keys and values.
-    pub(crate) fn forward_cached(
-        &self,
-        params: &Params,
-        x: &Tensor,
-        angles: &Angles,
-        spans: &[Span],
-        cache: &mut LayerCache,
-    ) -> Result<Tensor> {
-        let normed = self.input_norm.forward(params, x)?;
-        let heads = |linear: &Linear| self.heads(&linear.forward(params, &normed)?);
-        let q = Self::turned(params, self.q_norm, &heads(&self.q)?, angles)?;
-        let k = Self::turned(params, self.k_norm, &heads(&self.k)?, angles)?;
-        let v = heads(&self.v)?;
-        let mut rows = Vec::with_capacity(spans.len());
-        for span in spans {
-            let new = |t: &Tensor| t.narrow(0, span.start, span.len);
-            let (keys, values) = cache.extend(span, &new(&k)?, &new(&v)?)?;
-            let past = span.past;
-            rows.push(attention::forward_from(&new(&q)?, &keys, &values, past, self.attention)?);
-        }
-        let attended = Tensor::cat(&rows, 0)?.flatten_from(1)?;
-        let middle = (x + self.project(params, &attended)?.1)?;
-        Ok(self.feed_forward(params, &middle)?.y)
-    }
-
-    /// Adds the gradients of the trainable parameters and returns that of `x`.
+    /// Adds the gradients of the trainable parameters and returns that of `x`, where it is wanted.
     pub(crate) fn backward(
         &self,
-        params: &Params,
-        saved: &SavedBlock,
-        angles: &Angles,
-        cu_seqlens: &[u32],
+        pass: &mut BackwardPass,
+        saved: SavedBlock,
         dy: &Tensor,
-        gradients: &mut Gradients,
-    ) -> Result<Tensor> {
-        let d_middle = (dy + self.feed_forward_backward(params, saved, dy, gradients)?)?;
-        let d_projected = match (self.post_attention_norm, &saved.projected) {
+        wants_input: bool,
+    ) -> Result<Option<Tensor>> {
+        let SavedBlock { x, q, k, v, attended, projected, middle, gate, up, fed } = saved;
+        let d_middle = self.feed_forward_backward(pass, &middle, [gate, up], fed, dy)?;
+        drop(middle);
+        let d_projected = match (self.post_attention_norm, projected) {
             (Some(norm), Some(projected)) => {
-                norm.backward(params, projected, &d_middle, gradients)?
+                norm.backward(pass.params, &projected, &d_middle, pass.gradients)?
             }
             _ => d_middle.clone(),
         };
-        let d_attended = self.o.backward(params, &saved.attended, &d_projected, gradients)?;
-        let [dq, dk, dv] = attention::backward(
-            &saved.q,
-            &saved.k,
-            &saved.v,
-            cu_seqlens,
-            self.attention,
-            &self.heads(&d_attended)?,
-        )?;
-        let dq = Self::turned_backward(params, self.q_norm, &saved.raw_q, angles, &dq, gradients)?;
-        let dk = Self::turned_backward(params, self.k_norm, &saved.raw_k, angles, &dk, gradients)?;
-        let normed = self.input_norm.forward(params, &saved.x)?;
-        let d_q = self.q.backward(params, &normed, &dq.flatten_from(1)?, gradients)?;
-        let d_k = self.k.backward(params, &normed, &dk.flatten_from(1)?, gradients)?;
-        let d_v = self.v.backward(params, &normed, &dv.flatten_from(1)?, gradients)?;
-        let d_normed = ((d_q + d_k)? + d_v)?;
-        d_middle + self.input_norm.backward(params, &saved.x, &d_normed, gradients)?
+        let d_attended = pass.linear(&self.o, &attended, &d_projected)?;
+        drop((attended, d_projected));
+        let [d_q, d_k, d_v] = self.attention_backward(pass, q, k, v, d_attended)?;
+        let wants_input = wants_input || pass.params.trains(self.input_norm.weight);
+        let normed = self.input_norm.forward(pass.params, &x)?;
+        let mut d_normed = InputGradient::wanted(wants_input);
+        for (linear, dy) in [(&self.q, d_q), (&self.k, d_k), (&self.v, d_v)] {
+            let dy = dy.flatten_from(1)?;
+            linear.backward(pass.params, &normed, &dy, pass.gradients, &mut d_normed)?;
+        }
+        let Some(d_normed) = d_normed.take() else { return Ok(None) };
+        let (params, gradients) = (pass.params, &mut *pass.gradients);
+        self.input_norm.backward_add(params, &x, &d_normed, &d_middle, gradients).map(Some)
     }
 
+    /// Gradients of the three projections' outputs, from that of attention's.
+    fn attention_backward(
+        &self,
+        pass: &mut BackwardPass,
+        saved_q: Heads,
+        saved_k: Heads,
+        v: Tensor,
+        d_attended: Tensor,
+    ) -> Result<[Tensor; 3]> {
+        let (params, angles) = (pass.params, pass.angles);
+        let q = saved_q.turned(params, self.q_norm, angles)?;
+        let k = saved_k.turned(params, self.k_norm, angles)?;
+        let dy = self.heads(&d_attended)?;
+        let [dq, dk, dv] = attention::backward(&q, &k, &v, pass.cu_seqlens, self.attention, &dy)?;
+        drop((q, k, v, dy, d_attended));
+        let dq = saved_q.backward(params, self.q_norm, angles, &dq, pass.gradients)?;
+        let dk = saved_k.backward(params, self.k_norm, angles, &dk, pass.gradients)?;
+        Ok([dq, dk, dv])
+    }
+
+    /// The gradient of the sum in the middle: `dy`, and what comes back through the feed-forward.
     fn feed_forward_backward(
         &self,
-        params: &Params,
-        saved: &SavedBlock,
+        pass: &mut BackwardPass,
+        middle: &Tensor,
+        [gate, up]: [Tensor; 2],
+        fed: Option<Tensor>,
         dy: &Tensor,
-        gradients: &mut Gradients,
     ) -> Result<Tensor> {
-        let d_fed = match (self.post_feed_forward_norm, &saved.fed) {
-            (Some(norm), Some(fed)) => norm.backward(params, fed, dy, gradients)?,
+        let d_fed = match (self.post_feed_forward_norm, fed) {
+            (Some(norm), Some(fed)) => norm.backward(pass.params, &fed, dy, pass.gradients)?,
             _ => dy.clone(),
         };
-        let gated = activation::forward(&saved.gate, &saved.up, self.activation)?;
-        let d_gated = self.down.backward(params, &gated, &d_fed, gradients)?;
-        let (d_gate, d_up) =
-            activation::backward(&saved.gate, &saved.up, self.activation, &d_gated)?;
-        let normed = self.feed_forward_norm.forward(params, &saved.middle)?;
-        let d_normed = (self.gate.backward(params, &normed, &d_gate, gradients)?
-            + self.up.backward(params, &normed, &d_up, gradients)?)?;
-        self.feed_forward_norm.backward(params, &saved.middle, &d_normed, gradients)
+        let d_narrow = self.down.narrow_gradient(pass.params, &d_fed)?;
+        let mut d_gated = InputGradient::wanted(true);
+        self.down.input_gradient(pass.params, &d_fed, d_narrow.as_ref(), &mut d_gated)?;
+        let d_gated = d_gated.take().expect("asked for");
+        let (gated, d_gate, d_up) =
+            activation::backward_with_output(&gate, &up, self.activation, &d_gated)?;
+        drop((gate, up, d_gated));
+        let d_narrow = d_narrow.as_ref();
+        self.down.parameter_gradients(pass.params, &gated, &d_fed, d_narrow, pass.gradients)?;
+        drop((gated, d_fed));
+        let normed = self.feed_forward_norm.forward(pass.params, middle)?;
+        let mut d_normed = InputGradient::wanted(true);
+        for (linear, dy) in [(&self.gate, d_gate), (&self.up, d_up)] {
+            linear.backward(pass.params, &normed, &dy, pass.gradients, &mut d_normed)?;
+        }
+        let d_normed = d_normed.take().expect("asked for");
+        let (params, gradients) = (pass.params, &mut *pass.gradients);
+        self.feed_forward_norm.backward_add(params, middle, &d_normed, dy, gradients)
     }
 
     /// `[N, H·D]` → `[N, H, D]`
-    fn heads(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn heads(&self, x: &Tensor) -> Result<Tensor> {
         let (tokens, width) = x.dims2()?;
         x.reshape((tokens, width / self.head_dim, self.head_dim))
     }
 
-    fn turned(
+    pub(crate) fn turned(
         params: &Params,
         norm: Option<Norm>,
         raw: &Tensor,
         angles: &Angles,
     ) -> Result<Tensor> {
         match norm {
-            Some(norm) => rope::forward(&norm.forward(params, raw)?, &angles.cos, &angles.sin),
+            Some(norm) => norm.forward_turned(params, raw, angles),
             None => rope::forward(raw, &angles.cos, &angles.sin),
         }
     }
 
-    fn turned_backward(
-        params: &Params,
-        norm: Option<Norm>,
-        raw: &Option<Tensor>,
-        angles: &Angles,
-        dy: &Tensor,
-        gradients: &mut Gradients,
-    ) -> Result<Tensor> {
-        let dy = rope::backward(dy, &angles.cos, &angles.sin)?;
-        match (norm, raw) {
-            (Some(norm), Some(raw)) => norm.backward(params, raw, &dy, gradients),
-            _ => Ok(dy),
-        }
-    }
-
     /// The output projection before its norm, and what is added to `x`.
-    fn project(&self, params: &Params, attended: &Tensor) -> Result<(Tensor, Tensor)> {
+    pub(crate) fn project(&self, params: &Params, attended: &Tensor) -> Result<(Tensor, Tensor)> {
         let projected = self.o.forward(params, attended)?;
         let added = match self.post_attention_norm {
             Some(norm) => norm.forward(params, &projected)?,
@@ -237,27 +280,46 @@ impl Block {
         Ok((projected, added))
     }
 
-    fn feed_forward(&self, params: &Params, middle: &Tensor) -> Result<Fed> {
+    pub(crate) fn feed_forward(&self, params: &Params, middle: &Tensor) -> Result<Fed> {
         let normed = self.feed_forward_norm.forward(params, middle)?;
         let gate = self.gate.forward(params, &normed)?;
         let up = self.up.forward(params, &normed)?;
         let fed = self.down.forward(params, &activation::forward(&gate, &up, self.activation)?)?;
         let y = match self.post_feed_forward_norm {
-            Some(norm) => (middle + norm.forward(params, &fed)?)?,
-            None => (middle + &fed)?,
+            Some(norm) => elementwise::add(middle, &norm.forward(params, &fed)?)?,
+            None => elementwise::add(middle, &fed)?,
         };
         Ok(Fed { gate, up, fed, y })
     }
 }
 
-struct Fed {
+pub(crate) struct Fed {
     gate: Tensor,
     up: Tensor,
     fed: Tensor,
-    y: Tensor,
+    pub(crate) y: Tensor,
 }
 
 impl Block {
+    /// Every parameter, those of adapters included.
+    pub(crate) fn params(&self) -> Vec<ParamId> {
+        let norms = [
+            Some(self.input_norm),
+            self.q_norm,
+            self.k_norm,
+            self.post_attention_norm,
+            Some(self.feed_forward_norm),
+            self.post_feed_forward_norm,
+        ];
+        let mut ids: Vec<ParamId> = norms.iter().flatten().map(|norm| norm.weight).collect();
+        for (_, linear) in self.linears() {
+            ids.push(linear.weight);
+            ids.extend(linear.bias);
+            ids.extend(linear.adapter.into_iter().flat_map(|adapter| [adapter.a, adapter.b]));
+        }
+        ids
+    }
+
     /// The linear layers by their names within the block.
     pub(crate) fn linears(&self) -> [(&'static str, &Linear); 7] {
         [

@@ -4,11 +4,10 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use chandler_kernels::linear_cross_entropy::{self, Score};
-use chandler_kernels::{accumulation_dtype, attention, embedding, linear, rms_norm};
+use chandler_kernels::{accumulation_dtype, attention, embedding, gemv, rms_norm};
 
-use crate::block::{Block, SavedBlock};
+use crate::block::{BackwardPass, Block, SavedBlock};
 use crate::config::{Attended, ModelConfig};
-use crate::kv_cache::KvCache;
 use crate::layout::SequenceLayout;
 use crate::linear::Linear;
 use crate::lora::LoraConfig;
@@ -41,14 +40,12 @@ pub struct CausalLm {
 #[derive(Debug)]
 pub struct Input {
     ids: Tensor,
-    /// `[N, 1]`, 0 where the id is the padding token; only where there is such a token.
-    not_padding: Option<Tensor>,
     layout: SequenceLayout,
     angles: BothAngles,
 }
 
 #[derive(Debug)]
-struct BothAngles {
+pub(crate) struct BothAngles {
     full: Angles,
     sliding: Option<Angles>,
 }
@@ -160,8 +157,7 @@ impl CausalLm {
             return Err(candle_core::Error::Msg(format!("{ids} ids for {tokens} tokens")).into());
         }
         let angles = self.angles(layout.positions())?;
-        let not_padding = self.not_padding(input_ids)?;
-        Ok(Input { ids: self.ids(input_ids)?, not_padding, layout, angles })
+        Ok(Input { ids: self.ids(input_ids)?, layout, angles })
     }
 
     /// `[N]` ids → `[N, E]`.
@@ -180,16 +176,9 @@ impl CausalLm {
             return Ok(());
         }
         let table = self.params.value(self.embedding);
-        let sum = match gradients.take(self.embedding) {
-            Some(sum) => sum,
-            None => Tensor::zeros(table.shape(), accumulation_dtype(table.dtype()), &self.device)?,
-        };
-        let dx = match &input.not_padding {
-            Some(mask) => dx.broadcast_mul(mask)?,
-            None => dx.clone(),
-        };
-        let sum = embedding::backward(&sum, &input.ids, self.config.embedding_scale, &dx)?;
-        Ok(gradients.add(self.embedding, sum)?)
+        let sum = gradients.sum_of(self.embedding, table)?;
+        let scale = self.config.embedding_scale;
+        Ok(embedding::add_gradient(sum, &input.ids, scale, dx, self.config.padding_idx)?)
     }
 
     /// Block `index` over `x [N, E]`.
@@ -204,18 +193,69 @@ impl CausalLm {
         Ok(block.forward(&self.params, x, angles, input.layout.cu_seqlens())?)
     }
 
-    /// Adds the gradients of block `index` and returns that of its input.
+    /// Adds the gradients of block `index` and returns that of its input, which is `None` where
+    /// nothing below the block is trained.
     pub fn block_backward(
         &self,
         index: usize,
-        saved: &SavedBlock,
+        saved: SavedBlock,
         input: &Input,
         dy: &Tensor,
         gradients: &mut Gradients,
-    ) -> Result<Tensor, ModelError> {
+    ) -> Result<Option<Tensor>, ModelError> {
         let block = &self.blocks[index];
-        let (angles, cu_seqlens) = (input.angles.of(block), input.layout.cu_seqlens());
-        Ok(block.backward(&self.params, saved, angles, cu_seqlens, dy, gradients)?)
+        let mut pass = BackwardPass {
+            params: &self.params,
+            angles: input.angles.of(block),
+            cu_seqlens: input.layout.cu_seqlens(),
+            gradients,
+        };
+        Ok(block.backward(&mut pass, saved, dy, self.trains_below(index))?)
+    }
+
+    /// Whether the embedding or a block before block `index` has something to train.
+    fn trains_below(&self, index: usize) -> bool {
+        let trains = |id: ParamId| self.params.trains(id);
+        trains(self.embedding)
+            || (0..index).any(|below| self.block_params(below).into_iter().any(trains))
+    }
+
+    /// The parameters of block `index`, those of its adapters included. Their gradients are
+    /// complete when the block's backward pass is done.
+    pub fn block_params(&self, index: usize) -> Vec<ParamId> {
+        self.blocks[index].params()
+    }
+
+    /// The parameters whose gradients are complete after [`loss_backward`](Self::loss_backward):
+    /// the final norm, and the head unless it is the embedding.
+    pub fn params_of_loss_alone(&self) -> Vec<ParamId> {
+        let head = (self.head != self.embedding).then_some(self.head);
+        head.into_iter().chain([self.final_norm.weight]).collect()
+    }
+
+    /// The embedding, whose gradient is complete last.
+    pub fn embedding_param(&self) -> ParamId {
+        self.embedding
+    }
+
+    /// Bytes that block `index` keeps for its backward pass over `tokens` tokens, its input
+    /// included.
+    pub fn saved_block_bytes(&self, index: usize, tokens: usize) -> usize {
+        let block = &self.blocks[index];
+        let config = &self.config;
+        let heads = config.num_attention_heads * config.head_dim;
+        let kv_heads = config.num_key_value_heads * config.head_dim;
+        let normed = [block.post_attention_norm, block.post_feed_forward_norm];
+        let width = (2 + normed.iter().flatten().count()) * config.hidden_size
+            + 2 * heads
+            + 2 * kv_heads
+            + 2 * config.intermediate_size;
+        tokens * width * self.dtype.size_in_bytes()
+    }
+
+    /// Bytes of a block's input over `tokens` tokens.
+    pub fn boundary_bytes(&self, tokens: usize) -> usize {
+        tokens * self.config.hidden_size * self.dtype.size_in_bytes()
     }
 
     /// Final norm, head and loss over the last block's output `x [N, E]`; `targets` are N ids or
@@ -235,18 +275,16 @@ impl CausalLm {
         gradients: &mut Gradients,
     ) -> Result<(Score, Tensor), ModelError> {
         let hidden = self.final_norm.forward(&self.params, x)?;
-        let (score, loss) = linear_cross_entropy::forward_backward(
-            &hidden,
-            self.params.value(self.head),
-            targets,
-            self.config.final_logit_softcap,
-            loss_scale,
-            self.params.trains(self.head),
+        let head = self.params.value(self.head);
+        let d_head = match self.params.trains(self.head) {
+            true => Some(gradients.sum_of(self.head, head)?),
+            false => None,
+        };
+        let softcap = self.config.final_logit_softcap;
+        let (score, d_hidden) = linear_cross_entropy::forward_backward(
+            &hidden, head, targets, softcap, loss_scale, d_head,
         )?;
-        if let Some(d_head) = loss.head {
-            gradients.add(self.head, d_head)?;
-        }
-        Ok((score, self.final_norm.backward(&self.params, x, &loss.hidden, gradients)?))
+        Ok((score, self.final_norm.backward(&self.params, x, &d_hidden, gradients)?))
     }
 
     /// Log-probability of each target, in nats; 0 where it is −100.
@@ -268,39 +306,14 @@ impl CausalLm {
     /// Logits of the last block's output `x [N, E]`: `[N, V]`, f32 (f64 for an f64 model).
     pub fn logits(&self, x: &Tensor) -> Result<Tensor, ModelError> {
         let hidden = self.final_norm.forward(&self.params, x)?;
-        let logits = linear::forward(&hidden, self.params.value(self.head), None)?;
-        let logits = logits.to_dtype(accumulation_dtype(self.dtype))?;
+        let logits = gemv::forward_wide(&hidden, self.params.value(self.head))?;
         Ok(match self.config.final_logit_softcap {
             Some(cap) => ((logits / cap)?.tanh()? * cap)?,
             None => logits,
         })
     }
 
-    /// New tokens of some rows of a generation: reads and extends `cache`, and returns the logits
-    /// after each row's last token, `[rows, V]` in f32.
-    pub fn forward_cached(
-        &self,
-        rows: &[(usize, &[u32])],
-        cache: &mut KvCache,
-    ) -> Result<Tensor, ModelError> {
-        let spans = cache.spans(rows)?;
-        let ids: Vec<u32> = rows.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
-        let position = |p: usize| p as u32;
-        let positions: Vec<u32> =
-            spans.iter().flat_map(|s| (s.past..s.past + s.len).map(position)).collect();
-        let angles = self.angles(&positions)?;
-        let mut x = self.embed_ids(&self.ids(&ids)?)?;
-        for (index, block) in self.blocks.iter().enumerate() {
-            let layer = cache.layer_mut(index);
-            x = block.forward_cached(&self.params, &x, angles.of(block), &spans, layer)?;
-        }
-        cache.advance(&spans);
-        let last: Vec<u32> = spans.iter().map(|span| (span.start + span.len - 1) as u32).collect();
-        let last = Tensor::from_vec(last, spans.len(), &self.device)?;
-        self.logits(&x.index_select(&last, 0)?)
-    }
-
-    fn ids(&self, ids: &[u32]) -> Result<Tensor, ModelError> {
+    pub(crate) fn ids(&self, ids: &[u32]) -> Result<Tensor, ModelError> {
         let vocab_size = self.config.vocab_size;
         if let Some(id) = ids.iter().copied().find(|id| *id as usize >= vocab_size) {
             return Err(ModelError::TokenOutOfVocabulary { id, vocab_size });
@@ -308,21 +321,12 @@ impl CausalLm {
         Ok(Tensor::from_slice(ids, ids.len(), &self.device)?)
     }
 
-    fn not_padding(&self, ids: &[u32]) -> Result<Option<Tensor>, ModelError> {
-        let Some(padding) = self.config.padding_idx.filter(|padding| ids.contains(padding)) else {
-            return Ok(None);
-        };
-        let mask: Vec<f32> = ids.iter().map(|id| f32::from(*id != padding)).collect();
-        let mask = Tensor::from_vec(mask, (ids.len(), 1), &self.device)?;
-        Ok(Some(mask.to_dtype(self.dtype)?))
-    }
-
-    fn embed_ids(&self, ids: &Tensor) -> Result<Tensor, ModelError> {
+    pub(crate) fn embed_ids(&self, ids: &Tensor) -> Result<Tensor, ModelError> {
         let table = self.params.value(self.embedding);
         Ok(embedding::forward(table, ids, self.config.embedding_scale)?)
     }
 
-    fn angles(&self, positions: &[u32]) -> Result<BothAngles, ModelError> {
+    pub(crate) fn angles(&self, positions: &[u32]) -> Result<BothAngles, ModelError> {
         let (head_dim, dtype) = (self.config.head_dim, accumulation_dtype(self.dtype));
         let of = |rope| rope::angles(rope, head_dim, positions, dtype, &self.device);
         let sliding = self.config.sliding_rope.as_ref().map(of).transpose()?;
@@ -331,7 +335,7 @@ impl CausalLm {
 }
 
 impl BothAngles {
-    fn of(&self, block: &Block) -> &Angles {
+    pub(crate) fn of(&self, block: &Block) -> &Angles {
         self.sliding.as_ref().filter(|_| block.sliding_rope).unwrap_or(&self.full)
     }
 }

@@ -1,6 +1,8 @@
 //! Fresh weights.
 
 use candle_core::{DType, Device, Tensor};
+use half::bf16;
+use rayon::prelude::*;
 
 use crate::ModelError;
 use crate::config::ModelConfig;
@@ -16,15 +18,26 @@ pub(crate) fn fresh(
 ) -> Result<Vec<(String, Tensor)>, ModelError> {
     let neutral = if config.unit_offset_norm { 0.0 } else { 1.0 };
     let tensor = |(index, (name, shape)): (usize, (String, Vec<usize>))| {
-        let count = shape.iter().product();
-        let values = if shape.len() == 2 {
-            normal(seed, index as u64, count, config.initializer_range)
-        } else if name.ends_with(".bias") {
-            vec![0.0; count]
-        } else {
-            vec![neutral; count]
+        let stream = index as u64;
+        let value = match (shape.as_slice(), dtype) {
+            // A matrix in bf16 never exists in f32.
+            (&[rows, columns], DType::BF16) => {
+                let value = normal_at(seed, stream, config.initializer_range);
+                let values: Vec<bf16> = (0..(rows * columns) as u64)
+                    .into_par_iter()
+                    .map(|i| bf16::from_f32(value(i)))
+                    .collect();
+                Tensor::from_vec(values, shape, &Device::Cpu)?
+            }
+            (&[rows, columns], _) => {
+                let values = normal(seed, stream, rows * columns, config.initializer_range);
+                Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?
+            }
+            _ => {
+                let value = if name.ends_with(".bias") { 0.0 } else { neutral };
+                Tensor::full(value, shape, &Device::Cpu)?.to_dtype(dtype)?
+            }
         };
-        let value = Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?;
         Ok((name, value.to_device(device)?))
     };
     shapes(config).into_iter().enumerate().map(tensor).collect()
@@ -33,13 +46,15 @@ pub(crate) fn fresh(
 /// `count` values of a normal distribution with standard deviation `deviation`, by Box and Muller
 /// from the counter-based generator: value `i` of stream `stream` depends on nothing else.
 pub(crate) fn normal(seed: u64, stream: u64, count: usize, deviation: f64) -> Vec<f32> {
-    (0..count as u64)
-        .map(|i| {
-            let radius = (-2.0 * (1.0 - uniform(seed, stream, 2 * i)).ln()).sqrt();
-            let angle = std::f64::consts::TAU * uniform(seed, stream, 2 * i + 1);
-            (radius * angle.cos() * deviation) as f32
-        })
-        .collect()
+    (0..count as u64).into_par_iter().map(normal_at(seed, stream, deviation)).collect()
+}
+
+fn normal_at(seed: u64, stream: u64, deviation: f64) -> impl Fn(u64) -> f32 + Sync + Send {
+    move |i| {
+        let radius = (-2.0 * (1.0 - uniform(seed, stream, 2 * i)).ln()).sqrt();
+        let angle = std::f64::consts::TAU * uniform(seed, stream, 2 * i + 1);
+        (radius * angle.cos() * deviation) as f32
+    }
 }
 
 /// `count` values spread evenly over `(-bound, bound)`.

@@ -1,6 +1,8 @@
 //! Keys and values of the tokens that a generation has already seen.
 
 use candle_core::{DType, Device, Result, Tensor};
+use chandler_kernels::attention::Params;
+use chandler_kernels::decode_attention::{self, Place};
 
 use crate::ModelError;
 use crate::config::ModelConfig;
@@ -16,10 +18,11 @@ pub struct KvCache {
     capacity: usize,
 }
 
-/// One layer's part: a `[capacity, K, D]` pair for each row.
+/// One layer's part, `[rows, K, capacity, D]` each: what one head reads of a row lies in one piece.
 #[derive(Debug)]
 pub(crate) struct LayerCache {
-    rows: Vec<(Tensor, Tensor)>,
+    keys: Tensor,
+    values: Tensor,
 }
 
 /// New tokens of one row of a batch.
@@ -44,11 +47,10 @@ impl KvCache {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let shape = (capacity, config.num_key_value_heads, config.head_dim);
-        let pair =
-            || Ok((Tensor::zeros(shape, dtype, device)?, Tensor::zeros(shape, dtype, device)?));
-        let layer = || Ok(LayerCache { rows: (0..rows).map(|_| pair()).collect::<Result<_>>()? });
-        let layers = (0..config.layers.len()).map(|_| layer()).collect::<Result<_>>()?;
+        let shape = (rows, config.num_key_value_heads, capacity, config.head_dim);
+        let zeros = || Tensor::zeros(shape, dtype, device);
+        let layer = |_| Ok(LayerCache { keys: zeros()?, values: zeros()? });
+        let layers = (0..config.layers.len()).map(layer).collect::<Result<_>>()?;
         Ok(Self { layers, lengths: vec![0; rows], capacity })
     }
 
@@ -72,21 +74,25 @@ impl KvCache {
         &mut self.layers[layer]
     }
 
-    /// Where new tokens of some rows come to stand.
+    /// Where new tokens of some rows come to stand, each row's in pieces of at most `most`.
     pub(crate) fn spans(
         &self,
         rows: &[(usize, &[u32])],
+        most: usize,
     ) -> std::result::Result<Vec<Span>, ModelError> {
-        let mut start = 0;
         let mut spans = Vec::with_capacity(rows.len());
+        let mut start = 0;
         for (row, tokens) in rows {
-            let span = Span { row: *row, start, len: tokens.len(), past: self.lengths[*row] };
-            let (wanted, capacity) = (span.past + span.len, self.capacity);
+            let past = self.lengths[*row];
+            let (wanted, capacity) = (past + tokens.len(), self.capacity);
             if wanted > capacity {
                 return Err(ModelError::CacheFull { wanted, capacity });
             }
-            start += span.len;
-            spans.push(span);
+            for at in (0..tokens.len()).step_by(most) {
+                let len = most.min(tokens.len() - at);
+                spans.push(Span { row: *row, start: start + at, len, past: past + at });
+            }
+            start += tokens.len();
         }
         Ok(spans)
     }
@@ -100,17 +106,33 @@ impl KvCache {
 }
 
 impl LayerCache {
-    /// Writes new keys and values after the old ones and returns all of the row's, `[S, K, D]`.
-    pub(crate) fn extend(
-        &mut self,
-        span: &Span,
-        k: &Tensor,
-        v: &Tensor,
-    ) -> Result<(Tensor, Tensor)> {
-        let (keys, values) = &self.rows[span.row];
-        keys.slice_set(&k.to_dtype(keys.dtype())?.contiguous()?, 0, span.past)?;
-        values.slice_set(&v.to_dtype(values.dtype())?.contiguous()?, 0, span.past)?;
+    /// Writes the keys and values of a span, `[T, K, D]`, after the old ones.
+    pub(crate) fn extend(&mut self, span: &Span, k: &Tensor, v: &Tensor) -> Result<()> {
+        for (cache, new) in [(&self.keys, k), (&self.values, v)] {
+            let heads_first = new.transpose(0, 1)?.unsqueeze(0)?.contiguous()?;
+            cache.narrow(0, span.row, 1)?.slice_set(&heads_first, 2, span.past)?;
+        }
+        Ok(())
+    }
+
+    /// The keys and values of a row up to the end of a span, `[S, K, D]`.
+    pub(crate) fn past(&self, span: &Span) -> Result<(Tensor, Tensor)> {
         let all = span.past + span.len;
-        Ok((keys.narrow(0, 0, all)?, values.narrow(0, 0, all)?))
+        let of = |cache: &Tensor| cache.get(span.row)?.narrow(1, 0, all)?.transpose(0, 1);
+        Ok((of(&self.keys)?, of(&self.values)?))
+    }
+
+    /// Stores one new token for each of `places` and lets it attend to its row: `q [R, H, D]`, `k`
+    /// and `v` `[R, K, D]` → `[R, H, D]`.
+    pub(crate) fn attend(
+        &mut self,
+        q: &Tensor,
+        [k, v]: [&Tensor; 2],
+        places: &[Place],
+        params: Params,
+    ) -> Result<Tensor> {
+        decode_attention::store(&self.keys, k, places)?;
+        decode_attention::store(&self.values, v, places)?;
+        decode_attention::forward(q, &self.keys, &self.values, places, params)
     }
 }

@@ -36,6 +36,7 @@
 #![deny(missing_docs)]
 
 mod block;
+mod cached;
 mod causal_lm;
 mod config;
 mod error;
@@ -55,6 +56,7 @@ mod weights;
 pub use block::SavedBlock;
 pub use causal_lm::{CausalLm, Input};
 pub use chandler_kernels::linear_cross_entropy::{IGNORE_INDEX, Score};
+pub use chandler_kernels::logits;
 pub use config::{Attended, Family, LayerConfig, ModelConfig, RopeParameters, RopeScaling};
 pub use error::ModelError;
 pub use folder::{COMPANION_FILES, GenerationConfig, write_model};

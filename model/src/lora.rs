@@ -173,7 +173,7 @@ pub fn write_adapter(
     let named: Vec<(String, &Tensor)> =
         tensors.iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), *tensor)).collect();
     let named: Vec<(&str, &Tensor)> = named.iter().map(|(name, t)| (name.as_str(), *t)).collect();
-    write_safetensors(fs, &folder.join(WEIGHTS_FILE), &named, dtype)?;
+    write_safetensors(fs, &folder.join(WEIGHTS_FILE), &named, Some(dtype))?;
     let mut targets: Vec<&str> = tensors.iter().filter_map(|(name, _)| module_name(name)).collect();
     targets.sort_unstable();
     targets.dedup();

@@ -1,7 +1,8 @@
 //! The parameters of a model in one list, in an order that never changes, and their gradients in
 //! another.
 
-use candle_core::Tensor;
+use candle_core::{DType, Result, Tensor};
+use chandler_kernels::{accumulation_dtype, linear};
 
 use crate::config::ModelConfig;
 
@@ -86,20 +87,30 @@ impl Params {
     }
 }
 
-/// Gradients in f32 (f64 for an f64 model), added up over micro-batches.
+/// Gradients, added up over micro-batches: in f32 (f64 for an f64 model) or, where asked for, the
+/// matrices' in bf16.
 #[derive(Debug)]
 pub struct Gradients {
     by_param: Vec<Option<Tensor>>,
+    matrices: Option<DType>,
 }
 
 impl Gradients {
     /// None yet, for the parameters of a model.
     pub fn none(params: &Params) -> Self {
-        Self { by_param: vec![None; params.len()] }
+        Self { by_param: vec![None; params.len()], matrices: None }
+    }
+
+    /// The same, with the gradients of matrices in `dtype`: half the memory in bf16, and one
+    /// rounding for each micro-batch.
+    #[must_use]
+    pub fn matrices_in(mut self, dtype: DType) -> Self {
+        self.matrices = Some(dtype);
+        self
     }
 
     /// Adds to the gradient of a parameter.
-    pub fn add(&mut self, id: ParamId, gradient: Tensor) -> candle_core::Result<()> {
+    pub fn add(&mut self, id: ParamId, gradient: Tensor) -> Result<()> {
         let slot = &mut self.by_param[id.0];
         *slot = Some(match slot.take() {
             Some(sum) => (sum + gradient)?,
@@ -108,8 +119,38 @@ impl Gradients {
         Ok(())
     }
 
-    /// Takes a gradient out, to change and put back.
-    pub(crate) fn take(&mut self, id: ParamId) -> Option<Tensor> {
+    /// Adds the gradient of a weight `[O, I]` that took `x [N, I]` to a `y` with gradient
+    /// `dy [N, O]`.
+    pub(crate) fn add_product(&mut self, id: ParamId, x: &Tensor, dy: &Tensor) -> Result<()> {
+        let wide = accumulation_dtype(x.dtype());
+        let dtype = self.matrices.unwrap_or(wide);
+        match &mut self.by_param[id.0] {
+            Some(sum) => linear::add_weight_gradient(sum, x, dy),
+            slot if dtype == wide => {
+                *slot = Some(linear::backward_weight(x, dy)?);
+                Ok(())
+            }
+            slot => {
+                let sum = Tensor::zeros((dy.dim(1)?, x.dim(1)?), dtype, x.device())?;
+                linear::add_weight_gradient(&sum, x, dy)?;
+                *slot = Some(sum);
+                Ok(())
+            }
+        }
+    }
+
+    /// The gradient of a matrix, zero where there is none yet, to be added to in place.
+    pub(crate) fn sum_of(&mut self, id: ParamId, of: &Tensor) -> Result<&Tensor> {
+        let dtype = self.matrices.unwrap_or(accumulation_dtype(of.dtype()));
+        let slot = &mut self.by_param[id.0];
+        Ok(match slot {
+            Some(sum) => sum,
+            None => slot.insert(Tensor::zeros(of.shape(), dtype, of.device())?),
+        })
+    }
+
+    /// Takes a gradient out, for good.
+    pub fn take(&mut self, id: ParamId) -> Option<Tensor> {
         self.by_param[id.0].take()
     }
 

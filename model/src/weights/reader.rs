@@ -119,6 +119,8 @@ impl WeightFiles {
             Dtype::BF16 => DType::BF16,
             Dtype::F16 => DType::F16,
             Dtype::F64 => DType::F64,
+            // Codes of an optimizer; as a weight it would be a quantized one.
+            Dtype::U8 if dtype == DType::U8 => DType::U8,
             other => {
                 return Err(ModelError::StoredDtype {
                     name: name.to_owned(),
@@ -180,6 +182,7 @@ fn count_non_finite(bytes: &[u8], dtype: DType) -> usize {
         chunks.map(|c| c.chunks_exact(size).filter(|value| !finite(value)).count()).sum()
     };
     match dtype {
+        DType::U8 => 0,
         DType::BF16 => count(2, |b| bf16::from_le_bytes([b[0], b[1]]).is_finite()),
         DType::F16 => count(2, |b| f16::from_le_bytes([b[0], b[1]]).is_finite()),
         DType::F32 => count(4, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite()),

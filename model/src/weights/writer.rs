@@ -13,19 +13,20 @@ use crate::ModelError;
 /// Above this, a model is written in shards, as transformers does.
 pub const MAX_SHARD_BYTES: usize = 5_000_000_000;
 
-/// Writes `tensors` to one file, each converted to `dtype`, in the order given.
+/// Writes `tensors` to one file in the order given, each converted to `dtype` or, without one, in
+/// its own.
 pub fn write_safetensors(
     fs: &dyn Fs,
     path: &Path,
     tensors: &[(&str, &Tensor)],
-    dtype: DType,
+    dtype: Option<DType>,
 ) -> Result<(), ModelError> {
     let header = header(tensors, dtype);
     write_with(fs, path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
         for (_, tensor) in tensors {
-            write_tensor(file, tensor, dtype)?;
+            write_tensor(file, tensor, dtype.unwrap_or(Tensor::dtype(tensor)))?;
         }
         Ok(())
     })?;
@@ -54,13 +55,13 @@ pub fn write_shards(
         shards.last_mut().expect("there is always one").push((name, tensor));
     }
     if let [only] = shards.as_slice() {
-        return write_safetensors(fs, &folder.join("model.safetensors"), only, dtype);
+        return write_safetensors(fs, &folder.join("model.safetensors"), only, Some(dtype));
     }
     let mut weight_map = Map::new();
     let count = shards.len();
     for (index, shard) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{count:05}.safetensors", index + 1);
-        write_safetensors(fs, &folder.join(&file), shard, dtype)?;
+        write_safetensors(fs, &folder.join(&file), shard, Some(dtype))?;
         weight_map.extend(shard.iter().map(|(name, _)| ((*name).to_owned(), json!(file))));
     }
     let total_size: usize = tensors.iter().map(|(_, tensor)| bytes(tensor)).sum();
@@ -70,11 +71,12 @@ pub fn write_shards(
     Ok(())
 }
 
-fn header(tensors: &[(&str, &Tensor)], dtype: DType) -> Vec<u8> {
+fn header(tensors: &[(&str, &Tensor)], dtype: Option<DType>) -> Vec<u8> {
     let mut header = Map::new();
     header.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
     let mut begin = 0;
     for (name, tensor) in tensors {
+        let dtype = dtype.unwrap_or(Tensor::dtype(tensor));
         let end = begin + tensor.elem_count() * dtype.size_in_bytes();
         let info = TensorInfo {
             dtype: dtype.into(),

@@ -2,7 +2,7 @@
 
 use candle_core::DType;
 use chandler_durable::RealFs;
-use chandler_model::{CausalLm, LoraConfig, ModelError, SequenceLayout, write_adapter};
+use chandler_model::{CausalLm, KvCache, LoraConfig, ModelError, SequenceLayout, write_adapter};
 
 use crate::support::{
     MODELS, assert_statistics, flat, golden, golden_folder, ids, largest_difference, load, numbers,
@@ -37,6 +37,23 @@ fn a_trained_adapter_gives_the_logits_of_peft() {
             &numbers(&expected["last_row_first16"]),
         );
         assert!(last < 1e-4, "{name}: {last}");
+    }
+}
+
+/// Token by token, with a cache, what the whole text gives at once.
+#[test]
+fn decoding_goes_through_the_adapter() {
+    let model = with_adapter("qwen3", "lora_after");
+    let text: Vec<u32> = (0..12).map(|i| (i * 37 + 11) % 2000).collect();
+    let mut cache = KvCache::new(model.config(), 1, 12, DType::F32, model.device()).unwrap();
+    model.forward_cached(&[(0, &text[..5])], &mut cache).unwrap();
+    for at in 5..12 {
+        let found = model.forward_cached(&[(0, &text[at..=at])], &mut cache).unwrap();
+        let expected = logits(&model, &text[..=at]).get(at).unwrap();
+        let plain = load("qwen3");
+        let without = logits(&plain, &text[..=at]).get(at).unwrap();
+        assert!(largest_difference(&flat(&found), &flat(&expected)) < 2e-5, "token {at}");
+        assert!(largest_difference(&flat(&found), &flat(&without)) > 1e-3, "token {at}");
     }
 }
 

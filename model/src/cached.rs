@@ -1,0 +1,207 @@
+//! The forward pass over new tokens whose past stands in a cache: prompts in pieces, then token by
+//! token.
+//!
+//! What is computed for a row does not depend on the rows beside it, down to the bits: prompts go
+//! through the blocked products and are cut at places of their own, single tokens go through
+//! [`gemv`].
+
+use candle_core::{Result, Tensor};
+use chandler_kernels::decode_attention::Place;
+use chandler_kernels::{activation, attention, gemv, linear};
+
+use crate::ModelError;
+use crate::block::Block;
+use crate::causal_lm::CausalLm;
+use crate::kv_cache::{KvCache, LayerCache, Span};
+use crate::linear::{Linear, LowRank};
+use crate::params::Params;
+use crate::rope::Angles;
+
+/// Tokens of prompts that go through the blocks at a time: enough for the products to be at full
+/// speed, few enough for the activations to stay small beside the weights.
+const PREFILL_TOKENS: usize = 1024;
+
+impl CausalLm {
+    /// New tokens of some rows of a generation: reads and extends `cache`, and returns the logits
+    /// after each row's last token, `[rows, V]` in f32 (f64 for an f64 model).
+    ///
+    /// No row may be named twice or without tokens. Rows whose past is empty are prefilled, and so
+    /// are those with more than one new token.
+    pub fn forward_cached(
+        &self,
+        rows: &[(usize, &[u32])],
+        cache: &mut KvCache,
+    ) -> std::result::Result<Tensor, ModelError> {
+        // On a thread of the pool, where handing work to the others takes no lock.
+        rayon::scope(|_| self.extend_cache(rows, cache))
+    }
+
+    fn extend_cache(
+        &self,
+        rows: &[(usize, &[u32])],
+        cache: &mut KvCache,
+    ) -> std::result::Result<Tensor, ModelError> {
+        let ids: Vec<u32> = rows.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
+        let ids = self.ids(&ids)?;
+        let spans = cache.spans(rows, PREFILL_TOKENS)?;
+        // The last token's output of each row, in the order of `rows`.
+        let mut last: Vec<Option<Tensor>> = vec![None; rows.len()];
+        let order = |row: usize| rows.iter().position(|(named, _)| *named == row);
+        for part in parts(&spans) {
+            let y = self.part_forward(&ids, part, cache)?;
+            let mut end = 0;
+            for span in part {
+                end += span.len;
+                if let Some(place) = order(span.row) {
+                    last[place] = Some(y.narrow(0, end - 1, 1)?);
+                }
+            }
+        }
+        cache.advance(&spans);
+        let last: Vec<Tensor> = last.into_iter().flatten().collect();
+        if last.len() != rows.len() || last.is_empty() {
+            return Err(candle_core::Error::Msg("a row without new tokens".to_owned()).into());
+        }
+        self.logits(&Tensor::cat(&last, 0)?)
+    }
+
+    /// The blocks over the tokens of some spans, one behind the other: `[N, E]`.
+    fn part_forward(
+        &self,
+        ids: &Tensor,
+        spans: &[Span],
+        cache: &mut KvCache,
+    ) -> std::result::Result<Tensor, ModelError> {
+        let ids: Result<Vec<Tensor>> =
+            spans.iter().map(|span| ids.narrow(0, span.start, span.len)).collect();
+        let positions = |span: &Span| (span.past..span.past + span.len).map(|p| p as u32);
+        let positions: Vec<u32> = spans.iter().flat_map(positions).collect();
+        let angles = self.angles(&positions)?;
+        let mut x = self.embed_ids(&Tensor::cat(&ids?, 0)?)?;
+        let places: Vec<Place> =
+            spans.iter().map(|span| Place { row: span.row, len: span.past + 1 }).collect();
+        let decodes = spans.iter().all(is_decode);
+        for (index, block) in self.blocks.iter().enumerate() {
+            let (layer, angles) = (cache.layer_mut(index), angles.of(block));
+            x = if decodes {
+                block.decode(&self.params, &x, angles, &places, layer)?
+            } else {
+                block.prefill(&self.params, &x, angles, spans, layer)?
+            };
+        }
+        Ok(x)
+    }
+}
+
+/// One token of a row that has a past.
+fn is_decode(span: &Span) -> bool {
+    span.len == 1 && span.past > 0
+}
+
+/// Spans that go through the blocks together: single tokens all at once, pieces of prompts up to
+/// [`PREFILL_TOKENS`].
+fn parts(spans: &[Span]) -> Vec<&[Span]> {
+    let mut parts = Vec::new();
+    let (mut first, mut tokens) = (0, 0);
+    for (index, span) in spans.iter().enumerate() {
+        let other_kind = index > first && is_decode(span) != is_decode(&spans[first]);
+        let full = !is_decode(span) && index > first && tokens + span.len > PREFILL_TOKENS;
+        if other_kind || full {
+            parts.push(&spans[first..index]);
+            (first, tokens) = (index, 0);
+        }
+        tokens += span.len;
+    }
+    parts.push(&spans[first..]);
+    parts
+}
+
+impl Block {
+    /// Pieces of prompts: `x [N, E]` → `[N, E]`.
+    fn prefill(
+        &self,
+        params: &Params,
+        x: &Tensor,
+        angles: &Angles,
+        spans: &[Span],
+        cache: &mut LayerCache,
+    ) -> Result<Tensor> {
+        let normed = self.input_norm.forward(params, x)?;
+        let heads = |linear: &Linear| self.heads(&linear.forward(params, &normed)?);
+        let q = Self::turned(params, self.q_norm, &heads(&self.q)?, angles)?;
+        let k = Self::turned(params, self.k_norm, &heads(&self.k)?, angles)?;
+        let v = heads(&self.v)?;
+        let mut rows = Vec::with_capacity(spans.len());
+        let mut start = 0;
+        for span in spans {
+            let new = |t: &Tensor| t.narrow(0, start, span.len);
+            let (new_q, new_k, new_v) = (new(&q)?, new(&k)?, new(&v)?);
+            start += span.len;
+            cache.extend(span, &new_k, &new_v)?;
+            let (keys, values) = if span.past == 0 { (new_k, new_v) } else { cache.past(span)? };
+            let past = span.past;
+            rows.push(attention::forward_from(&new_q, &keys, &values, past, self.attention)?);
+        }
+        let attended = if rows.len() == 1 { rows.remove(0) } else { Tensor::cat(&rows, 0)? };
+        let middle = (x + self.project(params, &attended.flatten_from(1)?)?.1)?;
+        Ok(self.feed_forward(params, &middle)?.y)
+    }
+
+    /// One new token a row: `x [R, E]` → `[R, E]`.
+    fn decode(
+        &self,
+        params: &Params,
+        x: &Tensor,
+        angles: &Angles,
+        places: &[Place],
+        cache: &mut LayerCache,
+    ) -> Result<Tensor> {
+        let normed = self.input_norm.forward(params, x)?;
+        let [q, k, v] = decode_products(params, &normed, [&self.q, &self.k, &self.v])?;
+        let q = Self::turned(params, self.q_norm, &self.heads(&q)?, angles)?;
+        let k = Self::turned(params, self.k_norm, &self.heads(&k)?, angles)?;
+        let attended = cache.attend(&q, [&k, &self.heads(&v)?], places, self.attention)?;
+        let [projected] = decode_products(params, &attended.flatten_from(1)?, [&self.o])?;
+        let added = match self.post_attention_norm {
+            Some(norm) => norm.forward(params, &projected)?,
+            None => projected,
+        };
+        let middle = (x + added)?;
+        let normed = self.feed_forward_norm.forward(params, &middle)?;
+        let [gate, up] = decode_products(params, &normed, [&self.gate, &self.up])?;
+        let gated = activation::forward(&gate, &up, self.activation)?;
+        let [fed] = decode_products(params, &gated, [&self.down])?;
+        match self.post_feed_forward_norm {
+            Some(norm) => middle + norm.forward(params, &fed)?,
+            None => middle + fed,
+        }
+    }
+}
+
+/// Several linear layers over the same few rows, `[R, I]` → `[R, O]` each, in one go.
+fn decode_products<const N: usize>(
+    params: &Params,
+    x: &Tensor,
+    linears: [&Linear; N],
+) -> Result<[Tensor; N]> {
+    let layers = linears.map(|linear| gemv::Layer {
+        weight: params.value(linear.weight),
+        bias: linear.bias.map(|id| params.value(id)),
+    });
+    let mut products = gemv::forward(x, &layers)?;
+    for (product, linear) in products.iter_mut().zip(linears) {
+        if let Some(adapter) = linear.adapter {
+            *product = product.add(&low_rank(params, x, adapter)?)?;
+        }
+    }
+    products.try_into().map_err(|_| candle_core::Error::Msg("a product for each layer".to_owned()))
+}
+
+/// `s·(x·Aᵀ)·Bᵀ`
+fn low_rank(params: &Params, x: &Tensor, adapter: LowRank) -> Result<Tensor> {
+    let by = |x: &Tensor, id| {
+        let layer = gemv::Layer { weight: params.value(id), bias: None };
+        gemv::forward(x, &[layer])?.pop().map_or_else(|| linear::forward(x, layer.weight, None), Ok)
+    };
+    by(&by(x, adapter.a)?, adapter.b)? * adapter.scale
+}
