@@ -1,19 +1,19 @@
 //! Checkpoints: everything that the next step depends on, in a sealed folder.
 //!
-//! `weights.safetensors` holds the trainable parameters in f32, `optimizer.safetensors` both
-//! moments, and the manifest the position and the fingerprint of the run. What is frozen is read
+//! `weights.safetensors` holds the trainable parameters as precisely as the run has them,
+//! `optimizer.safetensors` both moments, and the manifest the position and the fingerprint of the run. What is frozen is read
 //! from the base model again. The rate, the order of the rows and the batches are functions of the
 //! step.
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use chandler_durable::{Fs, RealFs, SealedFolder, Verdict, verify};
 use chandler_model::{SafetensorsFile, write_safetensors};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{Observer, TrainError, Trainer};
+use crate::{MomentsDtype, Observer, TrainError, Trainer};
 
 /// What the names of checkpoint folders begin with; the step follows.
 pub const CHECKPOINT_PREFIX: &str = "checkpoint-";
@@ -45,11 +45,11 @@ impl Trainer<'_> {
     ) -> Result<(), TrainError> {
         let folder = SealedFolder::begin(fs, path)?;
         let masters: Vec<(&str, &Tensor)> = self.optimizer.masters(&self.model).collect();
-        write_safetensors(fs, &folder.path().join(WEIGHTS), &masters, DType::F32)?;
+        write_safetensors(fs, &folder.path().join(WEIGHTS), &masters, None)?;
         let moments = self.optimizer.moments(&self.model);
         let moments: Vec<(&str, &Tensor)> =
             moments.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        write_safetensors(fs, &folder.path().join(OPTIMIZER), &moments, DType::F32)?;
+        write_safetensors(fs, &folder.path().join(OPTIMIZER), &moments, None)?;
         let (step, num_tokens, fingerprint) = (self.step, self.num_tokens, self.fingerprint());
         folder.seal(json!(State { step, num_tokens, fingerprint, extra }))?;
         Ok(())
@@ -69,12 +69,17 @@ impl Trainer<'_> {
         self.check_fingerprint(path, &state.fingerprint)?;
         let weights = SafetensorsFile::open(&path.join(WEIGHTS))?;
         let moments = SafetensorsFile::open(&path.join(OPTIMIZER))?;
-        let mut read = |name: &str, shape: &[usize]| -> Result<Tensor, TrainError> {
-            let is_moment = name.ends_with(".exp_avg") || name.ends_with(".exp_avg_sq");
-            let file = if is_moment { &moments } else { &weights };
-            Ok(file.read(name, shape, DType::F32, &Device::Cpu)?)
+        let read_into = |file: &SafetensorsFile, name: &str, tensor: &Tensor| {
+            let stored = file.read(name, tensor.dims(), tensor.dtype(), &Device::Cpu)?;
+            Ok::<_, TrainError>(tensor.slice_set(&stored, 0, 0)?)
         };
-        self.optimizer.restore(&self.model, &mut read)?;
+        for (name, tensor) in self.optimizer.masters(&self.model) {
+            read_into(&weights, name, tensor)?;
+        }
+        for (name, tensor) in self.optimizer.moments(&self.model) {
+            read_into(&moments, &name, &tensor)?;
+        }
+        self.optimizer.round_masters(&self.model)?;
         (self.step, self.num_tokens) = (state.step, state.num_tokens);
         Ok(state.extra)
     }
@@ -98,12 +103,20 @@ impl Trainer<'_> {
             "schedule": settings.lr_scheduler_type,
             "warmup": settings.warmup_of(self.plan.total_steps()),
         });
+        let plain = settings.moments == MomentsDtype::F32
+            && settings.master_weights
+            && !settings.optimizer_in_backward;
+        // Null where it is as it always was, so that older checkpoints still fit.
+        let optimizer = (!plain).then(|| {
+            json!([settings.moments, settings.master_weights, settings.optimizer_in_backward])
+        });
         json!({
             "rows": self.rows.len(),
             "total_steps": self.plan.total_steps(),
             "batch": [settings.per_device_train_batch_size, settings.gradient_accumulation_steps],
             "order": [json!(settings.shuffle), json!(settings.seed)],
             "hyperparameters": numeric,
+            "optimizer": optimizer,
             "dtype": self.model.dtype().as_str(),
             "trainable": self.optimizer.masters(&self.model).count(),
         })
@@ -111,9 +124,16 @@ impl Trainer<'_> {
 
     fn check_fingerprint(&self, path: &Path, was: &Value) -> Result<(), TrainError> {
         let is = self.fingerprint();
-        for what in
-            ["rows", "total_steps", "batch", "order", "hyperparameters", "dtype", "trainable"]
-        {
+        for what in [
+            "rows",
+            "total_steps",
+            "batch",
+            "order",
+            "hyperparameters",
+            "optimizer",
+            "dtype",
+            "trainable",
+        ] {
             if was[what] != is[what] {
                 let (path, was) = (path.to_owned(), was[what].to_string());
                 return Err(TrainError::OtherRun { path, what, was, is: is[what].to_string() });

@@ -48,6 +48,7 @@ mod schedule;
 mod segments;
 mod settings;
 mod train_loop;
+mod update;
 
 pub use batches::BatchPlan;
 pub use checkpoint::{CHECKPOINT_PREFIX, checkpoint_step};
@@ -57,5 +58,5 @@ pub use micro_batch::{MicroBatch, num_items};
 pub use observer::{Control, NoObserver, Observer};
 pub use rows::Rows;
 pub use schedule::{Ramp, Schedule};
-pub use settings::TrainSettings;
+pub use settings::{MomentsDtype, TrainSettings};
 pub use train_loop::{Outcome, Trainer};

@@ -1,129 +1,165 @@
-//! AdamW with f32 moments and, where the model computes in a narrower type, f32 master weights.
+//! AdamW over a model's parameters: which state each of them has, and what is kept in which type.
 
 use candle_core::{DType, Tensor};
-use chandler_kernels::adamw;
-use chandler_model::{CausalLm, Gradients, ParamId};
+use chandler_kernels::adamw::{self, Moments, Weights};
+use chandler_model::{CausalLm, Gradients, Param, ParamId};
 
-use crate::{TrainError, TrainSettings};
-
-/// Reads a tensor of a name and a shape.
-pub(crate) type ReadTensor<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor, TrainError> + 'a;
+use crate::{MomentsDtype, TrainError, TrainSettings};
 
 /// Optimizer state of every trainable parameter, in the model's order.
 #[derive(Debug)]
 pub(crate) struct AdamW {
     states: Vec<State>,
+    /// Gradients of matrices are in the model's own type.
+    narrow_gradients: bool,
 }
 
 #[derive(Debug)]
 struct State {
     id: ParamId,
-    /// The weight in f32; the model's own tensor where that is f32 already.
-    master: Tensor,
-    first_moment: Tensor,
-    second_moment: Tensor,
+    /// The weight in f32, where the model's own is narrower and there is one.
+    master: Option<Tensor>,
+    moments: Moments,
+}
+
+/// How far and when a step moves.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rate {
+    pub(crate) lr: f64,
+    /// From 1.
+    pub(crate) step: u64,
+}
+
+impl Rate {
+    /// `value`, unless it is NaN or infinite.
+    pub(crate) fn finite(self, what: &'static str, value: f64) -> Result<f64, TrainError> {
+        let step = self.step;
+        if value.is_finite() { Ok(value) } else { Err(TrainError::NotFinite { step, what, value }) }
+    }
 }
 
 impl AdamW {
-    pub(crate) fn new(model: &CausalLm) -> Result<Self, TrainError> {
-        let state = |(id, param): (ParamId, &chandler_model::Param)| {
-            let master = param.value.to_dtype(DType::F32)?;
-            let (first_moment, second_moment) = (master.zeros_like()?, master.zeros_like()?);
-            Ok(State { id, master, first_moment, second_moment })
+    pub(crate) fn new(model: &CausalLm, settings: &TrainSettings) -> Result<Self, TrainError> {
+        let state = |(id, param): (ParamId, &Param)| {
+            // Norms and biases are few: they cost nothing in f32, and gain from it.
+            let is_matrix = param.value.rank() == 2;
+            let keeps_master =
+                param.value.dtype() != DType::F32 && (settings.master_weights || !is_matrix);
+            let master = keeps_master.then(|| param.value.to_dtype(DType::F32)).transpose()?;
+            let narrow = is_matrix && settings.moments == MomentsDtype::Blockwise8;
+            let moments = zero_moments(&param.value, narrow)?;
+            Ok(State { id, master, moments })
         };
         let states = model.params().trainable().map(state).collect::<Result<_, TrainError>>()?;
-        Ok(Self { states })
+        Ok(Self { states, narrow_gradients: !settings.master_weights })
     }
 
     /// State of no parameter.
     pub(crate) fn none() -> Self {
-        Self { states: vec![] }
+        Self { states: vec![], narrow_gradients: false }
     }
 
-    /// Moves every parameter that has a gradient; `step` is 1 at the first.
+    /// No gradients yet, in the type that they are to have.
+    pub(crate) fn no_gradients(&self, model: &CausalLm) -> Gradients {
+        let none = Gradients::none(model.params());
+        if self.narrow_gradients { none.matrices_in(model.dtype()) } else { none }
+    }
+
+    /// Moves one parameter along its gradient, scaled by `clip`. A frozen one stays.
     pub(crate) fn step(
-        &mut self,
+        &self,
         model: &CausalLm,
-        gradients: &Gradients,
+        id: ParamId,
+        gradient: &Tensor,
         settings: &TrainSettings,
-        lr: f64,
-        step: u64,
-        grad_scale: f64,
+        rate: Rate,
+        clip: f64,
     ) -> Result<(), TrainError> {
-        for state in &self.states {
-            let Some(gradient) = gradients.get(state.id) else { continue };
-            let param = model.params().get(state.id);
-            let params = adamw::Params {
-                lr,
-                beta1: settings.adam_beta1,
-                beta2: settings.adam_beta2,
-                eps: settings.adam_epsilon,
-                weight_decay: if param.decays { settings.weight_decay } else { 0.0 },
-                step,
-                grad_scale,
-            };
-            adamw::step(
-                &state.master,
-                &state.first_moment,
-                &state.second_moment,
-                gradient,
-                params,
-            )?;
-            if param.value.dtype() != DType::F32 {
-                param.value.slice_set(&state.master.to_dtype(param.value.dtype())?, 0, 0)?;
+        let Ok(index) = self.states.binary_search_by_key(&id, |state| state.id) else {
+            return Ok(());
+        };
+        let (state, param) = (&self.states[index], model.params().get(id));
+        let params = adamw::Params {
+            lr: rate.lr,
+            beta1: settings.adam_beta1,
+            beta2: settings.adam_beta2,
+            eps: settings.adam_epsilon,
+            weight_decay: if param.decays { settings.weight_decay } else { 0.0 },
+            step: rate.step,
+            grad_scale: clip,
+        };
+        let weights = match &state.master {
+            Some(master) => Weights::Master { master, param: &param.value },
+            None if param.value.dtype() == DType::F32 => Weights::F32(&param.value),
+            None => {
+                let (seed, tensor) = (settings.seed, index as u64);
+                Weights::Stochastic { param: &param.value, seed, tensor }
             }
-        }
-        Ok(())
+        };
+        Ok(adamw::step(weights, &state.moments, gradient, params)?)
     }
 
-    /// The f32 weight of every trainable parameter, by its name.
+    /// The most precise weight of every trainable parameter, by its name.
     pub(crate) fn masters<'a>(
         &'a self,
         model: &'a CausalLm,
     ) -> impl Iterator<Item = (&'a str, &'a Tensor)> {
-        self.states.iter().map(|s| (model.params().get(s.id).name.as_str(), &s.master))
-    }
-
-    /// The moments by the names that checkpoints have.
-    pub(crate) fn moments(&self, model: &CausalLm) -> Vec<(String, Tensor)> {
-        let mut all = Vec::with_capacity(2 * self.states.len());
-        for state in &self.states {
-            let name = &model.params().get(state.id).name;
-            all.push((format!("{name}.exp_avg"), state.first_moment.clone()));
-            all.push((format!("{name}.exp_avg_sq"), state.second_moment.clone()));
-        }
-        all
-    }
-
-    /// Takes over weights and moments, found by the names that [`masters`](Self::masters) and
-    /// [`moments`](Self::moments) give.
-    pub(crate) fn restore(
-        &mut self,
-        model: &CausalLm,
-        read: &mut ReadTensor,
-    ) -> Result<(), TrainError> {
-        for state in &self.states {
+        self.states.iter().map(|state| {
             let param = model.params().get(state.id);
-            let (name, shape) = (&param.name, param.value.dims());
-            let master = read(name, shape)?;
-            state.master.slice_set(&master, 0, 0)?;
-            if param.value.dtype() != DType::F32 {
-                param.value.slice_set(&master.to_dtype(param.value.dtype())?, 0, 0)?;
+            (param.name.as_str(), state.master.as_ref().unwrap_or(&param.value))
+        })
+    }
+
+    /// Rounds every master weight into the model, after the masters have changed.
+    pub(crate) fn round_masters(&self, model: &CausalLm) -> Result<(), TrainError> {
+        for state in &self.states {
+            let value = &model.params().get(state.id).value;
+            if let Some(master) = &state.master {
+                value.slice_set(&master.to_dtype(value.dtype())?, 0, 0)?;
             }
-            state.first_moment.slice_set(&read(&format!("{name}.exp_avg"), shape)?, 0, 0)?;
-            state.second_moment.slice_set(&read(&format!("{name}.exp_avg_sq"), shape)?, 0, 0)?;
         }
         Ok(())
     }
 
-    /// Bytes of the moments, and of the master weights that are not the model's own.
-    pub(crate) fn bytes(&self, model: &CausalLm) -> (usize, usize) {
-        let elements = |states: &mut dyn Iterator<Item = &State>| -> usize {
-            states.map(|state| state.master.elem_count()).sum()
+    /// The moments by the names that checkpoints have.
+    pub(crate) fn moments(&self, model: &CausalLm) -> Vec<(String, Tensor)> {
+        let named = |state: &State| {
+            let name = model.params().get(state.id).name.clone();
+            let parts = named(&state.moments).into_iter();
+            parts
+                .map(|(part, tensor)| (format!("{name}.{part}"), tensor.clone()))
+                .collect::<Vec<_>>()
         };
-        let is_narrow = |s: &&State| model.params().get(s.id).value.dtype() != DType::F32;
-        let all = elements(&mut self.states.iter());
-        (8 * all, 4 * elements(&mut self.states.iter().filter(is_narrow)))
+        self.states.iter().flat_map(named).collect()
+    }
+
+    /// Bytes of the moments, and of the master weights.
+    pub(crate) fn bytes(&self) -> (usize, usize) {
+        let moments = self.states.iter().map(|state| state.moments.bytes());
+        let masters = self.states.iter().filter_map(|state| state.master.as_ref());
+        (moments.sum(), masters.map(|master| 4 * master.elem_count()).sum())
+    }
+}
+
+/// Before the first step.
+fn zero_moments(of: &Tensor, narrow: bool) -> Result<Moments, TrainError> {
+    Ok(if narrow {
+        Moments::blockwise8_zeros(of.elem_count(), of.device())?
+    } else {
+        Moments::f32_zeros(of.shape(), of.device())?
+    })
+}
+
+/// The tensors of moments by the names that checkpoints have, after that of their parameter.
+fn named(moments: &Moments) -> Vec<(&'static str, &Tensor)> {
+    match moments {
+        Moments::F32 { first, second } => vec![("exp_avg", first), ("exp_avg_sq", second)],
+        Moments::Blockwise8 { first, first_scales, second, second_scales } => vec![
+            ("exp_avg", first),
+            ("exp_avg.scales", first_scales),
+            ("exp_avg_sq", second),
+            ("exp_avg_sq.scales", second_scales),
+        ],
     }
 }
 
@@ -134,6 +170,11 @@ pub(crate) fn global_norm(gradients: &Gradients) -> Result<f64, TrainError> {
         sum += adamw::sum_of_squares(gradient)?;
     }
     Ok(sum.sqrt())
+}
+
+/// The L2 norm of one gradient.
+pub(crate) fn norm_of(gradient: &Tensor) -> Result<f64, TrainError> {
+    Ok(adamw::sum_of_squares(gradient)?.sqrt())
 }
 
 /// PyTorch's clipping coefficient for gradients of this norm; 1 where `max_norm` is 0.

@@ -5,7 +5,7 @@
 //! activations live the shortest.
 
 use candle_core::Tensor;
-use chandler_model::{CausalLm, Gradients, Input, SavedBlock, Score};
+use chandler_model::{CausalLm, Gradients, Input, ParamId, SavedBlock, Score};
 
 use crate::{MicroBatch, TrainError};
 
@@ -15,16 +15,26 @@ enum Segment {
     Recomputed { x: Tensor },
 }
 
+/// Who follows a pass.
+pub(crate) trait Follower {
+    /// Activations and gradients that are alive, in bytes, whenever that changes.
+    fn holds(&mut self, activations: usize, gradients: usize);
+
+    /// The loss is known; the backward pass comes next.
+    fn scored(&mut self, score: &Score) -> Result<(), TrainError>;
+
+    /// The gradients of these parameters are complete for this micro-batch.
+    fn complete(&mut self, ids: &[ParamId], gradients: &mut Gradients) -> Result<(), TrainError>;
+}
+
 /// Adds the gradients of `loss_sum · loss_scale` over `batch` to `gradients`.
-///
-/// `holds` hears how many bytes of activations are alive, whenever that changes.
 pub(crate) fn forward_backward(
     model: &CausalLm,
     batch: &MicroBatch,
     loss_scale: f64,
     kept_blocks: usize,
     gradients: &mut Gradients,
-    holds: &mut dyn FnMut(usize),
+    follower: &mut dyn Follower,
 ) -> Result<Score, TrainError> {
     let input = model.input(&batch.input_ids, batch.layout.clone())?;
     let mut x = model.embed(&input)?;
@@ -33,20 +43,27 @@ pub(crate) fn forward_backward(
     for index in 0..model.num_blocks() {
         let (y, segment) = forward(model, index, x, &input, kept_blocks)?;
         bytes += segment.bytes();
-        holds(bytes);
+        follower.holds(bytes, gradients.bytes());
         segments.push(segment);
         x = y;
     }
-    let (score, mut dx) = model.loss_backward(&x, &batch.targets, loss_scale, gradients)?;
+    let (score, dx) = model.loss_backward(&x, &batch.targets, loss_scale, gradients)?;
+    follower.scored(&score)?;
     drop(x);
-    while let Some(segment) = segments.pop() {
+    follower.complete(&model.params_of_loss_alone(), gradients)?;
+    let mut dx = Some(dx);
+    while let (Some(segment), Some(dy)) = (segments.pop(), dx.take()) {
         let index = segments.len();
         let own = segment.bytes();
-        dx = backward(model, index, segment, &input, &dx, gradients)?;
+        dx = backward(model, index, segment, &input, &dy, gradients)?;
         bytes -= own;
-        holds(bytes);
+        follower.holds(bytes, gradients.bytes());
+        follower.complete(&model.block_params(index), gradients)?;
     }
-    model.embed_backward(&input, &dx, gradients)?;
+    if let Some(dx) = dx {
+        model.embed_backward(&input, &dx, gradients)?;
+    }
+    follower.complete(&[model.embedding_param()], gradients)?;
     Ok(score)
 }
 
@@ -57,13 +74,11 @@ fn forward(
     input: &Input,
     kept_blocks: usize,
 ) -> Result<(Tensor, Segment), TrainError> {
-    let (y, saved) = model.block_forward(index, &x, input)?;
-    let segment = if index + kept_blocks >= model.num_blocks() {
-        Segment::Kept(saved)
-    } else {
-        Segment::Recomputed { x }
-    };
-    Ok((y, segment))
+    if index + kept_blocks >= model.num_blocks() {
+        let (y, saved) = model.block_forward(index, &x, input)?;
+        return Ok((y, Segment::Kept(saved)));
+    }
+    Ok((model.block_forward(index, &x, input)?.0, Segment::Recomputed { x }))
 }
 
 fn backward(
@@ -73,12 +88,12 @@ fn backward(
     input: &Input,
     dy: &Tensor,
     gradients: &mut Gradients,
-) -> Result<Tensor, TrainError> {
+) -> Result<Option<Tensor>, TrainError> {
     let saved = match segment {
         Segment::Kept(saved) => saved,
         Segment::Recomputed { x } => model.block_forward(index, &x, input)?.1,
     };
-    Ok(model.block_backward(index, &saved, input, dy, gradients)?)
+    Ok(model.block_backward(index, saved, input, dy, gradients)?)
 }
 
 impl Segment {

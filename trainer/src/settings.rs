@@ -1,8 +1,10 @@
 //! What a run is told, under the names that transformers' `TrainingArguments` use.
 
+use candle_core::DType;
+use chandler_model::CausalLm;
 use serde::{Deserialize, Serialize};
 
-use crate::Schedule;
+use crate::{Schedule, TrainError};
 
 /// The hyperparameters of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,6 +42,29 @@ pub struct TrainSettings {
     /// Blocks, counted from the last, whose activations are kept from forward to backward pass;
     /// the others are computed again. `None` keeps all.
     pub kept_blocks: Option<usize>,
+    /// Bytes that activations between the passes may take: blocks beyond it are computed again,
+    /// however many `kept_blocks` allows.
+    pub activation_budget: Option<u64>,
+    /// How the optimizer keeps its moments.
+    pub moments: MomentsDtype,
+    /// Where the model computes in a narrower type: keep f32 weights beside it. Without them the
+    /// weights are rounded stochastically, gradients of matrices are in the model's type too, and
+    /// nothing of a matrix is kept in f32.
+    pub master_weights: bool,
+    /// Move each block's weights as soon as its gradients are there, and drop them: gradients never
+    /// exist all at once, clipping is by parameter, and there is one micro-batch a step.
+    pub optimizer_in_backward: bool,
+}
+
+/// The type of AdamW's moments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MomentsDtype {
+    /// 8 bytes a parameter.
+    #[default]
+    F32,
+    /// 8 bits with a scale for each block of 256, matrices only (Dettmers et al. 2022).
+    Blockwise8,
 }
 
 impl Default for TrainSettings {
@@ -61,11 +86,50 @@ impl Default for TrainSettings {
             seed: 42,
             shuffle: true,
             kept_blocks: None,
+            activation_budget: None,
+            moments: MomentsDtype::F32,
+            master_weights: true,
+            optimizer_in_backward: false,
         }
     }
 }
 
 impl TrainSettings {
+    /// Refuses what cannot be had together.
+    pub(crate) fn check(&self, model: &CausalLm) -> Result<(), TrainError> {
+        let bad = |key, value: &dyn std::fmt::Display, reason| {
+            Err(TrainError::BadSetting { key, value: value.to_string(), reason })
+        };
+        let accumulates = self.gradient_accumulation_steps > 1;
+        if self.optimizer_in_backward && accumulates {
+            let reason = "the optimizer in the backward pass goes with one micro-batch a step";
+            let steps = self.gradient_accumulation_steps;
+            return bad("gradient_accumulation_steps", &steps, reason);
+        }
+        if !self.master_weights && model.dtype() != DType::BF16 {
+            let reason = "weights are rounded stochastically to bf16 alone";
+            return bad("master_weights", &self.master_weights, reason);
+        }
+        Ok(())
+    }
+
+    /// Blocks whose activations are kept for a micro-batch of `tokens` tokens.
+    ///
+    /// Within a budget: as many as fit beside the inputs of the others and one recomputed block.
+    pub fn kept_blocks_of(&self, model: &CausalLm, tokens: usize) -> usize {
+        let blocks = model.num_blocks();
+        let most = self.kept_blocks.unwrap_or(blocks).min(blocks);
+        let Some(budget) = self.activation_budget else { return most };
+        let fits = |kept: usize| {
+            let kept_bytes: usize =
+                (blocks - kept..blocks).map(|index| model.saved_block_bytes(index, tokens)).sum();
+            let inputs = (blocks - kept) * model.boundary_bytes(tokens);
+            let recomputed = if kept < blocks { model.saved_block_bytes(0, tokens) } else { 0 };
+            (kept_bytes + inputs).max(inputs + recomputed) as u64 <= budget
+        };
+        (0..=most).rev().find(|kept| fits(*kept)).unwrap_or(0)
+    }
+
     /// Steps of warm-up in a run of `total_steps`.
     pub fn warmup_of(&self, total_steps: u64) -> u64 {
         if self.warmup_steps > 0 {

@@ -4,11 +4,12 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 use chandler_data::Row;
-use chandler_model::{CausalLm, Gradients};
+use chandler_model::CausalLm;
 use chandler_vram::{Category, Entry, Ledger};
 
-use crate::optimizer::{AdamW, clip_coefficient, global_norm};
+use crate::optimizer::{AdamW, Rate};
 use crate::segments::forward_backward;
+use crate::update::{Measured, Update};
 use crate::{
     BatchPlan, Control, MicroBatch, Observer, Rows, StepMetrics, TrainError, TrainSettings,
     num_items,
@@ -68,29 +69,27 @@ impl Trainer<'_> {
         if items == 0 {
             return Err(TrainError::NothingToLearn { step: number, rows });
         }
-        let mut gradients = Gradients::none(self.model.params());
-        let mut held = self.ledger.enter(Category::Gradients, 0);
-        let (mut loss_sum, mut accuracy, mut tokens) = (0.0, 0.0, 0);
+        let Self { model, optimizer, settings, ledger, .. } = &*self;
+        let rate = Rate { lr: self.learning_rate(), step: number };
+        let mut gradients = optimizer.no_gradients(model);
+        let mut update = Update::new(model, optimizer, settings, ledger, rate, items);
+        let (mut accuracy, mut tokens) = (0.0, 0);
         for rows in &batches {
             let batch = MicroBatch::new(rows);
-            let score = self.accumulate(&batch, 1.0 / items as f64, &mut gradients)?;
-            held.set(gradients.bytes() as u64);
-            loss_sum += score.loss_sum;
+            let (scale, kept) =
+                (1.0 / items as f64, settings.kept_blocks_of(model, batch.num_tokens()));
+            let score = forward_backward(model, &batch, scale, kept, &mut gradients, &mut update)?;
             accuracy += score.num_correct as f64 / score.num_targets.max(1) as f64;
             tokens += batch.num_tokens() as u64;
         }
-        let loss = finite(number, "loss", loss_sum / items as f64)?;
-        let norm = finite(number, "gradient norm", global_norm(&gradients)?)?;
-        let clip = clip_coefficient(norm, self.settings.max_grad_norm);
-        let lr = self.learning_rate();
-        self.optimizer.step(&self.model, &gradients, &self.settings, lr, number, clip)?;
+        let Measured { loss, grad_norm } = update.finish(&gradients)?;
         self.step = number;
         self.num_tokens += tokens;
         let metrics = StepMetrics {
             step: number,
             loss,
-            grad_norm: norm,
-            lr,
+            grad_norm,
+            lr: rate.lr,
             num_tokens: self.num_tokens,
             mean_token_accuracy: accuracy / batches.len() as f64,
             epoch: number as f64 / self.plan.steps_per_epoch() as f64,
@@ -108,18 +107,6 @@ impl Trainer<'_> {
         batches.into_iter().map(|batch| batch.into_iter().map(read).collect()).collect()
     }
 
-    fn accumulate(
-        &self,
-        batch: &MicroBatch,
-        loss_scale: f64,
-        gradients: &mut Gradients,
-    ) -> Result<chandler_model::Score, TrainError> {
-        let kept = self.settings.kept_blocks.unwrap_or(usize::MAX).min(self.model.num_blocks());
-        let mut activations = self.ledger.enter(Category::Activations, 0);
-        let mut holds = |bytes: usize| activations.set(bytes as u64);
-        forward_backward(&self.model, batch, loss_scale, kept, gradients, &mut holds)
-    }
-
     /// The rate of the next step.
     fn learning_rate(&self) -> f64 {
         let total = self.plan.total_steps();
@@ -127,10 +114,6 @@ impl Trainer<'_> {
         let factor = self.settings.lr_scheduler_type.factor(self.step, warmup, total);
         self.settings.learning_rate * factor
     }
-}
-
-fn finite(step: u64, what: &'static str, value: f64) -> Result<f64, TrainError> {
-    if value.is_finite() { Ok(value) } else { Err(TrainError::NotFinite { step, what, value }) }
 }
 
 impl<'a> Trainer<'a> {
@@ -142,9 +125,10 @@ impl<'a> Trainer<'a> {
         ledger: &Ledger,
     ) -> Result<Self, TrainError> {
         let plan = BatchPlan::new(rows.len(), &settings)?;
-        let optimizer = AdamW::new(&model)?;
+        settings.check(&model)?;
+        let optimizer = AdamW::new(&model, &settings)?;
         let enter = |category, bytes: usize| ledger.enter(category, bytes as u64);
-        let (moments, masters) = optimizer.bytes(&model);
+        let (moments, masters) = optimizer.bytes();
         let resident = vec![
             enter(Category::Weights, model.params().bytes()),
             enter(Category::OptimizerState, moments),

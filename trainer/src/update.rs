@@ -1,0 +1,92 @@
+//! From gradients to moved weights: the global norm, clipping, AdamW.
+//!
+//! Usually that comes after the backward pass. With the optimizer in the backward pass it comes
+//! after each block, and what is known then is each parameter's own norm.
+
+use chandler_model::{CausalLm, Gradients, ParamId, Score};
+use chandler_vram::{Category, Entry, Ledger};
+
+use crate::optimizer::{AdamW, Rate, clip_coefficient, global_norm, norm_of};
+use crate::segments::Follower;
+use crate::{TrainError, TrainSettings};
+
+/// The update of one step while its passes run.
+pub(crate) struct Update<'a> {
+    model: &'a CausalLm,
+    optimizer: &'a AdamW,
+    settings: &'a TrainSettings,
+    rate: Rate,
+    items: usize,
+    loss_sum: f64,
+    /// Squares of the norms of the gradients that were used already.
+    squares: f64,
+    activations: Entry,
+    held: Entry,
+}
+
+/// What a step has measured.
+pub(crate) struct Measured {
+    pub(crate) loss: f64,
+    pub(crate) grad_norm: f64,
+}
+
+impl<'a> Update<'a> {
+    /// `items` is what the loss of the global batch is divided by.
+    pub(crate) fn new(
+        model: &'a CausalLm,
+        optimizer: &'a AdamW,
+        settings: &'a TrainSettings,
+        ledger: &Ledger,
+        rate: Rate,
+        items: usize,
+    ) -> Self {
+        let (activations, held) =
+            (ledger.enter(Category::Activations, 0), ledger.enter(Category::Gradients, 0));
+        let (loss_sum, squares) = (0.0, 0.0);
+        Self { model, optimizer, settings, rate, items, loss_sum, squares, activations, held }
+    }
+
+    /// Moves what has not been moved yet.
+    pub(crate) fn finish(self, gradients: &Gradients) -> Result<Measured, TrainError> {
+        let loss = self.loss()?;
+        let rest = global_norm(gradients)?;
+        let grad_norm = self.rate.finite("gradient norm", (self.squares + rest * rest).sqrt())?;
+        if !self.settings.optimizer_in_backward {
+            let clip = clip_coefficient(grad_norm, self.settings.max_grad_norm);
+            for (id, gradient) in gradients.iter() {
+                self.optimizer.step(self.model, id, gradient, self.settings, self.rate, clip)?;
+            }
+        }
+        Ok(Measured { loss, grad_norm })
+    }
+
+    fn loss(&self) -> Result<f64, TrainError> {
+        self.rate.finite("loss", self.loss_sum / self.items as f64)
+    }
+}
+
+impl Follower for Update<'_> {
+    fn holds(&mut self, activations: usize, gradients: usize) {
+        self.activations.set(activations as u64);
+        self.held.set(gradients as u64);
+    }
+
+    fn scored(&mut self, score: &Score) -> Result<(), TrainError> {
+        self.loss_sum += score.loss_sum;
+        self.loss().map(|_| ())
+    }
+
+    fn complete(&mut self, ids: &[ParamId], gradients: &mut Gradients) -> Result<(), TrainError> {
+        if !self.settings.optimizer_in_backward {
+            return Ok(());
+        }
+        for id in ids {
+            let Some(gradient) = gradients.take(*id) else { continue };
+            let norm = self.rate.finite("gradient norm", norm_of(&gradient)?)?;
+            let clip = clip_coefficient(norm, self.settings.max_grad_norm);
+            self.optimizer.step(self.model, *id, &gradient, self.settings, self.rate, clip)?;
+            self.squares += norm * norm;
+        }
+        Ok(())
+    }
+}
