@@ -2,6 +2,7 @@
 //!
 //! - [`Meter`]s say what is used: [`HostMeter`] reads this process and its cgroup, [`NvmlMeter`]
 //!   reads GPUs through NVML where there is one. What cannot be read is `None`, never 0.
+//!   [`CountingAllocator`] counts the heap of a process that installs it.
 //! - The [`Ledger`] says what it is used for. Every tensor that outlives an operation is entered
 //!   by its owner and leaves with it.
 //! - The [plan](plan()) says what will be used: a pure function of shapes.
@@ -23,12 +24,14 @@
 #![deny(missing_docs)]
 
 mod bytes;
+pub mod counting;
 mod host;
 mod ledger;
 mod nvml;
 mod plan;
 
 pub use bytes::{Bytes, ParseBytesError};
+pub use counting::CountingAllocator;
 pub use host::{HostMeter, HostReading};
 pub use ledger::{Category, CategoryBytes, Entry, Ledger, Snapshot};
 pub use nvml::{GpuProcess, GpuReading, NvmlMeter};

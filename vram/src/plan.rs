@@ -20,14 +20,14 @@ pub struct ModelShape {
     pub params: u64,
     /// Of those, how many are trained.
     pub trainable_params: u64,
+    /// Those of one block that are trained.
+    pub trainable_block_params: u64,
     /// L.
     pub layers: u64,
     /// E.
     pub hidden: u64,
     /// F.
     pub intermediate: u64,
-    /// Query heads.
-    pub heads: u64,
     /// Q.
     pub query_width: u64,
     /// K.
@@ -36,8 +36,6 @@ pub struct ModelShape {
     pub vocab: u64,
     /// b: 4 for f32, 2 for bf16.
     pub element_bytes: u64,
-    /// Query and key heads have norms, whose inputs are kept too.
-    pub qk_norm: bool,
     /// Each half of a block has a norm at its end, whose input is kept too.
     pub post_norms: bool,
 }
@@ -47,10 +45,20 @@ pub struct ModelShape {
 pub struct TrainShape {
     /// N.
     pub micro_batch_tokens: u64,
-    /// Tokens of the longest document.
-    pub longest_document: u64,
     /// Blocks whose activations are kept; the others are computed again.
     pub kept_blocks: u64,
+    /// Where the model computes in a narrower type, f32 weights stand beside its own; without them
+    /// gradients are in the model's type too.
+    pub master_weights: bool,
+    /// Bytes of both moments of 256 parameters of a matrix: 2048 in f32, 520 in 8 bits with a scale
+    /// for each block.
+    pub moment_bytes_per_256: u64,
+    /// Gradients leave as soon as their block is done.
+    pub optimizer_in_backward: bool,
+    /// What the loss holds while it runs, beside its inputs and gradients.
+    pub loss_workspace: u64,
+    /// What every other op holds while it runs.
+    pub op_workspace: u64,
 }
 
 /// The shape of an evaluation by generating.
@@ -94,17 +102,6 @@ pub struct Line {
     pub phase: &'static str,
 }
 
-/// Scratch that an operation may hold: the chunk of logits and its copies (at most 16 MiB each),
-/// and the attention scores of 256 queries.
-fn workspace(model: &ModelShape, train: &TrainShape) -> u64 {
-    const LOGITS_CHUNK: u64 = 16 << 20;
-    let logits =
-        4 * (train.micro_batch_tokens * model.vocab * 4).min(LOGITS_CHUNK.max(model.vocab * 4));
-    let scores = 3 * 4 * 256.min(train.longest_document) * train.longest_document * model.heads;
-    let feed_forward = 3 * train.micro_batch_tokens * model.intermediate * model.element_bytes;
-    logits + scores + feed_forward
-}
-
 /// Plans a run; without `eval` there is no evaluation, without `budget` no verdict.
 pub fn plan(
     model: &ModelShape,
@@ -113,51 +110,89 @@ pub fn plan(
     budget: Option<u64>,
 ) -> Plan {
     let b = model.element_bytes;
-    let n = train.micro_batch_tokens;
-    let mut kept_width =
-        2 * model.hidden + 2 * model.query_width + 2 * model.kv_width + 2 * model.intermediate;
-    if model.qk_norm {
-        kept_width += model.query_width + model.kv_width;
-    }
-    if model.post_norms {
-        kept_width += 2 * model.hidden;
-    }
-    let kept = train.kept_blocks.min(model.layers);
-    let inputs = (model.layers - kept) * n * model.hidden * b;
-    // One recomputed block is whole while its backward pass runs.
-    let recomputed = if kept < model.layers { n * kept_width * b } else { 0 };
-    let line = |category, bytes, formula, phase| Line { category, bytes, formula, phase };
-    let masters = if b < 4 { 4 * model.trainable_params } else { 0 };
+    let masters = if b < 4 && train.master_weights { 4 * model.trainable_params } else { 0 };
+    let moments = (model.trainable_params * train.moment_bytes_per_256).div_ceil(256);
     let kv =
         eval.map_or(0, |eval| 2 * model.layers * eval.batch * eval.tokens * model.kv_width * b);
+    let resident = model.params * b + masters + moments;
+    let moment = training_peak(model, train);
+    let line = |category, bytes, formula, phase| Line { category, bytes, formula, phase };
     let lines = vec![
         line(Category::Weights, model.params * b, "params · b", "always"),
         line(Category::MasterWeights, masters, "trainable · 4, if b < 4", "always"),
-        line(Category::OptimizerState, 8 * model.trainable_params, "trainable · 8", "always"),
-        line(Category::Gradients, 4 * model.trainable_params, "trainable · 4", "train"),
+        line(Category::OptimizerState, moments, "trainable · 8, or 2.03 in 8 bits", "always"),
+        line(
+            Category::Gradients,
+            moment.gradients,
+            "trainable · 4 (b without master weights) of the blocks that are done",
+            "train",
+        ),
         line(
             Category::Activations,
-            kept * n * kept_width * b + inputs + recomputed,
-            "kept · N · (2E + 2Q + 2K + 2F [+ Q + K] [+ 2E]) · b + others · N · E · b",
+            moment.activations,
+            "kept · N · (2E + 2Q + 2K + 2F [+ 2E]) · b + others · N · E · b",
             "train",
         ),
-        line(
-            Category::Workspace,
-            workspace(model, train),
-            "logits + scores + 3 · N · F · b",
-            "train",
-        ),
+        line(Category::Workspace, moment.workspace, "of the loss, or of a block", "train"),
         line(Category::KvCache, kv, "2 · L · batch · tokens · K · b", "eval"),
     ];
-    let sum = |phases: &[&str]| -> u64 {
-        lines.iter().filter(|line| phases.contains(&line.phase)).map(|line| line.bytes).sum()
-    };
-    let resident = sum(&["always"]);
-    let train_peak = sum(&["always", "train"]);
-    let eval_peak = if eval.is_some() { sum(&["always", "eval"]) } else { 0 };
+    let train_peak = resident + moment.bytes();
+    let eval_peak = if eval.is_some() { resident + kv + train.op_workspace } else { 0 };
     let peak = train_peak.max(eval_peak);
     let fits = budget.map(|budget| peak <= budget);
     Plan { lines, resident, train_peak, eval_peak, peak, budget, fits }
+}
+
+/// What training holds beside what is always there, at one moment.
+#[derive(Debug, Clone, Copy, Default)]
+struct Moment {
+    gradients: u64,
+    activations: u64,
+    workspace: u64,
+}
+
+impl Moment {
+    fn bytes(self) -> u64 {
+        self.gradients + self.activations + self.workspace
+    }
+}
+
+/// The moment at which a step holds the most: at the loss, where all activations wait, or in the
+/// backward pass of some block, when those of later blocks are gone and their gradients are there.
+fn training_peak(model: &ModelShape, train: &TrainShape) -> Moment {
+    let (b, n) = (model.element_bytes, train.micro_batch_tokens);
+    let norms = if model.post_norms { 2 * model.hidden } else { 0 };
+    let kept_width =
+        2 * model.hidden + 2 * model.query_width + 2 * model.kv_width + 2 * model.intermediate;
+    let (saved, input) = (n * (kept_width + norms) * b, n * model.hidden * b);
+    let kept = train.kept_blocks.min(model.layers);
+    // What waits of blocks 0..count.
+    let waiting = |count: u64| {
+        let recomputed = count.min(model.layers - kept);
+        recomputed * input + (count - recomputed) * saved
+    };
+    let element = if train.master_weights { 4 } else { b };
+    let block_gradients = element * model.trainable_block_params;
+    let embedding_gradients =
+        element * (model.trainable_params - model.layers * model.trainable_block_params);
+    let streams = 4 * input;
+    let at_loss = Moment {
+        gradients: embedding_gradients,
+        activations: waiting(model.layers),
+        workspace: train.loss_workspace + streams,
+    };
+    // The feed-forward's three gradients, or those of attention and its queries and keys again.
+    let in_block = n * b * (3 * model.intermediate).max(3 * (model.query_width + model.kv_width));
+    let in_backward = |index: u64| {
+        let blocks = if train.optimizer_in_backward { 1 } else { model.layers - index };
+        Moment {
+            gradients: embedding_gradients + blocks * block_gradients,
+            activations: waiting(index) + saved,
+            workspace: train.op_workspace + streams + in_block,
+        }
+    };
+    let all = (0..model.layers).map(in_backward).chain([at_loss]);
+    all.max_by_key(|moment| moment.bytes()).unwrap_or_default()
 }
 
 impl fmt::Display for Plan {
@@ -189,18 +224,27 @@ mod tests {
         ModelShape {
             params: 1000,
             trainable_params: 1000,
+            trainable_block_params: 200,
             layers: 4,
             hidden: 8,
             intermediate: 16,
-            heads: 2,
             query_width: 8,
             kv_width: 4,
             vocab: 32,
             element_bytes: 4,
-            qk_norm: false,
             post_norms: false,
         }
     }
+
+    const TRAIN: TrainShape = TrainShape {
+        micro_batch_tokens: 10,
+        kept_blocks: 4,
+        master_weights: true,
+        moment_bytes_per_256: 2048,
+        optimizer_in_backward: false,
+        loss_workspace: 100_000,
+        op_workspace: 0,
+    };
 
     fn bytes(plan: &Plan, category: Category) -> u64 {
         plan.lines.iter().find(|line| line.category == category).unwrap().bytes
@@ -208,12 +252,15 @@ mod tests {
 
     #[test]
     fn the_formulas_by_hand() {
-        let train = TrainShape { micro_batch_tokens: 10, longest_document: 5, kept_blocks: 4 };
         let eval = EvalShape { batch: 2, tokens: 100 };
-        let full = plan(&small(), &train, Some(&eval), Some(1));
+        let full = plan(&small(), &TRAIN, Some(&eval), Some(1));
         assert_eq!(bytes(&full, Category::Weights), 4000);
         assert_eq!(bytes(&full, Category::OptimizerState), 8000);
-        assert_eq!(bytes(&full, Category::Activations), 4 * 10 * (16 + 16 + 8 + 32) * 4);
+        // At the loss: its workspace is larger than any block's gradients.
+        let saved = 10 * (16 + 16 + 8 + 32) * 4;
+        assert_eq!(bytes(&full, Category::Activations), 4 * saved);
+        assert_eq!(bytes(&full, Category::Gradients), 4 * 200);
+        assert_eq!(full.train_peak, 12_000 + 4 * saved + 800 + 100_000 + 4 * 10 * 8 * 4);
         assert_eq!(bytes(&full, Category::KvCache), 2 * 4 * 2 * 100 * 4 * 4);
         assert_eq!(full.fits, Some(false));
         assert_eq!(full.eval_peak, 12_000 + 25_600);
@@ -223,21 +270,38 @@ mod tests {
 
     #[test]
     fn recomputing_keeps_inputs_alone_and_bf16_has_masters() {
-        let train = TrainShape { micro_batch_tokens: 10, longest_document: 5, kept_blocks: 0 };
+        let train = TrainShape { kept_blocks: 0, loss_workspace: 0, ..TRAIN };
         let model = ModelShape { element_bytes: 2, ..small() };
         let lean = plan(&model, &train, None, None);
-        assert_eq!(bytes(&lean, Category::Activations), 4 * 10 * 8 * 2 + 10 * 72 * 2);
+        // The first block's backward pass is the last: every gradient, and its own activations.
+        assert_eq!(bytes(&lean, Category::Activations), 10 * 72 * 2);
+        assert_eq!(bytes(&lean, Category::Gradients), 4000);
         assert_eq!(bytes(&lean, Category::MasterWeights), 4000);
         assert_eq!((lean.eval_peak, lean.fits), (0, None));
         assert!(lean.to_string().contains("unknown"));
     }
 
     #[test]
+    fn narrow_states_and_gradients_that_leave_early_take_less() {
+        let model = ModelShape { element_bytes: 2, ..small() };
+        let train = TrainShape {
+            master_weights: false,
+            moment_bytes_per_256: 520,
+            optimizer_in_backward: true,
+            loss_workspace: 0,
+            ..TRAIN
+        };
+        let lean = plan(&model, &train, None, None);
+        assert_eq!(bytes(&lean, Category::MasterWeights), 0);
+        assert_eq!(bytes(&lean, Category::OptimizerState), (1000u64 * 520).div_ceil(256));
+        assert_eq!(bytes(&lean, Category::Gradients), 2 * (200 + 200));
+    }
+
+    #[test]
     fn a_frozen_base_costs_its_weights_alone() {
-        let model = ModelShape { trainable_params: 10, ..small() };
-        let train = TrainShape { micro_batch_tokens: 10, longest_document: 5, kept_blocks: 4 };
-        let lora = plan(&model, &train, None, None);
-        assert_eq!(bytes(&lora, Category::Gradients), 40);
-        assert_eq!(lora.resident, 4000 + 80);
+        let model = ModelShape { trainable_params: 40, trainable_block_params: 10, ..small() };
+        let lora = plan(&model, &TrainShape { loss_workspace: 0, ..TRAIN }, None, None);
+        assert!(bytes(&lora, Category::Gradients) <= 160);
+        assert_eq!(lora.resident, 4000 + 320);
     }
 }
