@@ -1,10 +1,15 @@
 //! The chandler binary: fine-tuning as a daemon.
 
+use std::alloc::System;
 use std::process::ExitCode;
 
 use chandler_cli::commands::{self, Cli};
 use chandler_cli::logging::Terminal;
+use chandler_vram::CountingAllocator;
 use clap::Parser;
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator<System> = CountingAllocator::new(System);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

@@ -1,6 +1,7 @@
 //! The commands of the binary, one file each.
 
 mod add;
+mod bench;
 mod config;
 mod data;
 mod doctor;
@@ -89,6 +90,9 @@ enum Command {
     /// Print the configuration, or what can be configured
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Measure speed and memory with fresh weights: needs no model and no data
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Check the state directory and the machine
     Doctor(doctor::DoctorArgs),
 }
@@ -116,6 +120,7 @@ pub fn dispatch(cli: Cli, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Data(command) => data::data(&app, &command),
         Command::Quickstart(args) => quickstart::quickstart(&app, &args),
         Command::Config(command) => config::config(&app, &command),
+        Command::Bench(command) => bench::bench(&command),
         Command::Doctor(args) => doctor::doctor(&app, &args),
     }
 }

@@ -23,6 +23,16 @@ choice! {
 }
 
 choice! {
+    /// The optimizer.
+    Optim {
+        /// AdamW with f32 moments: 8 bytes a trained parameter.
+        AdamW = "adamw" | "adamw_torch",
+        /// AdamW with the moments of matrices in 8 bits: 2 bytes a trained parameter.
+        AdamW8bit = "adamw_8bit",
+    }
+}
+
+choice! {
     /// How documents are laid into rows of `max_length` tokens.
     PackingStrategy {
         /// Best fit decreasing: whole documents, as few rows as possible.

@@ -30,6 +30,8 @@ pub enum Kind {
     ListOr(&'static [&'static str]),
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// An amount of memory, such as `2GiB`.
+    Size,
 }
 
 impl Kind {
@@ -49,12 +51,13 @@ impl Kind {
             Self::List => "list of texts".into(),
             Self::ListOr(words) => format!("list of texts, or {}", quoted(words)),
             Self::Choice(words) => format!("one of {}", quoted(words)),
+            Self::Size => "size such as \"2GiB\"".into(),
         }
     }
 
     /// Whether a bare word on the command line is meant as text whatever it looks like.
     pub fn is_textual(self) -> bool {
-        matches!(self, Self::Text | Self::Path | Self::ModelPath | Self::Choice(_))
+        matches!(self, Self::Text | Self::Path | Self::ModelPath | Self::Choice(_) | Self::Size)
     }
 }
 

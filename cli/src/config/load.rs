@@ -1,5 +1,6 @@
 //! Layers in, one checked configuration out, with the origin of each value.
 
+use chandler_vram::Bytes;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -213,6 +214,7 @@ fn accepts(kind: Kind, value: &Value) -> bool {
         Kind::Integer { .. } => value.to_i128().is_some_and(|number| i64::try_from(number).is_ok()),
         Kind::Number => numeric(value).is_some(),
         Kind::Text | Kind::Path | Kind::ModelPath | Kind::Choice(_) => value.as_str().is_some(),
+        Kind::Size => value.as_str().is_some_and(|text| text.parse::<Bytes>().is_ok()),
         Kind::List => list_of_texts(value),
         Kind::ListOr(words) => {
             list_of_texts(value) || value.as_str().is_some_and(|word| words.contains(&word))

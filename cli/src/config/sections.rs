@@ -4,11 +4,12 @@
 
 use std::path::PathBuf;
 
+use chandler_vram::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::choices::{
-    Attention, Dtype, LogFormat, LogRotation, LossOn, LrSchedulerType, OnBadLine, PackingStrategy,
-    RampShape, TargetModules,
+    Attention, Dtype, LogFormat, LogRotation, LossOn, LrSchedulerType, OnBadLine, Optim,
+    PackingStrategy, RampShape, TargetModules,
 };
 use super::keys::{Bounds, ConfigValue, Key, Kind, section};
 
@@ -19,6 +20,22 @@ pub struct ModelPath(pub String);
 
 impl ConfigValue for ModelPath {
     const KIND: Kind = Kind::ModelPath;
+}
+
+/// An amount of memory, such as `2GiB`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MemorySize(pub String);
+
+impl MemorySize {
+    /// In bytes; the text was checked when it was read.
+    pub fn bytes(&self) -> Option<u64> {
+        self.0.parse().ok().map(|Bytes(bytes)| bytes)
+    }
+}
+
+impl ConfigValue for MemorySize {
+    const KIND: Kind = Kind::Size;
 }
 
 section! {
@@ -120,6 +137,17 @@ section! {
         /// Keep only each block's input and compute the rest again in the backward pass: less
         /// memory, about a third more compute.
         gradient_checkpointing: bool = false;
+        /// Memory for the activations that wait for the backward pass: as many blocks as fit keep
+        /// theirs, the others are computed again. Unset keeps all.
+        activation_memory: Option<MemorySize> = None;
+        /// The optimizer.
+        optim: Optim = Optim::AdamW;
+        /// With bf16: keep f32 weights beside those that the model computes with. false trains the
+        /// bf16 weights themselves by stochastic rounding, with gradients in bf16.
+        master_weights: bool = true;
+        /// Move each block's weights as soon as its gradients are there: gradients never exist all
+        /// at once. Clipping is then by parameter, and there is one micro-batch a step.
+        optimizer_in_backward: bool = false;
     } with
     /// Settings of particular schedules.
     lr_scheduler_kwargs: LrSchedulerKwargs

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use chandler_data::{DataError, Dataset, TextPipeline, split_held_out};
-use chandler_model::{CausalLm, ModelConfig};
-use chandler_trainer::{BatchPlan, TrainSettings};
+use chandler_kernels::{linear, linear_cross_entropy};
+use chandler_model::{CausalLm, ModelConfig, Param};
+use chandler_trainer::{BatchPlan, MomentsDtype, TrainSettings};
 use chandler_vram::{EvalShape, HostMeter, Meter, ModelShape, Plan, TrainShape, plan};
 
 use super::EngineError;
 use super::evaluation::Evaluation;
-use super::settings::{data_options, dtype, generate_options, lora, train_settings};
+use super::settings::{data_options, generate_options, lora, train_settings};
 use super::source::{load_model, stop_ids};
 use crate::config::Config;
 
@@ -116,15 +117,11 @@ pub(crate) fn plan_of(
     rows: Option<&Dataset>,
     evaluation: Option<&Evaluation>,
 ) -> Plan {
-    let shape = model_shape(config, model);
+    let shape = model_shape(model);
     let longest = rows.map_or(config.data.max_length, |rows| {
         (0..rows.len()).map(|row| rows.row_length(row)).max().unwrap_or(0)
     });
-    let train = TrainShape {
-        micro_batch_tokens: (longest * settings.per_device_train_batch_size) as u64,
-        longest_document: longest as u64,
-        kept_blocks: settings.kept_blocks.map_or(shape.layers, |kept| kept as u64),
-    };
+    let train = train_shape(model, settings, longest * settings.per_device_train_batch_size);
     let evaluates = config.eval.eval_steps > 0 && config.eval.samples > 0;
     let eval = evaluates.then(|| {
         let questions = evaluation.map(|evaluation| &evaluation.questions);
@@ -140,25 +137,52 @@ pub(crate) fn plan_of(
     plan(&shape, &train, eval.as_ref(), HostMeter::new().read().free)
 }
 
-fn model_shape(config: &Config, model: &CausalLm) -> ModelShape {
+/// What training of `model` over micro-batches of `tokens` tokens holds.
+pub(crate) fn train_shape(model: &CausalLm, settings: &TrainSettings, tokens: usize) -> TrainShape {
     let c = model.config();
-    let count = |trainable_only: bool| -> u64 {
-        let params = model.params().iter().map(|(_, param)| param);
-        let counted = params.filter(|param| param.trainable || !trainable_only);
-        counted.map(|param| param.value.elem_count() as u64).sum()
+    let (e, f) = (c.hidden_size, c.intermediate_size);
+    let products = [[e, f], [f, e], [e, c.num_attention_heads * c.head_dim]]
+        .map(|[i, o]| linear::workspace_bytes(tokens, i, o, model.dtype()));
+    TrainShape {
+        micro_batch_tokens: tokens as u64,
+        kept_blocks: settings.kept_blocks_of(model, tokens) as u64,
+        master_weights: settings.master_weights,
+        moment_bytes_per_256: match settings.moments {
+            MomentsDtype::F32 => 2 * 4 * 256,
+            MomentsDtype::Blockwise8 => 2 * (256 + 4),
+        },
+        optimizer_in_backward: settings.optimizer_in_backward,
+        loss_workspace: linear_cross_entropy::workspace_bytes(
+            tokens,
+            c.vocab_size,
+            c.hidden_size,
+            model.dtype(),
+        ) as u64,
+        op_workspace: products.into_iter().max().unwrap_or(0) as u64,
+    }
+}
+
+/// The shape of a model that trains what it says it trains.
+pub(crate) fn model_shape(model: &CausalLm) -> ModelShape {
+    let c = model.config();
+    let all = |params: &mut dyn Iterator<Item = &Param>| -> u64 {
+        params.map(|param| param.value.elem_count() as u64).sum()
+    };
+    let of_block = |index: usize| {
+        let ids = model.block_params(index).into_iter();
+        all(&mut ids.map(|id| model.params().get(id)).filter(|param| param.trainable))
     };
     ModelShape {
-        params: count(false),
-        trainable_params: count(true),
+        params: all(&mut model.params().iter().map(|(_, param)| param)),
+        trainable_params: all(&mut model.params().trainable().map(|(_, param)| param)),
+        trainable_block_params: (0..model.num_blocks()).map(of_block).max().unwrap_or(0),
         layers: c.layers.len() as u64,
         hidden: c.hidden_size as u64,
         intermediate: c.intermediate_size as u64,
-        heads: c.num_attention_heads as u64,
         query_width: (c.num_attention_heads * c.head_dim) as u64,
         kv_width: (c.num_key_value_heads * c.head_dim) as u64,
         vocab: c.vocab_size as u64,
-        element_bytes: dtype(config).size_in_bytes() as u64,
-        qk_norm: c.qk_norm,
+        element_bytes: model.dtype().size_in_bytes() as u64,
         post_norms: c.post_norms,
     }
 }

@@ -4,7 +4,7 @@ use candle_core::DType;
 use chandler_data::{DataOptions, LossOn, OnBadLine, Packing};
 use chandler_evaluator::{GenerateOptions, SamplingOptions};
 use chandler_model::LoraConfig;
-use chandler_trainer::{Ramp, Schedule, TrainSettings};
+use chandler_trainer::{MomentsDtype, Ramp, Schedule, TrainSettings};
 
 use crate::config::{self, Config};
 
@@ -56,6 +56,13 @@ pub(crate) fn train_settings(config: &Config) -> TrainSettings {
         seed: config.data.seed,
         shuffle: config.data.shuffle,
         kept_blocks: train.gradient_checkpointing.then_some(0),
+        activation_budget: train.activation_memory.as_ref().and_then(config::MemorySize::bytes),
+        moments: match train.optim {
+            config::Optim::AdamW => MomentsDtype::F32,
+            config::Optim::AdamW8bit => MomentsDtype::Blockwise8,
+        },
+        master_weights: train.master_weights || config.model.dtype == config::Dtype::F32,
+        optimizer_in_backward: train.optimizer_in_backward,
     }
 }
 

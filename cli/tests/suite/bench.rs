@@ -1,0 +1,131 @@
+//! `chandler bench` on a tiny model.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::support::{fails, ok, put, text_of};
+
+fn tiny(folder: &tempfile::TempDir) -> PathBuf {
+    let config = json!({
+        "model_type": "qwen3", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 8, "tie_word_embeddings": true, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+    });
+    let path = folder.path().join("tiny.json");
+    put(&path, config.to_string());
+    path
+}
+
+/// The last line of what a bench printed.
+fn report(args: &[&str]) -> Value {
+    let text = ok(args);
+    serde_json::from_str(text.lines().last().unwrap()).unwrap()
+}
+
+fn positive(report: &Value, keys: &[&str]) {
+    for key in keys {
+        assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
+    }
+}
+
+const ALWAYS: [&str; 7] = [
+    "tokens_per_s_median",
+    "tokens_per_s_best",
+    "planned_peak_bytes",
+    "measured_peak_bytes",
+    "model_flops_per_token",
+    "gemm_peak_flops_per_s",
+    "model_flops_utilisation",
+];
+
+fn train(folder: &tempfile::TempDir, extra: &[&str]) -> Value {
+    let shape = tiny(folder);
+    let mut args = vec!["bench", "train", "--shape", text_of(&shape), "--dtype", "f32"];
+    args.extend(["--seq-len", "24", "--batch-size", "2", "--json"]);
+    args.extend(extra);
+    report(&args)
+}
+
+#[test]
+fn training_is_measured_and_learns() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = train(&folder, &["--steps", "12"]);
+    positive(&report, &ALWAYS);
+    if cfg!(target_os = "linux") {
+        positive(&report, &["peak_rss_bytes", "seconds_to_first_step", "seconds_to_model"]);
+        assert!(report["seconds_to_first_step"].as_f64() >= report["seconds_to_model"].as_f64());
+    }
+    let losses: Vec<f64> =
+        report["losses"].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect();
+    assert_eq!(losses.len(), 13);
+    assert!(losses[12] < losses[0], "{losses:?}");
+    // An untrained model knows nothing: ln 64.
+    assert!((losses[0] - 64f64.ln()).abs() < 0.1, "{losses:?}");
+    assert_eq!(report["seconds"].as_array().unwrap().len(), 12);
+    let products = &report["time_by_op"]["linear_forward"];
+    // Seven in each of three blocks; the loss may count its own.
+    assert!(products["calls"].as_u64().unwrap() >= 12 * 21, "{report}");
+    positive(products, &["seconds", "flops", "bytes"]);
+    assert!(report["time_by_op"]["outside_of_ops"]["seconds"].is_number());
+    assert_eq!((&report["command"], &report["shape"]["layers"]), (&json!("train"), &json!(3)));
+    let settings = json!({
+        "dtype": "f32", "mode": "full", "seq_len": 24, "batch_size": 2, "steps": 12,
+        "kept_blocks": 3, "master_weights": true, "moments": "f32",
+        "optimizer_in_backward": false, "budget_bytes": null,
+    });
+    assert_eq!(report["settings"], settings);
+}
+
+#[test]
+fn an_adapter_trains_little_and_the_budget_decides_what_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let full = train(&folder, &["--steps", "1"]);
+    let lora = train(&folder, &["--steps", "1", "--mode", "lora"]);
+    assert!(lora["shape"]["trainable_params"].as_u64() < lora["shape"]["params"].as_u64());
+    assert!(lora["planned_peak_bytes"].as_u64() < full["planned_peak_bytes"].as_u64());
+
+    let lean = train(&folder, &["--steps", "1", "--kept-blocks", "0"]);
+    let lean_peak = lean["planned_peak_bytes"].as_u64().unwrap();
+    let full_peak = full["planned_peak_bytes"].as_u64().unwrap();
+    assert!(lean_peak < full_peak);
+    assert_eq!(lean["losses"], full["losses"], "the same bits either way");
+    for (budget, kept) in [(lean_peak, 0), (full_peak, 3)] {
+        let report = train(&folder, &["--steps", "1", "--budget", &budget.to_string()]);
+        assert_eq!(report["settings"]["kept_blocks"], kept);
+        assert!(report["planned_peak_bytes"].as_u64().unwrap() <= budget);
+    }
+    let shape = tiny(&folder);
+    fails(5, &["bench", "train", "--shape", text_of(&shape), "--budget", "1KiB"]);
+}
+
+#[test]
+fn generation_and_kernels_are_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let shape = tiny(&folder);
+    let mut args = vec!["bench", "generate", "--shape", text_of(&shape), "--batch-size", "2"];
+    args.extend(["--prompt-len", "5", "--max-new-tokens", "7", "--steps", "2", "--json"]);
+    let generated = report(&args);
+    positive(&generated, &ALWAYS);
+    assert_eq!(generated["command"], "generate");
+    assert_eq!(generated["seconds"].as_array().unwrap().len(), 2);
+    assert!(generated.get("losses").is_none());
+
+    let mut args = vec!["bench", "kernels", "--shape", text_of(&shape), "--dtype", "bf16"];
+    args.extend(["--seq-len", "8", "--only", "loss", "--json"]);
+    let kernels = report(&args);
+    let timings = kernels["timings"].as_array().unwrap();
+    let ops: Vec<&str> = timings.iter().map(|timing| timing["op"].as_str().unwrap()).collect();
+    assert_eq!(ops, ["loss_forward", "loss_with_gradients"]);
+    positive(&timings[0], &["seconds", "flops", "bytes"]);
+}
+
+#[test]
+fn a_shape_that_is_none_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("not.json");
+    put(&path, "no");
+    let errors = fails(4, &["bench", "train", "--shape", text_of(&path)]);
+    assert!(errors.contains("qwen3-0.6b"), "{errors}");
+    fails(1, &["bench", "kernels", "--shape", "/nowhere/config.json"]);
+}
