@@ -26,8 +26,8 @@ fn backward(model: &CausalLm, train: &Value, rows: &[u32], num_items: f64) -> (f
     }
     let (score, mut dx) =
         model.loss_backward(&x, &all_targets, 1.0 / num_items, &mut gradients).unwrap();
-    for (index, kept) in saved.iter().enumerate().rev() {
-        dx = model.block_backward(index, kept, &input, &dx, &mut gradients).unwrap();
+    for (index, kept) in saved.into_iter().enumerate().rev() {
+        dx = model.block_backward(index, kept, &input, &dx, &mut gradients).unwrap().unwrap();
     }
     model.embed_backward(&input, &dx, &mut gradients).unwrap();
     (score.loss_sum / num_items, gradients)

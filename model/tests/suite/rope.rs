@@ -43,8 +43,8 @@ fn check(name: &str, model: &CausalLm, expected: &Value) {
         model.loss_backward(&x, &targets(&labels), scale, &mut gradients).unwrap();
     let (loss, wanted) = (score.loss_sum * scale, expected["loss"].as_f64().unwrap());
     assert!((loss / wanted - 1.0).abs() < 1e-5, "{name}: loss {loss}, not {wanted}");
-    for (index, kept) in saved.iter().enumerate().rev() {
-        dx = model.block_backward(index, kept, &input, &dx, &mut gradients).unwrap();
+    for (index, kept) in saved.into_iter().enumerate().rev() {
+        dx = model.block_backward(index, kept, &input, &dx, &mut gradients).unwrap().unwrap();
     }
     model.embed_backward(&input, &dx, &mut gradients).unwrap();
     for (id, param) in model.params().iter() {
