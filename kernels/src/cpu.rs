@@ -127,6 +127,18 @@ pub(crate) fn tensor<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>) -> R
     Tensor::from_vec(values, shape.into(), &candle_core::Device::Cpu)
 }
 
+/// Refuses to change a tensor in place whose storage one of `inputs` shares: it is locked while it
+/// is read.
+pub(crate) fn check_apart(changed: &Tensor, inputs: &[&Tensor]) -> Result<()> {
+    let (storage, _) = changed.storage_and_layout();
+    for input in inputs {
+        if std::ptr::eq(&raw const *storage, &raw const *input.storage_and_layout().0) {
+            bail!("a tensor {:?} that is changed in place is also an input", changed.dims());
+        }
+    }
+    Ok(())
+}
+
 /// Changes a contiguous tensor on the CPU in place: every tensor that shares its storage sees it.
 /// `change` must not read the same storage.
 pub(crate) fn update<T: Stored>(

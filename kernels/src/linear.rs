@@ -62,6 +62,7 @@ pub fn add_weight_gradient(d_weight: &Tensor, x: &Tensor, dy: &Tensor) -> Result
     if d_weight.dims() != [outputs, inputs] {
         bail!("a gradient {:?} for a weight of {outputs} x {inputs}", d_weight.dims());
     }
+    cpu::check_apart(d_weight, &[x, dy])?;
     let shape = [outputs, inputs, tokens];
     let _timer = timer(Op::LinearBackwardWeight, shape, x, d_weight.dtype());
     match (kernel_dtype(x, dy), d_weight.dtype()) {
@@ -83,6 +84,7 @@ pub fn add_forward(y: &Tensor, x: &Tensor, weight: &Tensor) -> Result<()> {
     let (tokens, inputs) = x.dims2()?;
     let outputs = weight.dim(0)?;
     check_sum(y, [tokens, outputs], x)?;
+    cpu::check_apart(y, &[x, weight])?;
     let _timer = timer(Op::LinearForward, [tokens, outputs, inputs], x, x.dtype());
     match kernel_dtype(x, weight) {
         Some(DType::BF16) => {
@@ -98,6 +100,7 @@ pub fn add_backward_input(dx: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<(
     let (tokens, outputs) = dy.dims2()?;
     let inputs = weight.dim(1)?;
     check_sum(dx, [tokens, inputs], dy)?;
+    cpu::check_apart(dx, &[dy, weight])?;
     let _timer = timer(Op::LinearBackwardInput, [tokens, inputs, outputs], dy, dy.dtype());
     match kernel_dtype(dy, weight) {
         Some(DType::BF16) => {

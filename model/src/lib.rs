@@ -25,9 +25,12 @@
 //! let (x2, saved1) = model.block_forward(1, &x1, &input)?;
 //! let mut gradients = Gradients::none(model.params());
 //! let (score, dx2) = model.loss_backward(&x2, &[1, -100, 1, -100], 0.5, &mut gradients)?;
-//! let dx1 = model.block_backward(1, &saved1, &input, &dx2, &mut gradients)?;
-//! let dx0 = model.block_backward(0, &saved0, &input, &dx1, &mut gradients)?;
-//! model.embed_backward(&input, &dx0, &mut gradients)?;
+//! // `None` where nothing below a block is trained.
+//! if let Some(dx1) = model.block_backward(1, saved1, &input, &dx2, &mut gradients)?
+//!     && let Some(dx0) = model.block_backward(0, saved0, &input, &dx1, &mut gradients)?
+//! {
+//!     model.embed_backward(&input, &dx0, &mut gradients)?;
+//! }
 //! assert_eq!(score.num_targets, 2);
 //! assert_eq!(gradients.iter().count(), model.params().len());
 //! # Ok(())

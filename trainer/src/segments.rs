@@ -52,7 +52,9 @@ pub(crate) fn forward_backward(
     drop(x);
     follower.complete(&model.params_of_loss_alone(), gradients)?;
     let mut dx = Some(dx);
-    while let (Some(segment), Some(dy)) = (segments.pop(), dx.take()) {
+    while let Some(segment) = segments.pop() {
+        // Nothing below is trained.
+        let Some(dy) = dx.take() else { break };
         let index = segments.len();
         let own = segment.bytes();
         dx = backward(model, index, segment, &input, &dy, gradients)?;

@@ -58,6 +58,9 @@ pub fn forward_backward(
     if let Some(d) = d_head.filter(|d| !fits(d)) {
         bail!("a gradient {:?} of {:?} for a head {:?}", d.dtype(), d.dims(), head.dims());
     }
+    if let Some(d_head) = d_head {
+        slices::check_apart(d_head, &[hidden, head])?;
+    }
     let head = Head { hidden, weight: head, softcap };
     let (losses, d_hidden) = match head.kernel_dtype() {
         Some(DType::BF16) => head.fast_gradients::<bf16>(&trained, loss_scale, d_head)?,
@@ -413,9 +416,15 @@ mod tests {
     #[test]
     fn a_gradient_of_another_shape_or_dtype_is_refused() -> Result<()> {
         let x = check::random(&[&[2, 4], &[7, 4], &[6, 4]], DType::BF16)?;
-        for d_head in [&x[1], &x[2].to_dtype(DType::F32)?] {
-            assert!(forward_backward(&x[0], &x[1], &[0, 1], None, 1.0, Some(d_head)).is_err());
-        }
+        let narrow = x[1].to_dtype(DType::F32)?.to_dtype(DType::BF16)?;
+        let refused = |dtype, d_head: &Tensor| -> Result<bool> {
+            let (hidden, head) = (x[0].to_dtype(dtype)?, x[1].to_dtype(dtype)?);
+            Ok(forward_backward(&hidden, &head, &[0, 1], None, 1.0, Some(d_head)).is_err())
+        };
+        assert!(refused(DType::BF16, &x[2].to_dtype(DType::F32)?)?, "another shape");
+        assert!(refused(DType::BF16, &x[1])?, "the head itself");
+        assert!(refused(DType::F32, &narrow)?, "narrower than the head");
+        assert!(!refused(DType::BF16, &narrow)?, "as narrow as the head");
         Ok(())
     }
 

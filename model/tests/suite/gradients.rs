@@ -24,12 +24,18 @@ fn backward(model: &CausalLm, train: &Value, rows: &[u32], num_items: f64) -> (f
         saved.push(kept);
         x = y;
     }
-    let (score, mut dx) =
+    let (score, dx) =
         model.loss_backward(&x, &all_targets, 1.0 / num_items, &mut gradients).unwrap();
+    let mut dx = Some(dx);
     for (index, kept) in saved.into_iter().enumerate().rev() {
-        dx = model.block_backward(index, kept, &input, &dx, &mut gradients).unwrap().unwrap();
+        let dy = dx.expect("something below is trained");
+        dx = model.block_backward(index, kept, &input, &dy, &mut gradients).unwrap();
     }
-    model.embed_backward(&input, &dx, &mut gradients).unwrap();
+    let trains_embedding = model.params().trains(model.embedding_param());
+    assert_eq!(dx.is_some(), trains_embedding, "the first block's input has a gradient if asked");
+    if let Some(dx) = dx {
+        model.embed_backward(&input, &dx, &mut gradients).unwrap();
+    }
     (score.loss_sum / num_items, gradients)
 }
 

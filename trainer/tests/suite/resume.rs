@@ -5,7 +5,7 @@ use std::io::Write;
 
 use candle_core::DType;
 use chandler_durable::RealFs;
-use chandler_trainer::{TrainError, TrainSettings, Trainer, checkpoint_step};
+use chandler_trainer::{MomentsDtype, TrainError, TrainSettings, Trainer, checkpoint_step};
 use chandler_vram::Ledger;
 use serde_json::json;
 
@@ -13,15 +13,31 @@ use crate::support::{golden, goldens, load, rows, settings};
 
 #[test]
 fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
-    for (name, dtype, adapter) in [
-        ("qwen3", DType::F32, false),
-        ("smol-llama", DType::BF16, false),
-        ("gemma2", DType::F32, true),
+    let plain = TrainSettings::default();
+    let lean = TrainSettings {
+        moments: MomentsDtype::Blockwise8,
+        master_weights: false,
+        optimizer_in_backward: true,
+        gradient_accumulation_steps: 1,
+        ..plain.clone()
+    };
+    for (name, dtype, adapter, memory) in [
+        ("qwen3", DType::F32, false, &plain),
+        ("smol-llama", DType::BF16, false, &plain),
+        ("gemma2", DType::F32, true, &plain),
+        ("qwen3", DType::BF16, false, &lean),
     ] {
         let train = golden(name, "train.json");
         let rows = rows(&train["tokenized"]);
         let settings =
             TrainSettings { max_steps: Some(8), shuffle: true, ..settings(&train["hp"]) };
+        let settings = TrainSettings {
+            moments: memory.moments,
+            master_weights: memory.master_weights,
+            optimizer_in_backward: memory.optimizer_in_backward,
+            gradient_accumulation_steps: memory.gradient_accumulation_steps,
+            ..settings
+        };
         let model = || {
             let mut model = load(name, dtype);
             if adapter {
