@@ -212,10 +212,14 @@ fn attend<T: Real>(
         }
         if let Some(cap) = params.softcap {
             let cap = cap as f32;
-            scores.iter_mut().for_each(|score| *score = tanh(*score / cap) * cap);
+            for score in scores.iter_mut() {
+                *score = tanh(*score / cap) * cap;
+            }
         }
         let max = largest(scores);
-        scores.iter_mut().for_each(|score| *score = simd::exp(*score - max));
+        for score in scores.iter_mut() {
+            *score = simd::exp(*score - max);
+        }
         statistics.copy_from_slice(&[max, sum(scores)]);
         weighted_sum(scores, values, dim, sums);
     }

@@ -7,11 +7,11 @@ use crate::scratch::Plain;
 ///
 /// Zeroing them would cost a pass over the memory, which is 5 to 10 % of the product or op that
 /// fills it.
+#[expect(clippy::uninit_vec, reason = "every bit pattern of a plain element is a value")]
 pub(crate) fn fresh<T: Plain>(len: usize) -> Vec<T> {
     let mut values = Vec::with_capacity(len);
     // SAFETY: the capacity is there, and `Plain` elements have no invalid bit patterns and nothing
     // to drop.
-    #[expect(clippy::uninit_vec, reason = "every bit pattern of a plain element is a value")]
     unsafe {
         values.set_len(len);
     }

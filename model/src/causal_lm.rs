@@ -276,10 +276,8 @@ impl CausalLm {
     ) -> Result<(Score, Tensor), ModelError> {
         let hidden = self.final_norm.forward(&self.params, x)?;
         let head = self.params.value(self.head);
-        let d_head = match self.params.trains(self.head) {
-            true => Some(gradients.sum_of(self.head, head)?),
-            false => None,
-        };
+        let trains = self.params.trains(self.head);
+        let d_head = if trains { Some(gradients.sum_of(self.head, head)?) } else { None };
         let softcap = self.config.final_logit_softcap;
         let (score, d_hidden) = linear_cross_entropy::forward_backward(
             &hidden, head, targets, softcap, loss_scale, d_head,

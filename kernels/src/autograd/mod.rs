@@ -155,10 +155,8 @@ pub fn linear_cross_entropy(
         return scalar(head_loss::forward(&plain_hidden, &plain_head, targets, softcap)?);
     }
     let wide = accumulation_dtype(head.dtype());
-    let d_head = match head.track_op() {
-        true => Some(Tensor::zeros(head.shape(), wide, head.device())?),
-        false => None,
-    };
+    let zeros = || Tensor::zeros(head.shape(), wide, head.device());
+    let d_head = head.track_op().then(zeros).transpose()?;
     let (score, d_hidden) = head_loss::forward_backward(
         &plain_hidden,
         &plain_head,

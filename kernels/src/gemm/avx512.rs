@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "vector loads and stores; each block says why it is in bounds")]
 
 use std::arch::x86_64::{
-    __m512, __m512i, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    __m512, __m512bh, __m512i, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
     _mm512_mask_storeu_epi32, _mm512_maskz_loadu_epi32, _mm512_set1_epi32, _mm512_set1_ps,
     _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_storeu_ps,
     _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
@@ -147,12 +147,13 @@ fn tile_bf16(a: &[u32], b: &[u32], c: &mut [f32], ldc: usize, add: bool) {
         // SAFETY: `b` is 32 values long; the vector types are plain bits.
         let (b0, b1) = unsafe {
             let at = b.as_ptr().cast::<f32>();
-            let load = |at| std::mem::transmute::<__m512, _>(_mm512_loadu_ps(at));
+            let load = |at| std::mem::transmute::<__m512, __m512bh>(_mm512_loadu_ps(at));
             (load(at), load(at.add(16)))
         };
         for i in 0..MR {
             // SAFETY: the vector types are plain bits.
-            let a = unsafe { std::mem::transmute::<__m512i, _>(_mm512_set1_epi32(a[i] as i32)) };
+            let a =
+                unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(a[i] as i32)) };
             sums[i][0] = _mm512_dpbf16_ps(sums[i][0], a, b0);
             sums[i][1] = _mm512_dpbf16_ps(sums[i][1], a, b1);
         }
