@@ -21,6 +21,7 @@ pub mod daemon;
 pub mod engine;
 pub mod exit;
 pub mod failure;
+pub mod heap;
 pub mod host;
 mod lock;
 pub mod logging;

@@ -4,6 +4,7 @@ use std::alloc::System;
 use std::process::ExitCode;
 
 use chandler_cli::commands::{self, Cli};
+use chandler_cli::heap;
 use chandler_cli::logging::Terminal;
 use chandler_vram::CountingAllocator;
 use clap::Parser;
@@ -12,6 +13,7 @@ use clap::Parser;
 static ALLOCATOR: CountingAllocator<System> = CountingAllocator::new(System);
 
 fn main() -> ExitCode {
+    heap::keep_pages();
     let cli = Cli::parse();
     let terminal = Terminal::stderr();
     match commands::dispatch(cli, &terminal) {

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use crate::attention::{self, Params};
 use crate::cpu::{self, Real};
 use crate::fresh::fresh;
+use crate::profile::{self, Op};
 use crate::scratch::Scratch;
 use crate::simd;
 
@@ -33,6 +34,7 @@ pub struct Place {
 /// Writes the newest token's keys or values, `new [R, K, D]`, into `cache [rows, K, capacity, D]`:
 /// row `i` of `new` becomes token `places[i].len − 1` of its row.
 pub fn store(cache: &Tensor, new: &Tensor, places: &[Place]) -> Result<()> {
+    let _timer = profile::over(Op::AttentionForward, 0, &[new, new]);
     let shape = Shape::of(new, cache, places)?;
     match cpu::fast_dtype(&[cache, new]) {
         Some(DType::BF16) => store_cpu::<bf16>(cache, new, places, shape),
@@ -72,6 +74,7 @@ pub fn forward(
     places: &[Place],
     params: Params,
 ) -> Result<Tensor> {
+    let _timer = profile::over(Op::AttentionForward, 0, &[q, q]);
     let shape = Shape::of(q, keys, places)?;
     if keys.dims() != values.dims() {
         bail!("keys {:?} and values {:?}", keys.dims(), values.dims());

@@ -5,10 +5,12 @@ use half::bf16;
 
 use crate::cpu::{self, Real};
 use crate::fresh::fresh;
+use crate::profile::{self, Op};
 use crate::{simd, tasks};
 
 /// `a + b` of the same shape and dtype; on the CPU in f32 and bf16 by all threads.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let _timer = profile::over(Op::Other, 0, &[a, b, a]);
     if a.dims() != b.dims() {
         bail!("sum of {:?} and {:?}", a.dims(), b.dims());
     }

@@ -27,6 +27,8 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use candle_core::Tensor;
+
 /// What an op is counted as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Op {
@@ -160,6 +162,16 @@ pub fn take() -> Vec<Row> {
 pub fn time(op: Op, flops: usize) -> Timer {
     let running = is_enabled().then(|| Running::begin(op, flops)).flatten();
     Timer { running, on_its_thread: PhantomData }
+}
+
+/// The same, of an op that reads or writes these tensors, each once.
+#[inline]
+pub(crate) fn over(op: Op, flops: usize, tensors: &[&Tensor]) -> Timer {
+    if !is_enabled() {
+        return time(op, flops);
+    }
+    let bytes = tensors.iter().map(|t| t.elem_count() * t.dtype().size_in_bytes()).sum();
+    time(op, flops).moving(bytes)
 }
 
 /// One call of an op that is going on.

@@ -9,6 +9,7 @@ use chandler_vram::{Bytes, HostMeter, Ledger};
 
 use super::EngineError;
 use crate::config::Config;
+use crate::heap;
 use crate::store::{EvalRow, EvalSample};
 
 /// Something to ask a model.
@@ -89,6 +90,7 @@ impl Evaluation {
         let samples = answer(&mut scope, &self.questions, self)?;
         let cache = scope.peak_cache_bytes();
         scope.close()?;
+        heap::give_back();
         let matches: Vec<bool> = samples.iter().filter_map(|sample| sample.exact_match).collect();
         let known = !matches.is_empty() && !self.questions_are_trained;
         let share = matches.iter().filter(|matched| **matched).count() as f64;

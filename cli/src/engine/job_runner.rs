@@ -17,6 +17,7 @@ use crate::daemon::{
     CheckpointFacts, Controls, JobError, JobEstimate, JobOutcome, JobRunner, RunContext,
     checkpoints_to_remove, snapshot_chores,
 };
+use crate::heap;
 use crate::logging::StepProgress;
 use crate::queue::ClaimedJob;
 use crate::state_dir::StateDir;
@@ -224,7 +225,9 @@ impl JobRunner for EngineRunner {
                 self.ready.take().ok_or(EngineError::NoModel)?
             }
         };
-        Ok(self.learn(job, ready, context)?)
+        let outcome = self.learn(job, ready, context);
+        heap::give_back();
+        Ok(outcome?)
     }
 
     fn discard(&mut self, job: &ClaimedJob) -> Result<(), JobError> {

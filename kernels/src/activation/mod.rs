@@ -8,6 +8,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
 use crate::cpu::fast_dtype;
+use crate::profile::{self, Op};
 
 /// The gate's activation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +23,7 @@ pub enum Activation {
 
 /// `gate`, `up` `[N, F]` → `act(gate) · up`.
 pub fn forward(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+    let _timer = profile::over(Op::Gated, 0, &[gate, up, gate]);
     same_shape(gate, up)?;
     match fast_dtype(&[gate, up]) {
         Some(DType::BF16) => cpu::forward::<bf16>(gate, up, activation),
@@ -37,6 +39,7 @@ pub fn backward(
     activation: Activation,
     dy: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
+    let _timer = profile::over(Op::Gated, 0, &[gate, up, dy, gate, up]);
     same_shape(gate, up)?;
     same_shape(gate, dy)?;
     let [d_gate, d_up] = match fast_dtype(&[gate, up, dy]) {
@@ -57,6 +60,7 @@ pub fn backward_with_output(
     activation: Activation,
     dy: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor)> {
+    let _timer = profile::over(Op::Gated, 0, &[gate, up, dy, gate, gate, up]);
     same_shape(gate, up)?;
     same_shape(gate, dy)?;
     let [gated, d_gate, d_up] = match fast_dtype(&[gate, up, dy]) {

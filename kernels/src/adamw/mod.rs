@@ -15,6 +15,7 @@ use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 use half::bf16;
 
 use crate::cpu::{self as slices, Real};
+use crate::profile::{self, Op};
 use bytes::Code;
 use cpu::Blocks;
 
@@ -173,6 +174,8 @@ fn decode(codes: &Tensor, scales: &Tensor, code: Code) -> Result<Tensor> {
 ///
 /// Devices other than the CPU have f32 moments and no stochastic rounding.
 pub fn step(weights: Weights, moments: &Moments, grad: &Tensor, params: Params) -> Result<()> {
+    let _timer =
+        profile::over(Op::Optimizer, 0, &[weights.tensor(), grad]).moving(2 * moments.bytes());
     weights.check()?;
     let weight = weights.tensor();
     moments.check(weight)?;
@@ -328,6 +331,7 @@ impl Coefficients {
 /// Sum of the squares of `tensor` (f32 or bf16; other dtypes and devices by candle's ops), in f64
 /// and in an order that no thread count changes.
 pub fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
+    let _timer = profile::over(Op::Optimizer, 0, &[tensor]);
     match slices::fast_dtype(&[tensor]) {
         Some(DType::BF16) => slices::with([tensor], |[x]: [&[bf16]; 1]| Ok(cpu::sum_of_squares(x))),
         Some(_) => slices::with([tensor], |[x]: [&[f32]; 1]| Ok(cpu::sum_of_squares(x))),

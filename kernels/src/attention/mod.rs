@@ -19,6 +19,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
 use crate::gemm;
+use crate::profile::{self, Op};
 use cpu::Document;
 
 /// What distinguishes one layer's attention from another's.
@@ -42,6 +43,8 @@ pub fn forward(
     params: Params,
 ) -> Result<Tensor> {
     let documents = documents(cu_seqlens, q.dim(0)?)?;
+    let flops = 4 * q.elem_count() / q.dim(0)?.max(1) * visible(&documents, params.window);
+    let _timer = profile::over(Op::AttentionForward, flops, &[q, k, v]);
     let fast: Vec<Document> = documents.iter().map(Document::alone).collect();
     match fast_dtype([q, k, v], params)? {
         Some(DType::BF16) => cpu::forward::<bf16>([q, k, v], &fast, params),
@@ -59,6 +62,7 @@ pub fn forward_from(
     query_offset: usize,
     params: Params,
 ) -> Result<Tensor> {
+    let _timer = profile::over(Op::AttentionForward, 0, &[q, k, v]);
     let (queries, keys) = (q.dim(0)?, k.dim(0)?);
     if query_offset + queries > keys {
         bail!("{queries} queries from position {query_offset} on over {keys} keys");
@@ -81,6 +85,8 @@ pub fn backward(
     dy: &Tensor,
 ) -> Result<[Tensor; 3]> {
     let documents = documents(cu_seqlens, q.dim(0)?)?;
+    let flops = 10 * q.elem_count() / q.dim(0)?.max(1) * visible(&documents, params.window);
+    let _timer = profile::over(Op::AttentionBackward, flops, &[q, k, v, dy]);
     if dy.dims() != q.dims() {
         bail!("attention of q {:?} with an output gradient {:?}", q.dims(), dy.dims());
     }
@@ -90,6 +96,15 @@ pub fn backward(
         Some(_) => cpu::backward::<f32>([q, k, v, dy], &fast, params),
         None => composed::backward(q, k, v, &documents, params, dy),
     }
+}
+
+/// Pairs of a query and a key that it sees.
+fn visible(documents: &[Range<usize>], window: Option<usize>) -> usize {
+    let of = |tokens: usize| {
+        let window = window.unwrap_or(tokens).min(tokens);
+        window * (window + 1) / 2 + (tokens - window) * window
+    };
+    documents.iter().map(|document| of(document.len())).sum()
 }
 
 /// The type that the fast path would compute in, if it takes these.

@@ -7,10 +7,12 @@ use half::{bf16, f16};
 
 use crate::accumulation_dtype;
 use crate::cpu::fast_dtype;
+use crate::profile::{self, Op};
 
 /// `table [V, E]`, `input_ids [N]` (u32) → `[N, E]`, times `scale` (Gemma's `√E`, rounded to the
 /// table's dtype as there), in the table's dtype.
 pub fn forward(table: &Tensor, input_ids: &Tensor, scale: Option<f64>) -> Result<Tensor> {
+    let _timer = profile::over(Op::Embedding, 0, &[input_ids]);
     let scale = scale.map(|scale| rounded(scale, table.dtype()));
     match fast_dtype(&[table]).filter(|_| is_id_list(input_ids)) {
         Some(DType::BF16) => return cpu::forward::<bf16>(table, input_ids, scale),
@@ -37,6 +39,7 @@ pub fn add_gradient(
     dy: &Tensor,
     skip: Option<u32>,
 ) -> Result<()> {
+    let _timer = profile::over(Op::Embedding, 0, &[dy, input_ids]);
     let (tokens, (rows, width)) = (input_ids.dims1()?, d_table.dims2()?);
     let (sum, term) = (d_table.dtype(), dy.dtype());
     if dy.dims() != [tokens, width] || (sum != accumulation_dtype(term) && sum != term) {

@@ -19,6 +19,7 @@ use rayon::prelude::*;
 use crate::cpu::{self, Real};
 use crate::fresh::fresh;
 use crate::gemm::{self, Output, Tiles};
+use crate::profile::{self, Op, Timer};
 use crate::scratch::{Plain, Scratch};
 use crate::{accumulation_dtype, linear};
 
@@ -34,6 +35,7 @@ pub struct Layer<'a> {
 /// `x [N, I]` by each of `layers` → `[N, O]` each, in the dtype of `x`; sums are f32 and rounded
 /// once, the bias included.
 pub fn forward(x: &Tensor, layers: &[Layer]) -> Result<Vec<Tensor>> {
+    let _timer = timer(x, layers.iter().map(|layer| layer.weight));
     check(x, layers)?;
     let tensors = layers.iter().flat_map(|layer| [Some(layer.weight), layer.bias]).flatten();
     let tensors: Vec<&Tensor> = std::iter::once(x).chain(tensors).collect();
@@ -46,6 +48,7 @@ pub fn forward(x: &Tensor, layers: &[Layer]) -> Result<Vec<Tensor>> {
 
 /// `x [N, I]`, `weight [O, I]` → `[N, O]`, the sums as they are: f32 (f64 for f64).
 pub fn forward_wide(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let _timer = timer(x, [weight]);
     let layers = [Layer { weight, bias: None }];
     check(x, &layers)?;
     let products = match cpu::fast_dtype(&[x, weight]).filter(|_| is_fast()) {
@@ -173,6 +176,17 @@ impl Weight for bf16 {
         }
         fill::<bf16, vectors::Vectors, O>(x, depth, matrices, outputs, tiles);
     }
+}
+
+/// Counts the products of the rows of `x` by `weights`.
+fn timer<'a>(x: &Tensor, weights: impl IntoIterator<Item = &'a Tensor>) -> Timer {
+    let rows = x.dims().first().copied().unwrap_or(0);
+    let (mut elements, mut bytes) = (0, 0);
+    for weight in weights {
+        elements += weight.elem_count();
+        bytes += weight.elem_count() * weight.dtype().size_in_bytes();
+    }
+    profile::time(Op::LinearForward, 2 * rows * elements).moving(bytes)
 }
 
 fn fill<T: Real, K: Kernel<T>, O: Output>(

@@ -10,6 +10,7 @@ use half::bf16;
 
 use crate::cpu::{self as slices, Real, Stored};
 use crate::gemm::Output;
+use crate::profile::{self, Op, Timer};
 use crate::{accumulation_dtype, gemm};
 
 /// The target that takes no part in the loss, as in PyTorch.
@@ -33,6 +34,7 @@ pub fn forward(
     targets: &[i64],
     softcap: Option<f64>,
 ) -> Result<Score> {
+    let _timer = timer(hidden, head, targets, 1);
     let trained = trained(hidden, head, targets)?;
     Ok(Head { hidden, weight: head, softcap }.losses(&trained)?.score())
 }
@@ -51,6 +53,8 @@ pub fn forward_backward(
     loss_scale: f64,
     d_head: Option<&Tensor>,
 ) -> Result<(Score, Tensor)> {
+    let products = if d_head.is_some() { 3 } else { 2 };
+    let _timer = timer(hidden, head, targets, products);
     let trained = trained(hidden, head, targets)?;
     let wide = accumulation_dtype(head.dtype());
     let fits =
@@ -78,6 +82,7 @@ pub fn log_probs(
     targets: &[i64],
     softcap: Option<f64>,
 ) -> Result<Vec<f64>> {
+    let _timer = timer(hidden, head, targets, 1);
     let mut all = vec![0.0; targets.len()];
     let trained = trained(hidden, head, targets)?;
     let losses = Head { hidden, weight: head, softcap }.losses(&trained)?;
@@ -85,6 +90,14 @@ pub fn log_probs(
         all[*row as usize] = -loss;
     }
     Ok(all)
+}
+
+/// Counts so many products of the trained tokens by the head.
+fn timer(hidden: &Tensor, head: &Tensor, targets: &[i64], products: usize) -> Timer {
+    let trained = targets.iter().filter(|target| **target != IGNORE_INDEX).count();
+    let flops = products * 2 * trained * head.elem_count();
+    profile::over(Op::Loss, flops, &[hidden, hidden])
+        .moving(products * head.elem_count() * head.dtype().size_in_bytes())
 }
 
 /// Bytes that [`forward_backward`] needs on the CPU besides its arguments and results, for

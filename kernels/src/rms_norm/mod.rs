@@ -8,6 +8,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
 use crate::cpu::fast_dtype;
+use crate::profile::{self, Op};
 
 pub(crate) use cpu::{Chunks, factor, input_gradient, scale, weight_gradient};
 pub(crate) use sums::{Row, backward_sums, inv_rms, specialised};
@@ -23,6 +24,7 @@ pub struct Params {
 
 /// `x [.., E]`, `weight [E]` → `x / rms(x) · weight`, in the dtype of `x`.
 pub fn forward(x: &Tensor, weight: &Tensor, params: Params) -> Result<Tensor> {
+    let _timer = profile::over(Op::RmsNorm, 0, &[x, x]);
     let width = width(x, weight)?;
     match fast_dtype(&[x]).filter(|_| width > 0) {
         Some(DType::BF16) => cpu::forward::<bf16>(x, weight, params),
@@ -43,6 +45,7 @@ pub fn backward(
     dy: &Tensor,
     wants_weight: bool,
 ) -> Result<(Tensor, Option<Tensor>)> {
+    let _timer = profile::over(Op::RmsNorm, 0, &[x, dy, x]);
     match gradient_dtype(x, weight, dy)? {
         Some(DType::BF16) => {
             cpu::backward::<bf16>(x, weight, params, [dy, dy], false, wants_weight)
@@ -62,6 +65,7 @@ pub fn backward_add(
     residual: &Tensor,
     wants_weight: bool,
 ) -> Result<(Tensor, Option<Tensor>)> {
+    let _timer = profile::over(Op::RmsNorm, 0, &[x, dy, residual, x]);
     if residual.dims() != x.dims() || residual.dtype() != x.dtype() {
         bail!("rms_norm of x {x:?} beside a residual {residual:?}");
     }

@@ -9,10 +9,12 @@ use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
 use crate::cpu::fast_dtype;
+use crate::profile::{self, Op};
 use crate::rms_norm;
 
 /// `x [N, H, D]`, `cos` and `sin` `[N, D/2]` (f32 or f64) → `x` rotated, in the dtype of `x`.
 pub fn forward(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let _timer = profile::over(Op::Rope, 0, &[x, x]);
     match kernel_dtype(x, cos, sin)? {
         Some(DType::BF16) => cpu::rotate::<bf16>(x, cos, sin, 1.0),
         Some(_) => cpu::rotate::<f32>(x, cos, sin, 1.0),
@@ -25,6 +27,7 @@ pub fn forward(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 /// A `cos`/`sin` pair that carries an attention factor (yarn) scales the gradient by it too, as it
 /// must.
 pub fn backward(dy: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let _timer = profile::over(Op::Rope, 0, &[dy, dy]);
     match kernel_dtype(dy, cos, sin)? {
         Some(DType::BF16) => cpu::rotate::<bf16>(dy, cos, sin, -1.0),
         Some(_) => cpu::rotate::<f32>(dy, cos, sin, -1.0),
@@ -41,6 +44,7 @@ pub fn forward_normed(
     cos: &Tensor,
     sin: &Tensor,
 ) -> Result<Tensor> {
+    let _timer = profile::over(Op::Rope, 0, &[raw, raw]);
     match normed_dtype(raw, weight, cos, sin)? {
         Some(DType::BF16) => normed::forward::<bf16>(raw, weight, norm, cos, sin),
         Some(_) => normed::forward::<f32>(raw, weight, norm, cos, sin),
@@ -59,6 +63,7 @@ pub fn backward_normed(
     dy: &Tensor,
     wants_weight: bool,
 ) -> Result<(Tensor, Option<Tensor>)> {
+    let _timer = profile::over(Op::Rope, 0, &[raw, dy, raw]);
     if dy.dims() != raw.dims() {
         bail!("rope of {:?} and dy {:?}", raw.dims(), dy.dims());
     }
