@@ -7,6 +7,7 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::attention::{self, Params};
@@ -176,10 +177,9 @@ fn forward_cpu<T: Real>(
             let at = (places[piece.token].row * kv_heads + piece.head) * capacity + piece.first;
             let past = at * dim..(at + piece.keys) * dim;
             let q = &q[(piece.token * kv_heads + piece.head) * group..][..group];
-            simd::vectorized(
-                #[inline(always)]
-                || attend(q, &keys[past.clone()], &values[past], dim, params, scores, partial),
-            );
+            scores.resize(piece.keys, 0.0);
+            let (keys, values) = (&keys[past.clone()], &values[past]);
+            simd::dispatch(Attend { q, keys, values, dim, params, scores, partial });
         };
         if work < WORTH_SHARING {
             let mut scores = Vec::new();
@@ -195,7 +195,31 @@ fn forward_cpu<T: Real>(
     })
 }
 
-/// One group of query heads over one piece: `q [G, D]`, `keys` and `values` `[S, D]`.
+/// One group of query heads over one piece.
+struct Attend<'a, T> {
+    /// `[G, D]`.
+    q: &'a [T],
+    /// `[S, D]`.
+    keys: &'a [T],
+    /// `[S, D]`.
+    values: &'a [T],
+    dim: usize,
+    params: Params,
+    /// `[S]`.
+    scores: &'a mut [f32],
+    partial: &'a mut [f32],
+}
+
+impl<T: Real> WithSimd for Attend<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { q, keys, values, dim, params, scores, partial } = self;
+        attend(q, keys, values, dim, params, scores, partial);
+    }
+}
+
 #[inline(always)]
 fn attend<T: Real>(
     q: &[T],
@@ -203,11 +227,9 @@ fn attend<T: Real>(
     values: &[T],
     dim: usize,
     params: Params,
-    scores: &mut Vec<f32>,
+    scores: &mut [f32],
     partial: &mut [f32],
 ) {
-    let count = keys.len() / dim;
-    scores.resize(count, 0.0);
     for (q, partial) in q.chunks_exact(dim).zip(partial.chunks_exact_mut(dim + 2)) {
         let (statistics, sums) = partial.split_at_mut(2);
         for (score, key) in scores.iter_mut().zip(keys.chunks_exact(dim)) {
