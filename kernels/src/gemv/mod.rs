@@ -323,8 +323,11 @@ mod tests {
 
     #[test]
     fn a_row_has_the_same_bits_in_any_batch_and_on_any_thread_count() -> Result<()> {
-        for dtype in [DType::F32, DType::BF16] {
-            let tensors = inputs(21, 1000, &[301, 77])?;
+        // Rows of one block along the depth, and of several with a rest.
+        for (dtype, depth) in
+            [(DType::F32, 1000), (DType::BF16, 1000), (DType::F32, 2085), (DType::BF16, 2085)]
+        {
+            let tensors = inputs(21, depth, &[301, 77])?;
             let bits = |threads, first, tokens| {
                 let mut tensors = tensors.clone();
                 tensors[0] = tensors[0].narrow(0, first, tokens)?;
@@ -336,6 +339,21 @@ mod tests {
             assert_eq!(all, bits(3, 0, 21)?);
             for (first, tokens) in [(0, 1), (20, 1), (3, 2), (5, 3), (1, 4), (6, 5), (9, 12)] {
                 assert_eq!(all[first..first + tokens], bits(2, first, tokens)?, "{tokens} rows");
+            }
+        }
+        Ok(())
+    }
+
+    /// Deeper than what the kernels take at a time, an odd number of rows.
+    #[test]
+    fn deep_panels_are_right_for_every_group() -> Result<()> {
+        for tokens in 1..=GROUP {
+            for depth in [1024, 1025, 3072, 3079] {
+                check_kernel::<f32, vectors::Vectors>(tokens, depth, 7)?;
+                #[cfg(target_arch = "x86_64")]
+                if gemm::multiplies_bf16_pairs() {
+                    check_kernel::<bf16, avx512::Pairs>(tokens, depth, 7)?;
+                }
             }
         }
         Ok(())
