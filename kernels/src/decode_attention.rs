@@ -2,7 +2,7 @@
 //!
 //! A cache is `[rows, K, capacity, D]`: what one key/value head reads lies in one piece. Query heads
 //! that share a key/value head are worked on together, so the cache is read once. Long rows are cut
-//! into pieces of [`PIECE`] keys whose softmax sums are put together at the end, as in
+//! into pieces of `PIECE` keys whose softmax sums are put together at the end, as in
 //! flash-decoding (Dao et al. 2023); the cut depends on the row's own length alone.
 
 use candle_core::{DType, Result, Tensor, bail};
