@@ -5,11 +5,13 @@
 //! into pieces of `PIECE` keys whose softmax sums are put together at the end, as in
 //! flash-decoding (Dao et al. 2023); the cut depends on the row's own length alone.
 
+mod attend;
+
 use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
-use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use self::attend::Attend;
 use crate::attention::{self, Params};
 use crate::cpu::{self, Real};
 use crate::fresh::fresh;
@@ -21,7 +23,6 @@ use crate::simd;
 const PIECE: usize = 512;
 /// Elements of keys below which the pieces are not worth sharing out among threads.
 const WORTH_SHARING: usize = 1 << 16;
-const LANES: usize = 16;
 
 /// A row of the batch: where its past is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,158 +196,21 @@ fn forward_cpu<T: Real>(
     })
 }
 
-/// One group of query heads over one piece.
-struct Attend<'a, T> {
-    /// `[G, D]`.
-    q: &'a [T],
-    /// `[S, D]`.
-    keys: &'a [T],
-    /// `[S, D]`.
-    values: &'a [T],
-    dim: usize,
-    params: Params,
-    /// `[S]`.
-    scores: &'a mut [f32],
-    partial: &'a mut [f32],
-}
-
-impl<T: Real> WithSimd for Attend<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let Self { q, keys, values, dim, params, scores, partial } = self;
-        attend(q, keys, values, dim, params, scores, partial);
-    }
-}
-
-#[inline(always)]
-fn attend<T: Real>(
-    q: &[T],
-    keys: &[T],
-    values: &[T],
-    dim: usize,
-    params: Params,
-    scores: &mut [f32],
-    partial: &mut [f32],
-) {
-    for (q, partial) in q.chunks_exact(dim).zip(partial.chunks_exact_mut(dim + 2)) {
-        let (statistics, sums) = partial.split_at_mut(2);
-        for (score, key) in scores.iter_mut().zip(keys.chunks_exact(dim)) {
-            *score = dot(q, key) * params.scale as f32;
-        }
-        if let Some(cap) = params.softcap {
-            let cap = cap as f32;
-            for score in scores.iter_mut() {
-                *score = tanh(*score / cap) * cap;
-            }
-        }
-        let max = largest(scores);
-        for score in scores.iter_mut() {
-            *score = simd::exp(*score - max);
-        }
-        statistics.copy_from_slice(&[max, sum(scores)]);
-        weighted_sum(scores, values, dim, sums);
-    }
-}
-
-/// `a · b` in lanes, folded by halves.
-#[inline(always)]
-fn dot<T: Real>(a: &[T], b: &[T]) -> f32 {
-    let mut lanes = [0f32; LANES];
-    let (a_whole, a_rest) = a.as_chunks::<LANES>();
-    let (b_whole, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a_whole.iter().zip(b_whole) {
-        for lane in 0..LANES {
-            lanes[lane] = a[lane].wide().mul_add(b[lane].wide(), lanes[lane]);
-        }
-    }
-    for (lane, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
-        lanes[lane] = a.wide().mul_add(b.wide(), lanes[lane]);
-    }
-    folded(lanes, |a, b| a + b)
-}
-
-#[inline(always)]
-fn folded(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        (0..width).for_each(|lane| lanes[lane] = join(lanes[lane], lanes[lane + width]));
-    }
-    lanes[0]
-}
-
-#[inline(always)]
-fn over_lanes(values: &[f32], start: f32, join: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut lanes = [start; LANES];
-    let (whole, rest) = values.as_chunks::<LANES>();
-    for values in whole {
-        (0..LANES).for_each(|lane| lanes[lane] = join(lanes[lane], values[lane]));
-    }
-    for (lane, value) in rest.iter().enumerate() {
-        lanes[lane] = join(lanes[lane], *value);
-    }
-    folded(lanes, join)
-}
-
-#[inline(always)]
-fn largest(values: &[f32]) -> f32 {
-    over_lanes(values, f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
-}
-
-#[inline(always)]
-fn sum(values: &[f32]) -> f32 {
-    over_lanes(values, 0.0, |a, b| a + b)
-}
-
-/// `sums [D] = Σ_j weights[j] · values[j]`, four keys at a time.
-#[inline(always)]
-fn weighted_sum<T: Real>(weights: &[f32], values: &[T], dim: usize, sums: &mut [f32]) {
-    sums.fill(0.0);
-    let (fours, rest) = weights.as_chunks::<4>();
-    let whole = fours.len() * 4 * dim;
-    for (weights, values) in fours.iter().zip(values.chunks_exact(4 * dim)) {
-        let (a, b) = values.split_at(2 * dim);
-        let ((v0, v1), (v2, v3)) = (a.split_at(dim), b.split_at(dim));
-        for (d, sum) in sums.iter_mut().enumerate() {
-            let first = weights[1].mul_add(v1[d].wide(), weights[0] * v0[d].wide());
-            let second = weights[3].mul_add(v3[d].wide(), weights[2] * v2[d].wide());
-            *sum += first + second;
-        }
-    }
-    for (weight, values) in rest.iter().zip(values[whole..].chunks_exact(dim)) {
-        for (sum, value) in sums.iter_mut().zip(values) {
-            *sum = weight.mul_add(value.wide(), *sum);
-        }
-    }
-}
-
-/// `1 − 2/(e^2x + 1)`, and the Taylor series where that would cancel.
-#[inline(always)]
-fn tanh(x: f32) -> f32 {
-    let square = x * x;
-    let series = (-17.0 / 315.0 * square + 2.0 / 15.0) * square - 1.0 / 3.0;
-    let near = x * (series * square + 1.0);
-    let far = 1.0 - 2.0 / (simd::exp(2.0 * x) + 1.0);
-    if square < 0.04 { near } else { far }
-}
-
 /// Puts the pieces of each token and head together: pieces of one stand next to each other.
 fn merge<T: Real>(pieces: &[Piece], partials: &[f32], shape: Shape, out: &mut [T]) {
     let (dim, group) = (shape.dim, shape.group());
-    let mut from = 0;
+    let (mut from, mut sums) = (0, vec![0f32; dim + 1]);
     for same in pieces.chunk_by(|a, b| (a.token, a.head) == (b.token, b.head)) {
         let partials = &partials[from * shape.partial()..][..same.len() * shape.partial()];
         from += same.len();
         let heads = (same[0].token * shape.kv_heads + same[0].head) * group;
         for g in 0..group {
+            sums.fill(0.0);
             let of_head = || {
                 let of_piece = |piece: &'_ [f32]| piece[g * (dim + 2)];
                 partials.chunks_exact(shape.partial()).map(of_piece)
             };
             let max = of_head().fold(f32::NEG_INFINITY, f32::max);
-            let mut sums = vec![0f32; dim + 1];
             for piece in partials.chunks_exact(shape.partial()) {
                 let piece = &piece[g * (dim + 2)..][..dim + 2];
                 let factor = (piece[0] - max).exp();
@@ -466,15 +330,5 @@ mod tests {
             assert!(forward(&case.q, keys, values, &places, params).is_err(), "{bad:?}");
         }
         Ok(())
-    }
-
-    #[test]
-    fn tanh_is_close_everywhere() {
-        for i in -40_000..40_000 {
-            let x = i as f32 * 5e-4;
-            let expected = f64::from(x).tanh();
-            let error = (f64::from(tanh(x)) - expected).abs();
-            assert!(error <= 5e-7 * expected.abs() + 1e-12, "{x}: {error:e}");
-        }
     }
 }
