@@ -24,7 +24,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 fn add_on_cpu<T: Real>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let shape = a.shape();
     cpu::with([a, b], |[a, b]: [&[T]; 2]| {
-        let mut sum = fresh::<T>(a.len());
+        let mut sum = fresh::<T>(a.len())?;
         tasks::rows(1, [&mut sum], |first, [sum]| {
             let range = first..first + sum.len();
             let (a, b) = (&a[range.clone()], &b[range]);

@@ -59,6 +59,7 @@ pub mod gemv;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod logits;
+pub mod memory;
 pub mod profile;
 pub mod rms_norm;
 pub mod rope;

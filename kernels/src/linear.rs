@@ -172,7 +172,7 @@ fn product<T: Real, O: Real>(
 ) -> Result<Tensor> {
     cpu::with([left, right], |[left, right]: [&[T]; 2]| {
         let (left, right) = (side(lies.left, left, m, k), side(lies.right, right, n, k));
-        let mut out = fresh::<O>(m * n);
+        let mut out = fresh::<O>(m * n)?;
         if !T::multiply(&left, &right, &mut out, n, false) {
             bail!("no product of {:?} on this CPU", T::DTYPE);
         }

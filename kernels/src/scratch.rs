@@ -9,7 +9,10 @@ use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use candle_core::Result;
 use half::bf16;
+
+use crate::memory::request;
 
 /// A cache line.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +66,18 @@ impl<T: Plain> Scratch<T> {
     pub(crate) fn new(len: usize) -> Self {
         let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
         Self { lines: take(lines), len, element: PhantomData }
+    }
+
+    /// The same, if there is memory for it: for buffers that grow with the batch.
+    pub(crate) fn request(len: usize) -> Result<Self> {
+        let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
+        let pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = pool.last().is_some_and(|largest| largest.len() >= lines);
+        drop(pool);
+        if !fits {
+            request(lines * size_of::<Line>())?;
+        }
+        Ok(Self::new(len))
     }
 }
 

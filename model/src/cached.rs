@@ -7,7 +7,7 @@
 
 use candle_core::{Result, Tensor};
 use chandler_kernels::decode_attention::Place;
-use chandler_kernels::{activation, attention, gemv, linear};
+use chandler_kernels::{activation, attention, elementwise, gemv, linear, memory};
 
 use crate::ModelError;
 use crate::block::Block;
@@ -142,8 +142,10 @@ impl Block {
             let past = span.past;
             rows.push(attention::forward_from(&new_q, &keys, &values, past, self.attention)?);
         }
-        let attended = if rows.len() == 1 { rows.remove(0) } else { Tensor::cat(&rows, 0)? };
-        let middle = (x + self.project(params, &attended.flatten_from(1)?)?.1)?;
+        let attended = if rows.len() == 1 { rows.remove(0) } else { joined(&rows)? };
+        drop(rows);
+        let added = self.project(params, &attended.flatten_from(1)?)?.1;
+        let middle = elementwise::add(x, &added)?;
         Ok(self.feed_forward(params, &middle)?.y)
     }
 
@@ -166,16 +168,24 @@ impl Block {
             Some(norm) => norm.forward(params, &projected)?,
             None => projected,
         };
-        let middle = (x + added)?;
+        let middle = elementwise::add(x, &added)?;
         let normed = self.feed_forward_norm.forward(params, &middle)?;
         let [gate, up] = decode_products(params, &normed, [&self.gate, &self.up])?;
         let gated = activation::forward(&gate, &up, self.activation)?;
         let [fed] = decode_products(params, &gated, [&self.down])?;
         match self.post_feed_forward_norm {
-            Some(norm) => middle + norm.forward(params, &fed)?,
-            None => middle + fed,
+            Some(norm) => elementwise::add(&middle, &norm.forward(params, &fed)?),
+            None => elementwise::add(&middle, &fed),
         }
     }
+}
+
+/// Parts of a batch, one behind the other.
+fn joined(parts: &[Tensor]) -> Result<Tensor> {
+    memory::request(
+        parts.iter().map(|part| part.elem_count() * part.dtype().size_in_bytes()).sum(),
+    )?;
+    Tensor::cat(parts, 0)
 }
 
 /// Several linear layers over the same few rows, `[R, I]` → `[R, O]` each, in one go.

@@ -1,6 +1,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use chandler_kernels::memory::lacking;
+
 /// Why a model could not be read, built, run or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -147,9 +149,25 @@ pub enum ModelError {
         capacity: usize,
     },
 
-    /// candle could not compute it: a shape that does not fit, or no memory.
+    /// There was too little memory for what was to be computed.
+    #[error("out of memory{}", bytes.map_or_else(String::new, |bytes| format!(": {bytes} bytes could not be had")))]
+    OutOfMemory {
+        /// What was asked for, where that is known.
+        bytes: Option<usize>,
+    },
+
+    /// candle could not compute it, such as for a shape that does not fit.
     #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
+}
+
+impl From<candle_core::Error> for ModelError {
+    fn from(error: candle_core::Error) -> Self {
+        match lacking(&error) {
+            Some(bytes) => Self::OutOfMemory { bytes },
+            None => Self::Tensor(error),
+        }
+    }
 }
 
 impl ModelError {
@@ -190,6 +208,10 @@ impl ModelError {
                 "the tokenizer does not belong to this model; use the one from its folder"
             }
             Self::CacheFull { .. } => "lower eval.max_new_tokens or shorten the prompt",
+            Self::OutOfMemory { .. } => {
+                "lower data.max_length or train.per_device_train_batch_size, or end other programs \
+                 that use the memory"
+            }
             Self::Tensor(_) => return None,
         };
         Some(hint.to_owned())

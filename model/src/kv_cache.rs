@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use chandler_kernels::attention::Params;
 use chandler_kernels::decode_attention::{self, Place};
+use chandler_kernels::memory;
 
 use crate::ModelError;
 use crate::config::ModelConfig;
@@ -48,7 +49,7 @@ impl KvCache {
         device: &Device,
     ) -> Result<Self> {
         let shape = (rows, config.num_key_value_heads, capacity, config.head_dim);
-        let zeros = || Tensor::zeros(shape, dtype, device);
+        let zeros = || memory::zeros(shape, dtype, device);
         let layer = |_| Ok(LayerCache { keys: zeros()?, values: zeros()? });
         let layers = (0..config.layers.len()).map(layer).collect::<Result<_>>()?;
         Ok(Self { layers, lengths: vec![0; rows], capacity })

@@ -2,7 +2,7 @@
 //! another.
 
 use candle_core::{DType, Result, Tensor};
-use chandler_kernels::{accumulation_dtype, linear};
+use chandler_kernels::{accumulation_dtype, linear, memory};
 
 use crate::config::ModelConfig;
 
@@ -131,7 +131,7 @@ impl Gradients {
                 Ok(())
             }
             slot => {
-                let sum = Tensor::zeros((dy.dim(1)?, x.dim(1)?), dtype, x.device())?;
+                let sum = memory::zeros((dy.dim(1)?, x.dim(1)?), dtype, x.device())?;
                 linear::add_weight_gradient(&sum, x, dy)?;
                 *slot = Some(sum);
                 Ok(())
@@ -145,7 +145,7 @@ impl Gradients {
         let slot = &mut self.by_param[id.0];
         Ok(match slot {
             Some(sum) => sum,
-            None => slot.insert(Tensor::zeros(of.shape(), dtype, of.device())?),
+            None => slot.insert(memory::zeros(of.shape(), dtype, of.device())?),
         })
     }
 

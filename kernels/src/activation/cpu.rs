@@ -23,7 +23,7 @@ pub(super) fn forward<T: Real>(
 fn gated<T: Real, G: Gate>(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let shape = gate.shape();
     cpu::with([gate, up], |[gate, up]: [&[T]; 2]| {
-        let mut y = fresh::<T>(gate.len());
+        let mut y = fresh::<T>(gate.len())?;
         tasks::rows(1, [&mut y], |first, [y]| {
             let range = first..first + y.len();
             let (gate, up) = (&gate[range.clone()], &up[range]);
@@ -60,7 +60,9 @@ pub(super) fn backward_with_output<T: Real>(
 fn all<T: Real, G: Gate>(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<[Tensor; 3]> {
     let shape = gate.shape();
     cpu::with([gate, up, dy], |inputs: [&[T]; 3]| {
-        let [mut gated, mut d_gate, mut d_up] = inputs.map(|input| fresh::<T>(input.len()));
+        let len = inputs[0].len();
+        let (mut gated, mut d_gate, mut d_up) =
+            (fresh::<T>(len)?, fresh::<T>(len)?, fresh::<T>(len)?);
         tasks::rows(1, [&mut gated, &mut d_gate, &mut d_up], |first, [gated, d_gate, d_up]| {
             let range = first..first + gated.len();
             let [gate, up, dy] = inputs.map(|input| &input[range.clone()]);
@@ -108,7 +110,7 @@ pub(super) fn backward<T: Real>(
 fn gradients<T: Real, G: Gate>(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<[Tensor; 2]> {
     let shape = gate.shape();
     cpu::with([gate, up, dy], |inputs: [&[T]; 3]| {
-        let [mut d_gate, mut d_up] = [0, 1].map(|which| fresh::<T>(inputs[which].len()));
+        let (mut d_gate, mut d_up) = (fresh::<T>(inputs[0].len())?, fresh::<T>(inputs[1].len())?);
         tasks::rows(1, [&mut d_gate, &mut d_up], |first, [d_gate, d_up]| {
             let range = first..first + d_gate.len();
             let [gate, up, dy] = inputs.map(|input| &input[range.clone()]);

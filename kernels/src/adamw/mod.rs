@@ -15,6 +15,7 @@ use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 use half::bf16;
 
 use crate::cpu::{self as slices, Real};
+use crate::memory;
 use crate::profile::{self, Op};
 use bytes::Code;
 use cpu::Blocks;
@@ -95,15 +96,15 @@ pub enum Moments {
 impl Moments {
     /// Before the first step of a weight of this shape: f32.
     pub fn f32_zeros(shape: impl Into<Shape>, device: &Device) -> Result<Self> {
-        let first = Tensor::zeros(shape, DType::F32, device)?;
-        let second = first.zeros_like()?;
+        let first = memory::zeros(shape, DType::F32, device)?;
+        let second = memory::zeros(first.shape(), DType::F32, device)?;
         Ok(Self::F32 { first, second })
     }
 
     /// Before the first step of a weight of so many elements: 8 bits.
     pub fn blockwise8_zeros(elements: usize, device: &Device) -> Result<Self> {
-        let codes = || Tensor::zeros(elements, DType::U8, device);
-        let scales = || Tensor::zeros(elements.div_ceil(BLOCK), DType::F32, device);
+        let codes = || memory::zeros(elements, DType::U8, device);
+        let scales = || memory::zeros(elements.div_ceil(BLOCK), DType::F32, device);
         Ok(Self::Blockwise8 {
             first: codes()?,
             first_scales: scales()?,

@@ -8,6 +8,7 @@
 
 use std::ops::Range;
 
+use candle_core::Result;
 use rayon::prelude::*;
 
 use super::cpu::{Call, KEY_BLOCK, Panels, Section};
@@ -29,25 +30,25 @@ const TASKS: usize = 16;
 pub(super) struct Backward<'a, 'b, T>(pub(super) &'a Call<'b, T>, pub(super) &'a [T]);
 
 impl<T: Real + Serial> Work<T> for Backward<'_, '_, T> {
-    type Done = [Vec<T>; 3];
+    type Done = Result<[Vec<T>; 3]>;
 
-    fn with<K: SerialKernel<T>>(self) -> [Vec<T>; 3] {
+    fn with<K: SerialKernel<T>>(self) -> Result<[Vec<T>; 3]> {
         let Self(call, dy) = self;
         let sections = call.sections();
         let panels = KeyPanels {
-            keys: Panels::<K, T>::of(call, call.k, &sections, true),
-            values: Panels::<K, T>::of(call, call.v, &sections, true),
-            columns: Panels::<K, T>::of(call, call.k, &sections, false),
+            keys: Panels::<K, T>::of(call, call.k, &sections, true)?,
+            values: Panels::<K, T>::of(call, call.v, &sections, true)?,
+            columns: Panels::<K, T>::of(call, call.k, &sections, false)?,
         };
         let tasks = tasks(call, &sections, K::NR);
         let width = call.heads.query * call.heads.dim;
-        let mut dq = fresh::<T>(call.q.len());
+        let mut dq = fresh::<T>(call.q.len())?;
         let out = Tiles::new(&mut dq, call.q.len() / width, width, width);
         let row = call.heads.dim.next_multiple_of(K::NR);
         let lens: Vec<usize> =
             tasks.iter().map(|task| task.blocks.len() * KEY_BLOCK * row).collect();
-        let mut dk = Scratch::<f32>::new(lens.iter().sum());
-        let mut dv = Scratch::<f32>::new(lens.iter().sum());
+        let mut dk = Scratch::<f32>::request(lens.iter().sum())?;
+        let mut dv = Scratch::<f32>::request(lens.iter().sum())?;
         let sums: Vec<_> = split(&mut dk, &lens).into_iter().zip(split(&mut dv, &lens)).collect();
         tasks.par_iter().zip(sums).with_max_len(1).for_each_init(
             || Workspace::<K, T>::new(call.heads.dim),
@@ -56,8 +57,8 @@ impl<T: Real + Serial> Work<T> for Backward<'_, '_, T> {
             },
         );
         let gather = |sums: &[f32]| gather::<T>(call, &sections, &tasks, row, sums);
-        let (dk, dv) = (gather(&dk), gather(&dv));
-        [dq, dk, dv]
+        let (dk, dv) = (gather(&dk)?, gather(&dv)?);
+        Ok([dq, dk, dv])
     }
 }
 
@@ -123,9 +124,9 @@ fn gather<T: Real>(
     tasks: &[Task],
     row: usize,
     sums: &[f32],
-) -> Vec<T> {
+) -> Result<Vec<T>> {
     let width = call.heads.kv * call.heads.dim;
-    let mut gradient = fresh::<T>(call.k.len());
+    let mut gradient = fresh::<T>(call.k.len())?;
     let out = Tiles::new(&mut gradient, call.k.len() / width, width, width);
     let mut parts = vec![Vec::new(); sections.len()];
     let mut start = 0;
@@ -158,7 +159,7 @@ fn gather<T: Real>(
             out.write([token, section.kv_head * call.heads.dim], size, total, row, false);
         },
     );
-    gradient
+    Ok(gradient)
 }
 
 /// What a task works with.

@@ -60,7 +60,7 @@ pub(super) fn forward<T: Real + Serial>(
     let y = cpu::with([q, k, v], |[q, k, v]: [&[T]; 3]| {
         let call = Call { heads, rule: Rule::of(params), documents, q, k, v };
         match T::with_kernel(forward_pass::Forward(&call)) {
-            Some(y) => Ok(y),
+            Some(y) => y,
             None => bail!("no attention of {:?} on this CPU", T::DTYPE),
         }
     })?;
@@ -76,7 +76,7 @@ pub(super) fn backward<T: Real + Serial>(
     let [dq, dk, dv] = cpu::with([q, k, v, dy], |[q, k, v, dy]: [&[T]; 4]| {
         let call = Call { heads, rule: Rule::of(params), documents, q, k, v };
         match T::with_kernel(backward_pass::Backward(&call, dy)) {
-            Some(gradients) => Ok(gradients),
+            Some(gradients) => gradients,
             None => bail!("no attention of {:?} on this CPU", T::DTYPE),
         }
     })?;
@@ -126,7 +126,7 @@ pub(super) struct Panels<K: SerialKernel<T>, T: Real> {
 }
 
 impl<K: SerialKernel<T>, T: Real> Panels<K, T> {
-    pub(super) fn of(call: &Call<T>, x: &[T], sections: &[Section], by_key: bool) -> Self {
+    pub(super) fn of(call: &Call<T>, x: &[T], sections: &[Section], by_key: bool) -> Result<Self> {
         let block = if by_key {
             KEY_BLOCK * call.heads.dim.div_ceil(K::DEPTH)
         } else {
@@ -137,7 +137,7 @@ impl<K: SerialKernel<T>, T: Real> Panels<K, T> {
             let blocks = section.keys.len().div_ceil(KEY_BLOCK);
             starts.push(starts[starts.len() - 1] + blocks * block);
         }
-        let mut units = Scratch::new(starts[sections.len()]);
+        let mut units = Scratch::request(starts[sections.len()])?;
         let mut rest = &mut units[..];
         let mut parts = Vec::with_capacity(sections.len());
         for (section, bounds) in sections.iter().zip(starts.windows(2)) {
@@ -153,7 +153,7 @@ impl<K: SerialKernel<T>, T: Real> Panels<K, T> {
                 pack_columns::<K, T>(&operand, part, block);
             }
         });
-        Self { units, starts, block }
+        Ok(Self { units, starts, block })
     }
 
     /// The panels of one block of one section's keys.
@@ -201,10 +201,11 @@ mod tests {
         cpu::with([&x[0], &x[1], &x[2], &x[3]], |[q, k, v, dy]: [&[T]; 4]| {
             let rule = Rule { scale: 0.4, softcap, window };
             let call = Call { heads, rule, documents: &documents, q, k, v };
-            let mut results = T::with_each_kernel(forward_pass::Forward(&call));
+            let outputs = T::with_each_kernel(forward_pass::Forward(&call));
+            let mut results = outputs.into_iter().collect::<Result<Vec<_>>>()?;
             let gradients = T::with_each_kernel(backward_pass::Backward(&call, dy));
             for (all, gradients) in results.iter_mut().zip(gradients) {
-                all.extend(gradients.concat());
+                all.extend(gradients?.concat());
             }
             let difference = |(a, b): (&T, &T)| (a.wide() - b.wide()).abs();
             let pairs = results.iter().flat_map(|all| all.iter().zip(&results[0]));

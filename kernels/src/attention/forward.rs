@@ -1,5 +1,6 @@
 //! `softmax(q·kᵀ)·v`, strip by strip.
 
+use candle_core::Result;
 use rayon::prelude::*;
 
 use super::cpu::{Call, KEY_BLOCK, Panels, Section};
@@ -18,15 +19,15 @@ const STRIPS: usize = 8;
 pub(super) struct Forward<'a, 'b, T>(pub(super) &'a Call<'b, T>);
 
 impl<T: Real + Serial> Work<T> for Forward<'_, '_, T> {
-    type Done = Vec<T>;
+    type Done = Result<Vec<T>>;
 
-    fn with<K: SerialKernel<T>>(self) -> Vec<T> {
+    fn with<K: SerialKernel<T>>(self) -> Result<Vec<T>> {
         let call = self.0;
         let sections = call.sections();
-        let keys = Panels::<K, T>::of(call, call.k, &sections, true);
-        let values = Panels::<K, T>::of(call, call.v, &sections, false);
+        let keys = Panels::<K, T>::of(call, call.k, &sections, true)?;
+        let values = Panels::<K, T>::of(call, call.v, &sections, false)?;
         let width = call.heads.query * call.heads.dim;
-        let mut y = fresh::<T>(call.q.len());
+        let mut y = fresh::<T>(call.q.len())?;
         let out = Tiles::new(&mut y, call.q.len() / width, width, width);
         let tasks: Vec<(usize, usize)> = sections
             .iter()
@@ -52,7 +53,7 @@ impl<T: Real + Serial> Work<T> for Forward<'_, '_, T> {
                 }
             },
         );
-        y
+        Ok(y)
     }
 }
 

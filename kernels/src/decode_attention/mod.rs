@@ -190,7 +190,7 @@ fn forward_cpu<T: Real>(
             let partials = partials.par_chunks_exact_mut(shape.partial());
             pieces.par_iter().zip(partials).for_each_init(Vec::new, task);
         }
-        let mut out = fresh::<T>(places.len() * heads * dim);
+        let mut out = fresh::<T>(places.len() * heads * dim)?;
         merge(&pieces, &partials, shape, &mut out);
         cpu::tensor(out, (places.len(), heads, dim))
     })

@@ -17,7 +17,7 @@ pub(super) fn forward<T: Real>(
         bail!("token {id} is outside of a table of {rows} rows");
     }
     cpu::with([table], |[table]: [&[T]; 1]| {
-        let mut y = fresh::<T>(ids.len() * width);
+        let mut y = fresh::<T>(ids.len() * width)?;
         tasks::rows(width, [&mut y], |first, [y]| {
             for (id, y) in ids[first..].iter().zip(y.chunks_exact_mut(width.max(1))) {
                 let row = &table[*id as usize * width..][..width];

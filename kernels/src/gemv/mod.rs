@@ -126,7 +126,8 @@ fn products<T: Weight, O: Real>(tensors: &[&Tensor], layers: &[Layer]) -> Result
         let matrices: Vec<Matrix<T>> = layers.iter().map(matrix).collect();
         let outputs: Vec<usize> =
             layers.iter().map(|layer| layer.weight.dim(0)).collect::<Result<_>>()?;
-        let mut products: Vec<Vec<O>> = outputs.iter().map(|o| fresh(tokens * o)).collect();
+        let mut products: Vec<Vec<O>> =
+            outputs.iter().map(|o| fresh(tokens * o)).collect::<Result<_>>()?;
         let tiles: Vec<Tiles<O>> = products
             .iter_mut()
             .zip(&outputs)

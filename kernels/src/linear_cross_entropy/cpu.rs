@@ -98,8 +98,8 @@ impl<T: Real> Head<'_, T> {
     /// The loss of each trained token.
     pub(super) fn losses(&self, trained: &Trained) -> Result<Losses> {
         let tokens = FORWARD_TOKENS.min(trained.rows.len());
-        let mut rows = Scratch::<T>::new(tokens * self.width);
-        let mut logits = Scratch::<f32>::new(tokens * self.vocab().min(PIECE));
+        let mut rows = Scratch::<T>::request(tokens * self.width)?;
+        let mut logits = Scratch::<f32>::request(tokens * self.vocab().min(PIECE))?;
         let mut all = Losses::default();
         for chunk in trained.chunks(tokens) {
             let rows = self.gather(chunk.0, &mut rows);
@@ -122,11 +122,11 @@ impl<T: Real> Head<'_, T> {
         let tokens = trained.rows.len();
         let tokens = tokens.min(chunk_tokens(tokens, vocab, width, size_of::<T>()));
         let Buffers { narrow, wide, packed } = Buffers::new(tokens, vocab, width);
-        let [mut rows, mut kept] = narrow.map(Scratch::<T>::new);
-        let [mut logits, mut d_rows] = wide.map(Scratch::<f32>::new);
+        let [mut rows, mut kept] = both(narrow, Scratch::<T>::request)?;
+        let [mut logits, mut d_rows] = both(wide, Scratch::<f32>::request)?;
         // Left in the pool, so that all products use these two and no smaller ones come to lie
         // beside them.
-        drop(packed.map(Scratch::<T>::new));
+        drop(both(packed, Scratch::<T>::request)?);
         let mut largest = vec![0.0; tokens * vocab.div_ceil(PIECE)];
         let mut all = Losses::default();
         for chunk in trained.chunks(tokens) {
@@ -217,6 +217,10 @@ impl<T: Real> Head<'_, T> {
         }
         Ok(())
     }
+}
+
+fn both<B>(lens: [usize; 2], buffer: impl Fn(usize) -> Result<B>) -> Result<[B; 2]> {
+    Ok([buffer(lens[0])?, buffer(lens[1])?])
 }
 
 impl Losses {

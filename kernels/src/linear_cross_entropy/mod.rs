@@ -9,6 +9,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
 use crate::cpu::{self as slices, Real, Stored};
+use crate::fresh::with_room;
 use crate::gemm::Output;
 use crate::profile::{self, Op, Timer};
 use crate::{accumulation_dtype, gemm};
@@ -161,7 +162,8 @@ impl Head<'_> {
         loss_scale: f64,
         d_head: Option<&Tensor>,
     ) -> Result<(Losses, Tensor)> {
-        let mut d_hidden = vec![T::narrow(0.0); self.hidden.elem_count()];
+        let mut d_hidden = with_room(self.hidden.elem_count())?;
+        d_hidden.resize(self.hidden.elem_count(), T::narrow(0.0));
         let losses = self.with_slices::<T, _>(|head| match d_head {
             None => head.gradients::<f32>(trained, loss_scale, &mut d_hidden, None),
             Some(d_head) if d_head.dtype() == DType::BF16 => {

@@ -26,7 +26,7 @@ pub(super) fn forward<T: Row>(x: &Tensor, weight: &Tensor, params: Params) -> Re
     let factor = factor(weight, params)?;
     let width = factor.len();
     cpu::with([x], |[values]: [&[T]; 1]| {
-        let mut y = fresh::<T>(values.len());
+        let mut y = fresh::<T>(values.len())?;
         tasks::rows(width, [&mut y], |first, [y]| {
             let x = &values[first * width..][..y.len()];
             Arch::new().dispatch(Forward { x, factor: &factor, eps: params.eps as f32, y });
@@ -82,7 +82,7 @@ pub(super) fn backward<T: Row>(
 ) -> Result<(Tensor, Option<Tensor>)> {
     let factor = &factor(weight, params)?[..];
     cpu::with([x, dy, residual], |[values, dy, residual]: [&[T]; 3]| {
-        let mut dx = fresh::<T>(values.len());
+        let mut dx = fresh::<T>(values.len())?;
         let mut chunks = Chunks::new(values.len(), factor.len(), wants_weight);
         chunks.each(&mut dx, |range, dx, dw| {
             let (x, dy) = (&values[range.clone()], &dy[range.clone()]);

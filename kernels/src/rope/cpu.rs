@@ -46,7 +46,7 @@ pub(super) fn rotate<T: Real>(
     direction: f32,
 ) -> Result<Tensor> {
     with_angles([x], cos, sin, |[values]: [&[T]; 1], angles| {
-        let mut y = fresh::<T>(values.len());
+        let mut y = fresh::<T>(values.len())?;
         let width = angles.heads * angles.head_dim;
         tasks::rows(width, [&mut y], |first, [y]| {
             let x = &values[first * width..][..y.len()];

@@ -22,7 +22,7 @@ pub(super) fn forward<T: Row>(
     let factor = &factor(weight, norm)?[..];
     let (width, eps) = (factor.len(), norm.eps as f32);
     with_angles([raw], cos, sin, |[values]: [&[T]; 1], angles| {
-        let mut y = fresh::<T>(values.len());
+        let mut y = fresh::<T>(values.len())?;
         tasks::rows(width, [&mut y], |first, [y]| {
             let raw = &values[first * width..][..y.len()];
             Arch::new().dispatch(Forward { raw, factor, eps, angles, first, y });
@@ -78,7 +78,7 @@ pub(super) fn backward<T: Row>(
     let factor = &factor(weight, norm)?[..];
     let (width, eps) = (factor.len(), norm.eps as f32);
     with_angles([raw, dy], cos, sin, |[values, dy]: [&[T]; 2], angles| {
-        let mut d_raw = fresh::<T>(values.len());
+        let mut d_raw = fresh::<T>(values.len())?;
         let mut chunks = Chunks::new(values.len(), width, wants_weight);
         chunks.each(&mut d_raw, |range, d_raw, dw| {
             let first = range.start / width;

@@ -1,0 +1,119 @@
+//! Memory that can be refused.
+//!
+//! An op asks for its output and for its large buffers before it works on anything, and where
+//! there is too little, it returns an error that [`lacking`] knows, as a device without room
+//! does. What a process may use is not for an op to know: whoever has a limit to keep puts up a
+//! [`Gate`].
+//!
+//! ```
+//! use std::sync::Arc;
+//! use candle_core::{DType, Device};
+//! use chandler_kernels::memory::{self, Gate};
+//!
+//! struct Shut;
+//!
+//! impl Gate for Shut {
+//!     fn admits(&self, _bytes: usize) -> bool {
+//!         false
+//!     }
+//! }
+//!
+//! memory::set_gate(Some(Arc::new(Shut)));
+//! let refused = memory::zeros((1024, 1024), DType::F32, &Device::Cpu).unwrap_err();
+//! assert_eq!(memory::lacking(&refused), Some(Some(4 << 20)));
+//! memory::set_gate(None);
+//! ```
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use candle_core::{DType, Device, Error, Result, Shape, Tensor};
+
+/// Smaller buffers are not asked for: there are many of them, and together they are little.
+const SMALLEST: usize = 4096;
+
+/// Decides about memory.
+pub trait Gate: Send + Sync {
+    /// Whether so many bytes more may be allocated now.
+    fn admits(&self, bytes: usize) -> bool;
+}
+
+static GATED: AtomicBool = AtomicBool::new(false);
+static GATE: RwLock<Option<Arc<dyn Gate>>> = RwLock::new(None);
+
+/// From now on every op of this process asks this gate; `None` takes it away.
+pub fn set_gate(gate: Option<Arc<dyn Gate>>) {
+    let mut place = GATE.write().unwrap_or_else(PoisonError::into_inner);
+    GATED.store(gate.is_some(), Ordering::Release);
+    *place = gate;
+}
+
+/// Asks for memory that is about to be allocated.
+pub fn request(bytes: usize) -> Result<()> {
+    if bytes < SMALLEST || !GATED.load(Ordering::Acquire) {
+        return Ok(());
+    }
+    let gate = GATE.read().unwrap_or_else(PoisonError::into_inner).clone();
+    match gate {
+        Some(gate) if !gate.admits(bytes) => Err(refused(bytes)),
+        _ => Ok(()),
+    }
+}
+
+/// A tensor of zeros, if there is memory for it.
+pub fn zeros(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
+    let shape = shape.into();
+    if device.is_cpu() {
+        request(shape.elem_count() * dtype.size_in_bytes())?;
+    }
+    Tensor::zeros(shape, dtype, device)
+}
+
+/// Whether an error says that memory was lacking, and how many bytes, where it says that too.
+pub fn lacking(error: &Error) -> Option<Option<usize>> {
+    match error {
+        Error::Io(error) => {
+            let refused = error.get_ref()?.downcast_ref::<Refused>()?;
+            Some(Some(refused.bytes))
+        }
+        Error::WithBacktrace { inner, .. }
+        | Error::WithPath { inner, .. }
+        | Error::Context { inner, .. } => lacking(inner),
+        Error::Cuda(error) => error.to_string().contains("OUT_OF_MEMORY").then_some(None),
+        _ => None,
+    }
+}
+
+/// The error for bytes that were not to be had.
+pub(crate) fn refused(bytes: usize) -> Error {
+    Error::Io(io::Error::new(io::ErrorKind::OutOfMemory, Refused { bytes }))
+}
+
+#[derive(Debug)]
+struct Refused {
+    bytes: usize,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "out of memory: {} bytes could not be had", self.bytes)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_says_so_lacks_memory() {
+        assert_eq!(lacking(&refused(7)), Some(Some(7)));
+        assert_eq!(lacking(&refused(7).context("a block").with_path("weights")), Some(Some(7)));
+        assert_eq!(lacking(&Error::Msg("out of memory: 7 bytes".to_owned())), None);
+        let other = io::Error::new(io::ErrorKind::OutOfMemory, "elsewhere");
+        assert_eq!(lacking(&Error::Io(other)), None);
+    }
+}
