@@ -13,7 +13,7 @@ use chandler_model::{SafetensorsFile, write_safetensors};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{MomentsDtype, Observer, TrainError, Trainer};
+use crate::{Fit, MomentsDtype, Observer, TrainError, Trainer};
 
 /// What the names of checkpoint folders begin with; the step follows.
 pub const CHECKPOINT_PREFIX: &str = "checkpoint-";
@@ -31,6 +31,9 @@ pub fn checkpoint_step(folder: &Path) -> Option<u64> {
 struct State {
     step: u64,
     num_tokens: u64,
+    /// A step that is cut otherwise rounds otherwise.
+    #[serde(default)]
+    fit: Fit,
     fingerprint: Value,
     extra: Value,
 }
@@ -50,8 +53,9 @@ impl Trainer<'_> {
         let moments: Vec<(&str, &Tensor)> =
             moments.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
         write_safetensors(fs, &folder.path().join(OPTIMIZER), &moments, None)?;
-        let (step, num_tokens, fingerprint) = (self.step, self.num_tokens, self.fingerprint());
-        folder.seal(json!(State { step, num_tokens, fingerprint, extra }))?;
+        let (step, num_tokens, fit) = (self.step, self.num_tokens, self.fit);
+        let fingerprint = self.fingerprint();
+        folder.seal(json!(State { step, num_tokens, fit, fingerprint, extra }))?;
         Ok(())
     }
 
@@ -81,6 +85,7 @@ impl Trainer<'_> {
         }
         self.optimizer.round_masters(&self.model)?;
         (self.step, self.num_tokens) = (state.step, state.num_tokens);
+        self.fit = state.fit.resumed(self.fit);
         Ok(state.extra)
     }
 

@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use chandler_durable::DurableError;
 use chandler_model::ModelError;
+use chandler_vram::Bytes;
 
 /// What a [`Rows`](crate::Rows) or an [`Observer`](crate::Observer) may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -55,6 +56,18 @@ pub enum TrainError {
         value: f64,
     },
 
+    /// Too little memory for a step, however it is cut.
+    #[error("step {step}: out of memory{}{}", lacking(*bytes), if *moved { " after some of the weights had moved" } else { "" })]
+    OutOfMemory {
+        /// From 1.
+        step: u64,
+        /// What was asked for and could not be had, where that is known.
+        bytes: Option<usize>,
+        /// Whether the optimizer in the backward pass had moved weights, so that the step cannot
+        /// be done again but from a checkpoint.
+        moved: bool,
+    },
+
     /// A checkpoint that was made by another run.
     #[error("checkpoint {} belongs to another run: {what} was {was} and is {is}", path.display())]
     OtherRun {
@@ -90,6 +103,10 @@ pub enum TrainError {
     Durable(#[from] DurableError),
 }
 
+fn lacking(bytes: Option<usize>) -> String {
+    bytes.map_or_else(String::new, |bytes| format!(": {} could not be had", Bytes(bytes as u64)))
+}
+
 impl From<candle_core::Error> for TrainError {
     fn from(error: candle_core::Error) -> Self {
         Self::Model(error.into())
@@ -113,6 +130,13 @@ impl TrainError {
             Self::OtherRun { .. } => {
                 "go on with the settings and the data of the checkpoint, or begin a new run in \
                  another output folder"
+            }
+            Self::OutOfMemory { moved: true, .. } => {
+                "go on from the newest checkpoint; fewer activations will be kept"
+            }
+            Self::OutOfMemory { .. } => {
+                "lower data.max_length, take train.optim = \"adamw_8bit\" or lora.r, or end other \
+                 programs that use the memory"
             }
             Self::BadCheckpoint { .. } => "begin from an earlier checkpoint",
             Self::Model(error) => return error.hint(),

@@ -39,6 +39,7 @@
 mod batches;
 mod checkpoint;
 mod error;
+mod fit;
 mod metrics;
 mod micro_batch;
 mod observer;
@@ -53,6 +54,7 @@ mod update;
 pub use batches::BatchPlan;
 pub use checkpoint::{CHECKPOINT_PREFIX, checkpoint_step};
 pub use error::{BoxError, TrainError};
+pub use fit::Fit;
 pub use metrics::StepMetrics;
 pub use micro_batch::{MicroBatch, num_items};
 pub use observer::{Control, NoObserver, Observer};

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use chandler_model::CausalLm;
 
-use crate::{BoxError, StepMetrics};
+use crate::{BoxError, Fit, StepMetrics};
 
 /// What is to happen at a step boundary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +27,11 @@ pub trait Observer {
 
     /// A step is done.
     fn step_done(&mut self, metrics: &StepMetrics) -> Result<(), BoxError>;
+
+    /// Memory ran out in the step after `step`, which is done again within a tighter fit.
+    fn tightened(&mut self, _step: u64, _fit: Fit) -> Result<(), BoxError> {
+        Ok(())
+    }
 
     /// Where the checkpoint of `step` should be written; `None` leaves it out.
     fn checkpoint_path(&mut self, step: u64) -> Result<Option<std::path::PathBuf>, BoxError>;

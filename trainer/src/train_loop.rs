@@ -4,14 +4,15 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 use chandler_data::Row;
-use chandler_model::CausalLm;
+use chandler_kernels::scratch;
+use chandler_model::{CausalLm, Score};
 use chandler_vram::{Category, Entry, Ledger};
 
 use crate::optimizer::{AdamW, Rate};
 use crate::segments::forward_backward;
 use crate::update::{Measured, Update};
 use crate::{
-    BatchPlan, Control, MicroBatch, Observer, Rows, StepMetrics, TrainError, TrainSettings,
+    BatchPlan, Control, Fit, MicroBatch, Observer, Rows, StepMetrics, TrainError, TrainSettings,
     num_items,
 };
 
@@ -25,6 +26,8 @@ pub struct Trainer<'a> {
     /// Steps done.
     pub(crate) step: u64,
     pub(crate) num_tokens: u64,
+    /// What running out of memory has taught.
+    pub(crate) fit: Fit,
     last_metrics: Option<StepMetrics>,
     ledger: Ledger,
     /// Weights, master weights and moments, entered as long as the run lives.
@@ -38,6 +41,15 @@ pub enum Outcome {
     Finished,
     /// The observer stopped it.
     Stopped,
+}
+
+/// What a step has done.
+struct Done {
+    measured: Measured,
+    lr: f64,
+    /// Sum over the micro-batches.
+    accuracy: f64,
+    tokens: u64,
 }
 
 impl Trainer<'_> {
@@ -55,48 +67,95 @@ impl Trainer<'_> {
             if control == Control::Stop {
                 return Ok(Outcome::Stopped);
             }
-            let metrics = self.step()?;
-            observer.step_done(&metrics).map_err(TrainError::Observer)?;
+            let fit = self.fit;
+            let metrics = self.step();
+            if self.fit != fit {
+                observer.tightened(self.step, self.fit).map_err(TrainError::Observer)?;
+            }
+            observer.step_done(&metrics?).map_err(TrainError::Observer)?;
         }
     }
 
-    /// One optimizer step: gradients of a global batch, clipped, applied.
+    /// One optimizer step. Where memory runs out, the same step is done again in smaller pieces,
+    /// which the run then stays with.
     pub fn step(&mut self) -> Result<StepMetrics, TrainError> {
         let started = Instant::now();
         let batches = self.read_batches()?;
         let items: usize = batches.iter().map(|rows| num_items(rows)).sum();
-        let (number, rows) = (self.step + 1, batches.iter().map(Vec::len).sum());
         if items == 0 {
-            return Err(TrainError::NothingToLearn { step: number, rows });
+            let rows = batches.iter().map(Vec::len).sum();
+            return Err(TrainError::NothingToLearn { step: self.step + 1, rows });
         }
-        let Self { model, optimizer, settings, ledger, .. } = &*self;
-        let rate = Rate { lr: self.learning_rate(), step: number };
-        let mut gradients = optimizer.no_gradients(model);
-        let mut update = Update::new(model, optimizer, settings, ledger, rate, items);
-        let (mut accuracy, mut tokens) = (0.0, 0);
-        for rows in &batches {
-            let batch = MicroBatch::new(rows);
-            let (scale, kept) =
-                (1.0 / items as f64, settings.kept_blocks_of(model, batch.num_tokens()));
-            let score = forward_backward(model, &batch, scale, kept, &mut gradients, &mut update)?;
-            accuracy += score.num_correct as f64 / score.num_targets.max(1) as f64;
-            tokens += batch.num_tokens() as u64;
-        }
-        let Measured { loss, grad_norm } = update.finish(&gradients)?;
-        self.step = number;
-        self.num_tokens += tokens;
+        let done = loop {
+            match self.try_step(&batches, items) {
+                Err(TrainError::OutOfMemory { step, bytes, moved }) => {
+                    self.tighten(&batches, TrainError::OutOfMemory { step, bytes, moved })?;
+                }
+                done => break done?,
+            }
+        };
+        self.step += 1;
+        self.num_tokens += done.tokens;
         let metrics = StepMetrics {
-            step: number,
-            loss,
-            grad_norm,
-            lr: rate.lr,
+            step: self.step,
+            loss: done.measured.loss,
+            grad_norm: done.measured.grad_norm,
+            lr: done.lr,
             num_tokens: self.num_tokens,
-            mean_token_accuracy: accuracy / batches.len() as f64,
-            epoch: number as f64 / self.plan.steps_per_epoch() as f64,
-            tokens_per_s: tokens as f64 / started.elapsed().as_secs_f64().max(1e-9),
+            mean_token_accuracy: done.accuracy / batches.len() as f64,
+            epoch: self.step as f64 / self.plan.steps_per_epoch() as f64,
+            tokens_per_s: done.tokens as f64 / started.elapsed().as_secs_f64().max(1e-9),
         };
         self.last_metrics = Some(metrics);
         Ok(metrics)
+    }
+
+    /// Gradients of a global batch, clipped, applied. Nothing has changed where this fails, but
+    /// where the optimizer in the backward pass had begun.
+    fn try_step(&self, batches: &[Vec<Row>], items: usize) -> Result<Done, TrainError> {
+        let Self { model, optimizer, settings, ledger, fit, .. } = self;
+        let rate = Rate { lr: self.learning_rate(), step: self.step + 1 };
+        let mut gradients = optimizer.no_gradients(model);
+        let mut update = Update::new(model, optimizer, settings, ledger, rate, items);
+        let (mut accuracy, mut tokens) = (0.0, 0);
+        for rows in batches {
+            let mut score = Score::default();
+            for rows in rows.chunks(fit.rows_of(rows.len())) {
+                let batch = MicroBatch::new(rows);
+                let kept = fit.kept_of(settings.kept_blocks_of(model, batch.num_tokens()));
+                let scale = 1.0 / items as f64;
+                let pass =
+                    forward_backward(model, &batch, scale, kept, &mut gradients, &mut update);
+                score.add(pass.map_err(|error| update.failed(error))?);
+                tokens += batch.num_tokens() as u64;
+            }
+            accuracy += score.num_correct as f64 / score.num_targets.max(1) as f64;
+        }
+        let measured = update.finish(&gradients)?;
+        Ok(Done { measured, lr: rate.lr, accuracy, tokens })
+    }
+
+    /// Makes room after memory ran out, or gives up.
+    fn tighten(&mut self, batches: &[Vec<Row>], error: TrainError) -> Result<(), TrainError> {
+        let most =
+            |count: &dyn Fn(&Vec<Row>) -> usize| batches.iter().map(count).max().unwrap_or(0);
+        let rows = most(&|rows| self.fit.rows_of(rows.len()));
+        let blocks = most(&|rows| {
+            let tokens =
+                rows.iter().take(self.fit.rows_of(rows.len())).map(|row| row.input_ids.len());
+            self.fit.kept_of(self.settings.kept_blocks_of(&self.model, tokens.sum()))
+        });
+        // A batch that is cut would move the weights between its pieces.
+        let cut = !self.settings.optimizer_in_backward;
+        let Some(fit) = self.fit.tighter(rows, blocks, cut) else { return Err(error) };
+        scratch::release();
+        tracing::warn!("{error}; from now on at most {rows} rows", rows = fit.rows_of(rows));
+        self.fit = fit;
+        if matches!(error, TrainError::OutOfMemory { moved: true, .. }) {
+            Err(error)
+        } else {
+            Ok(())
+        }
     }
 
     fn read_batches(&mut self) -> Result<Vec<Vec<Row>>, TrainError> {
@@ -144,6 +203,7 @@ impl<'a> Trainer<'a> {
             plan,
             step,
             num_tokens,
+            fit: Fit::default(),
             last_metrics,
             ledger,
             resident,
@@ -153,6 +213,18 @@ impl<'a> Trainer<'a> {
     /// The model as it stands.
     pub fn model(&self) -> &CausalLm {
         &self.model
+    }
+
+    /// Begins within a fit that an earlier run has found.
+    #[must_use]
+    pub fn within(mut self, fit: Fit) -> Self {
+        self.fit = fit;
+        self
+    }
+
+    /// What running out of memory has taught so far.
+    pub fn fit(&self) -> Fit {
+        self.fit
     }
 
     /// Steps done.

@@ -3,7 +3,7 @@
 //! Usually that comes after the backward pass. With the optimizer in the backward pass it comes
 //! after each block, and what is known then is each parameter's own norm.
 
-use chandler_model::{CausalLm, Gradients, ParamId, Score};
+use chandler_model::{CausalLm, Gradients, ModelError, ParamId, Score};
 use chandler_vram::{Category, Entry, Ledger};
 
 use crate::optimizer::{AdamW, Rate, clip_coefficient, global_norm, norm_of};
@@ -20,6 +20,8 @@ pub(crate) struct Update<'a> {
     loss_sum: f64,
     /// Squares of the norms of the gradients that were used already.
     squares: f64,
+    /// Whether some weights have moved already.
+    moved: bool,
     activations: Entry,
     held: Entry,
 }
@@ -42,8 +44,29 @@ impl<'a> Update<'a> {
     ) -> Self {
         let (activations, held) =
             (ledger.enter(Category::Activations, 0), ledger.enter(Category::Gradients, 0));
-        let (loss_sum, squares) = (0.0, 0.0);
-        Self { model, optimizer, settings, rate, items, loss_sum, squares, activations, held }
+        let (loss_sum, squares, moved) = (0.0, 0.0, false);
+        Self {
+            model,
+            optimizer,
+            settings,
+            rate,
+            items,
+            loss_sum,
+            squares,
+            moved,
+            activations,
+            held,
+        }
+    }
+
+    /// The error of a pass, in which memory that was lacking is told from everything else.
+    pub(crate) fn failed(&self, error: TrainError) -> TrainError {
+        match error {
+            TrainError::Model(ModelError::OutOfMemory { bytes }) => {
+                TrainError::OutOfMemory { step: self.rate.step, bytes, moved: self.moved }
+            }
+            other => other,
+        }
     }
 
     /// Moves what has not been moved yet.
@@ -84,6 +107,7 @@ impl Follower for Update<'_> {
             let Some(gradient) = gradients.take(*id) else { continue };
             let norm = self.rate.finite("gradient norm", norm_of(&gradient)?)?;
             let clip = clip_coefficient(norm, self.settings.max_grad_norm);
+            self.moved = true;
             self.optimizer.step(self.model, *id, &gradient, self.settings, self.rate, clip)?;
             self.squares += norm * norm;
         }

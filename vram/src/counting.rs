@@ -30,6 +30,8 @@ pub const SMALLEST_COUNTED_BYTES: usize = 4096;
 static COUNTS: AtomicBool = AtomicBool::new(false);
 static LIVE: AtomicU64 = AtomicU64::new(0);
 static HIGH_WATER: AtomicU64 = AtomicU64::new(0);
+/// `u64::MAX` where there is none.
+static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
 
 /// Bytes of the blocks that are allocated now; `None` where no [`CountingAllocator`] has had a
 /// block to count.
@@ -46,6 +48,23 @@ pub fn high_water_bytes() -> Option<u64> {
 /// thread allocates.
 pub fn reset_high_water() {
     HIGH_WATER.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
+}
+
+/// A limit on what [`live_bytes`] may come to, for whoever asks [`admits`] before allocating;
+/// `None` takes it away. An allocation that did not ask is never refused, but counts against the
+/// next one that does.
+pub fn set_limit(bytes: Option<u64>) {
+    LIMIT.store(bytes.unwrap_or(u64::MAX), Ordering::Relaxed);
+}
+
+/// The limit, where there is one.
+pub fn limit_bytes() -> Option<u64> {
+    Some(LIMIT.load(Ordering::Relaxed)).filter(|limit| *limit < u64::MAX)
+}
+
+/// Whether so many bytes more stay within the limit.
+pub fn admits(bytes: u64) -> bool {
+    LIVE.load(Ordering::Relaxed).saturating_add(bytes) <= LIMIT.load(Ordering::Relaxed)
 }
 
 fn counted(bytes: &AtomicU64) -> Option<u64> {

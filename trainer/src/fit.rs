@@ -1,0 +1,59 @@
+//! How much of a step is in memory at a time: what running out of it has taught.
+
+use serde::{Deserialize, Serialize};
+
+/// Limits on a micro-batch beside those of the settings. They change how a global batch is cut,
+/// not what it adds up to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Fit {
+    /// Rows that go through the model together, at most; `None` does not limit them.
+    pub rows: Option<usize>,
+    /// Blocks whose activations are kept, at most; `None` does not limit them.
+    pub kept_blocks: Option<usize>,
+}
+
+impl Fit {
+    /// Rows of a micro-batch that the settings want to have `rows`.
+    pub(crate) fn rows_of(self, rows: usize) -> usize {
+        self.rows.map_or(rows, |most| most.min(rows)).max(1)
+    }
+
+    /// Kept blocks where the settings want to keep `blocks`.
+    pub(crate) fn kept_of(self, blocks: usize) -> usize {
+        self.kept_blocks.map_or(blocks, |most| most.min(blocks))
+    }
+
+    /// The fit of a run that goes on from a checkpoint: rows as they were, since they decide how
+    /// sums are rounded, and no more kept blocks than are known to fit.
+    pub(crate) fn resumed(self, known: Self) -> Self {
+        let kept_blocks = [self.kept_blocks, known.kept_blocks].into_iter().flatten().min();
+        Self { rows: self.rows, kept_blocks }
+    }
+
+    /// Half of the rows, or of the kept blocks once there is one row; `None` where nothing is left
+    /// to halve. `rows` and `blocks` are what did not fit; rows are only halved where a batch may
+    /// be `cut`.
+    pub(crate) fn tighter(self, rows: usize, blocks: usize, cut: bool) -> Option<Self> {
+        if cut && rows > 1 {
+            return Some(Self { rows: Some(rows.div_ceil(2)), ..self });
+        }
+        (blocks > 0).then_some(Self { kept_blocks: Some(blocks / 2), ..self })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_halved_before_blocks_and_both_end() {
+        let (mut fit, mut seen) = (Fit::default(), vec![]);
+        while let Some(next) = fit.tighter(fit.rows_of(5), fit.kept_of(3), true) {
+            fit = next;
+            seen.push((fit.rows_of(5), fit.kept_of(3)));
+        }
+        assert_eq!(seen, [(3, 3), (2, 3), (1, 3), (1, 1), (1, 0)]);
+        let whole = Fit::default().tighter(5, 3, false);
+        assert_eq!(whole, Some(Fit { rows: None, kept_blocks: Some(1) }));
+    }
+}
