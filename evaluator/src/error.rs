@@ -37,6 +37,11 @@ impl From<candle_core::Error> for EvalError {
 }
 
 impl EvalError {
+    /// Whether memory was lacking, which asking for less may help.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Model(ModelError::OutOfMemory { .. }))
+    }
+
     /// What the person who sees the error can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {

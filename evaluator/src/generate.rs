@@ -33,6 +33,26 @@ impl Default for GenerateOptions {
     }
 }
 
+/// Answers are not cut below this.
+const FEWEST_TOKENS: usize = 16;
+
+impl GenerateOptions {
+    /// What may fit where a batch of so many prompts did not: half of them, and answers of half the
+    /// length once there is one prompt; `None` where nothing is left to halve.
+    pub fn smaller(&self, prompts: usize) -> Option<Self> {
+        let mut options = self.clone();
+        if prompts > 1 {
+            options.batch_size = prompts.div_ceil(2);
+        } else if options.max_new_tokens > FEWEST_TOKENS {
+            options.batch_size = 1;
+            options.max_new_tokens = (options.max_new_tokens / 2).max(FEWEST_TOKENS);
+        } else {
+            return None;
+        }
+        Some(options)
+    }
+}
+
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

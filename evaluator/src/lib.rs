@@ -39,5 +39,5 @@ mod score;
 pub use error::EvalError;
 pub use generate::{Ended, GenerateOptions, Generation};
 pub use sampling::{Distribution, SamplingOptions};
-pub use scope::EvalScope;
+pub use scope::{EvalScope, Shrunk};
 pub use score::{LossReport, exact_match};

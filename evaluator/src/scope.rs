@@ -1,7 +1,9 @@
 //! The scope that owns the cache.
 
+use chandler_kernels::scratch;
 use chandler_model::{CausalLm, KvCache};
 use chandler_vram::{Category, Entry, Ledger};
+use serde::Serialize;
 
 use crate::EvalError;
 use crate::generate::{Ended, GenerateOptions, Generation, generate_batch};
@@ -13,6 +15,16 @@ pub struct EvalScope<'a> {
     baseline: u64,
     stop: Option<&'a dyn Fn() -> bool>,
     peak_cache_bytes: u64,
+    shrunk: Option<Shrunk>,
+}
+
+/// What an evaluation was cut down to because memory ran out in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Shrunk {
+    /// Prompts side by side.
+    pub batch_size: usize,
+    /// Most tokens of an answer.
+    pub max_new_tokens: usize,
 }
 
 /// A cache and its line in the ledger, which leave together.
@@ -24,8 +36,8 @@ struct OwnedCache {
 impl<'a> EvalScope<'a> {
     /// Begins an evaluation; `model` stays as it is.
     pub fn open(model: &'a CausalLm, ledger: &Ledger) -> Self {
-        let baseline = ledger.bytes(Category::KvCache);
-        Self { model, ledger: ledger.clone(), baseline, stop: None, peak_cache_bytes: 0 }
+        let (ledger, baseline) = (ledger.clone(), ledger.bytes(Category::KvCache));
+        Self { model, ledger, baseline, stop: None, peak_cache_bytes: 0, shrunk: None }
     }
 
     /// The evaluation ends with [`EvalError::Stopped`] once this says so; it is asked between
@@ -46,6 +58,11 @@ impl<'a> EvalScope<'a> {
         self.peak_cache_bytes
     }
 
+    /// What the evaluation was cut down to, if memory ran out in it.
+    pub fn shrunk(&self) -> Option<Shrunk> {
+        self.shrunk
+    }
+
     /// Answers prompts, `batch_size` at a time, each batch with a cache of its own.
     ///
     /// Prompts of like length share a batch, the longest first, so that memory that does not
@@ -54,6 +71,10 @@ impl<'a> EvalScope<'a> {
     ///
     /// `watcher` sees each answer after each of its tokens, with the number of its prompt, and may
     /// end it.
+    ///
+    /// Where memory runs out, the batch is begun anew with half of its prompts, down to one, and
+    /// then with answers of half the length: [`shrunk`](Self::shrunk) says what became of it. That
+    /// changes no answer but for its length.
     pub fn generate(
         &mut self,
         prompts: &[Vec<u32>],
@@ -63,20 +84,42 @@ impl<'a> EvalScope<'a> {
         if let Some(index) = prompts.iter().position(Vec::is_empty) {
             return Err(EvalError::EmptyPrompt { index });
         }
-        let batches = batches(prompts, options.batch_size.max(1));
+        let prompts = longest_first(prompts);
+        let mut left = &prompts[..];
+        let mut options = options.clone();
         let mut all: Vec<(usize, Generation)> = Vec::with_capacity(prompts.len());
-        for batch in batches {
-            let longest = batch.iter().map(|(_, prompt)| prompt.len()).max().unwrap_or(0);
-            let mut owned = self.cache(batch.len(), longest + options.max_new_tokens)?;
-            let stop = self.stop;
-            let stopped = || stop.is_some_and(|stop| stop());
-            let cache = &mut owned.cache;
-            let answers = generate_batch(self.model, cache, &batch, options, watcher, &stopped)?;
-            all.extend(batch.iter().map(|(number, _)| *number).zip(answers));
-            drop(owned);
+        while !left.is_empty() {
+            let (batch, rest) = left.split_at(options.batch_size.clamp(1, left.len()));
+            match self.answer(batch, &options, watcher) {
+                Ok(answers) => {
+                    all.extend(batch.iter().map(|(number, _)| *number).zip(answers));
+                    left = rest;
+                }
+                Err(error) if error.is_out_of_memory() => {
+                    options = options.smaller(batch.len()).ok_or(error)?;
+                    let GenerateOptions { batch_size, max_new_tokens, .. } = options;
+                    self.shrunk = Some(Shrunk { batch_size, max_new_tokens });
+                    scratch::release();
+                }
+                Err(error) => return Err(error),
+            }
         }
         all.sort_by_key(|(number, _)| *number);
         Ok(all.into_iter().map(|(_, answer)| answer).collect())
+    }
+
+    /// Answers one batch, with a cache that is gone when this returns.
+    fn answer(
+        &mut self,
+        batch: &[(usize, &[u32])],
+        options: &GenerateOptions,
+        watcher: &mut dyn FnMut(usize, &[u32]) -> Option<Ended>,
+    ) -> Result<Vec<Generation>, EvalError> {
+        let longest = batch.iter().map(|(_, prompt)| prompt.len()).max().unwrap_or(0);
+        let mut owned = self.cache(batch.len(), longest + options.max_new_tokens)?;
+        let stop = self.stop;
+        let stopped = || stop.is_some_and(|stop| stop());
+        generate_batch(self.model, &mut owned.cache, batch, options, watcher, &stopped)
     }
 
     /// Ends the evaluation: an error, if the ledger has more of the cache than before.
@@ -98,12 +141,12 @@ impl<'a> EvalScope<'a> {
     }
 }
 
-/// Prompts with their numbers, in batches of like length, the longest first.
-fn batches(prompts: &[Vec<u32>], batch_size: usize) -> Vec<Vec<(usize, &[u32])>> {
+/// Prompts with their numbers, the longest first, so that those of like length share a batch.
+fn longest_first(prompts: &[Vec<u32>]) -> Vec<(usize, &[u32])> {
     let mut by_length: Vec<(usize, &[u32])> =
         prompts.iter().enumerate().map(|(number, prompt)| (number, prompt.as_slice())).collect();
     by_length.sort_by_key(|(_, prompt)| std::cmp::Reverse(prompt.len()));
-    by_length.chunks(batch_size).map(<[_]>::to_vec).collect()
+    by_length
 }
 
 impl Drop for OwnedCache {

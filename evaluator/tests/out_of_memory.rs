@@ -1,0 +1,102 @@
+//! An evaluation in which memory runs out is cut down, and leaves nothing behind.
+//!
+//! The gate is the process's own, so this is a test binary of its own with one test.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use candle_core::{DType, Device};
+use chandler_evaluator::{EvalScope, GenerateOptions, Shrunk};
+use chandler_kernels::memory::{Gate, set_gate};
+use chandler_model::{CausalLm, ModelConfig};
+use chandler_vram::{Category, Ledger};
+
+/// Refuses requests by their number and their size.
+struct Refusing {
+    asked: AtomicUsize,
+    /// From 1; 0 refuses none.
+    nth: usize,
+    above_bytes: usize,
+}
+
+impl Gate for Refusing {
+    fn admits(&self, bytes: usize) -> bool {
+        let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
+        number != self.nth && bytes <= self.above_bytes
+    }
+}
+
+fn refuse(nth: usize, above_bytes: usize) -> Arc<Refusing> {
+    let gate = Arc::new(Refusing { asked: AtomicUsize::new(0), nth, above_bytes });
+    set_gate(Some(gate.clone()));
+    gate
+}
+
+fn model() -> CausalLm {
+    let config = serde_json::json!({
+        "model_type": "llama", "vocab_size": 1500, "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    });
+    let config = ModelConfig::from_json(config, "config.json".as_ref()).expect("a config");
+    CausalLm::fresh(config, 7, DType::F32, &Device::Cpu).expect("a model")
+}
+
+#[test]
+fn what_is_refused_is_cut_and_no_cache_stays() {
+    let (model, ledger) = (model(), Ledger::new());
+    let prompts: Vec<Vec<u32>> = (1..6).map(|n| (0..n * 9).collect()).collect();
+    let answers = |max_new_tokens: usize| {
+        let options =
+            GenerateOptions { max_new_tokens, batch_size: 4, ..GenerateOptions::default() };
+        let mut scope = EvalScope::open(&model, &ledger);
+        let answers = scope.generate(&prompts, &options, &mut |_, _| None);
+        let shrunk = scope.shrunk();
+        scope.close().unwrap();
+        assert_eq!(ledger.bytes(Category::KvCache), 0);
+        answers.map(|answers| {
+            (answers.into_iter().map(|answer| answer.new_ids).collect::<Vec<_>>(), shrunk)
+        })
+    };
+    let gate = refuse(0, usize::MAX);
+    let (expected, shrunk) = answers(40).unwrap();
+    assert_eq!(shrunk, None);
+    let requests = gate.asked.load(Ordering::Relaxed);
+    assert!(requests > 100, "{requests} requests");
+    // Whichever request is refused, the answers say the same.
+    for nth in 1..=requests {
+        refuse(nth, usize::MAX);
+        let (found, shrunk) = answers(40).unwrap();
+        let shrunk = shrunk.unwrap_or_else(|| panic!("request {nth} was not missed"));
+        // Where there was one prompt left, its answer is shorter.
+        let one = shrunk.batch_size == 1;
+        assert!(shrunk.max_new_tokens == if one { 20 } else { 40 }, "request {nth}: {shrunk:?}");
+        for (found, expected) in found.iter().zip(&expected) {
+            let whole = expected.len() == found.len();
+            assert!(expected.starts_with(found) && (one || whole), "request {nth}");
+        }
+    }
+    // With ever less memory answers become shorter, and then there are none.
+    refuse(0, usize::MAX);
+    let (expected, _) = answers(250).unwrap();
+    let mut seen: Vec<Option<Shrunk>> = vec![];
+    for kib in (4..320).step_by(4).rev() {
+        refuse(0, kib << 10);
+        match answers(250) {
+            Ok((found, shrunk)) => {
+                for (found, expected) in found.iter().zip(&expected) {
+                    assert!(expected.starts_with(found) && found.len() >= 16, "{kib} KiB");
+                }
+                seen.push(shrunk);
+            }
+            Err(error) => {
+                assert!(error.is_out_of_memory() && error.hint().is_some(), "{error}");
+                assert_eq!(seen.last().copied().flatten().map(|s| s.batch_size), Some(1));
+                break;
+            }
+        }
+    }
+    set_gate(None);
+    assert!(seen.first() == Some(&None) && seen.len() > 5, "{seen:?}");
+    let shortest = seen.iter().flatten().map(|shrunk| shrunk.max_new_tokens).min();
+    assert!(shortest.is_some_and(|tokens| tokens < 100), "{shortest:?}");
+}
