@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::App;
 use crate::engine::{
-    EngineError, Evaluation, data_options, generate_options, load_model, log_evaluation,
+    EngineError, Evaluated, Evaluation, data_options, generate_options, load_model, log_evaluation,
     model_folder, stop_ids,
 };
 use crate::exit::Exit;
@@ -49,7 +49,12 @@ pub(super) fn eval(app: &App, args: &EvalArgs) -> Result<Exit, Failure> {
         .map_err(EngineError::from)?;
     let generate = generate_options(&config, stop_ids(&folder, &model, &pipeline)?);
     let evaluation = Evaluation::new(&config, &pipeline, &rows, Some(rows.clone()), generate)?;
-    let (row, samples) = evaluation.run(0, &model, &Ledger::new(), &|| false)?;
+    let options = evaluation.options.clone();
+    let Evaluated { row, samples, shortages } =
+        evaluation.run(0, &model, &options, &Ledger::new(), &|| false)?;
+    for shortage in &shortages {
+        tracing::warn!("{shortage}");
+    }
     if args.json {
         output::print_json(&json!({
             "loss": row.loss,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use chandler_durable::{RealFs, create_folder_all, remove_folder};
-use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Outcome, Trainer};
+use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Fit, Outcome, Trainer};
 use chandler_vram::Ledger;
 use clap::Args;
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ use super::App;
 use crate::daemon::{Controls, checkpoints_to_remove};
 use crate::engine::{
     EngineError, Prepared, Request, Sink, Watch, Wish, checkpoint_bytes, checkpoint_facts,
-    log_evaluation, model_folder, prepare, resume, write_output,
+    log_evaluation, memory_room, model_folder, prepare, resume, write_output,
 };
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -75,6 +75,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     let controls = Controls::default();
     signals::stop_on_signals(&controls)?;
     let stop = || controls.stop().is_requested();
+    let room = || memory_room(&config);
     let mut sink = FileSink {
         metrics,
         progress: &progress,
@@ -86,6 +87,8 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         sink: &mut sink,
         ledger: &ledger,
         stop: &stop,
+        room: &room,
+        on_pressure: config.memory.on_pressure,
         total_steps,
         eval_steps: config.eval.eval_steps as u64,
         save_steps: config.train.save_steps as u64,
@@ -207,6 +210,15 @@ impl Sink for FileSink<'_> {
 
     fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), BoxError> {
         log_evaluation(row, samples);
+        Ok(())
+    }
+
+    fn memory(&mut self, message: &str) -> Result<(), BoxError> {
+        tracing::warn!("{message}");
+        Ok(())
+    }
+
+    fn fitted(&mut self, _fit: Fit) -> Result<(), BoxError> {
         Ok(())
     }
 

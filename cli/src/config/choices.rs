@@ -95,6 +95,18 @@ choice! {
 }
 
 choice! {
+    /// What becomes of an evaluation for which there is too little memory.
+    OnPressure {
+        /// Fewer prompts side by side, then shorter answers.
+        Adapt = "adapt",
+        /// The next one that is due is the next one there is.
+        Postpone = "postpone",
+        /// The run ends.
+        Stop = "stop",
+    }
+}
+
+choice! {
     /// What the terminal shows.
     LogFormat {
         /// Lines for people, with colour where the terminal has it.

@@ -9,8 +9,8 @@ mod reference;
 mod sections;
 
 pub use choices::{
-    Attention, Dtype, LogFormat, LogRotation, LossOn, LrSchedulerType, OnBadLine, Optim,
-    PackingStrategy, RampShape, TargetModules,
+    Attention, Dtype, LogFormat, LogRotation, LossOn, LrSchedulerType, OnBadLine, OnPressure,
+    Optim, PackingStrategy, RampShape, TargetModules,
 };
 pub use error::{ConfigError, Origin, Problem};
 pub use keys::{Bounds, ConfigValue, Key, Kind};
@@ -19,5 +19,5 @@ pub use load::{ConfigSources, ResolvedConfig};
 pub use reference::{as_toml, markdown as reference_markdown, template as config_template};
 pub use sections::{
     Config, DaemonConfig, DataConfig, EvalConfig, LogConfig, LoraConfig, LrSchedulerKwargs,
-    MemorySize, ModelConfig, ModelPath, SECTIONS, Section, TrainConfig, key, keys,
+    MemoryConfig, MemorySize, ModelConfig, ModelPath, SECTIONS, Section, TrainConfig, key, keys,
 };

@@ -8,8 +8,8 @@ use chandler_vram::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::choices::{
-    Attention, Dtype, LogFormat, LogRotation, LossOn, LrSchedulerType, OnBadLine, Optim,
-    PackingStrategy, RampShape, TargetModules,
+    Attention, Dtype, LogFormat, LogRotation, LossOn, LrSchedulerType, OnBadLine, OnPressure,
+    Optim, PackingStrategy, RampShape, TargetModules,
 };
 use super::keys::{Bounds, ConfigValue, Key, Kind, section};
 
@@ -200,6 +200,19 @@ section! {
 }
 
 section! {
+    /// How much memory may be used, and what happens when it runs short.
+    MemoryConfig in "memory" {
+        /// Most memory for the model, its training and its evaluations; what would go beyond it is
+        /// refused and done in smaller pieces. Unset goes by what the machine has.
+        limit: Option<MemorySize> = None;
+        /// Memory of the machine that is left to other programs.
+        reserve: Option<MemorySize> = None;
+        /// What becomes of an evaluation for which there is too little.
+        on_pressure: OnPressure = OnPressure::Adapt;
+    }
+}
+
+section! {
     /// The inbox, its attempts, and what is kept.
     DaemonConfig in "daemon" {
         /// Seconds between looks into the inbox.
@@ -247,6 +260,8 @@ pub struct Config {
     pub lora: LoraConfig,
     /// Evaluation by generating.
     pub eval: EvalConfig,
+    /// How much memory may be used.
+    pub memory: MemoryConfig,
     /// The inbox, its attempts, and what is kept.
     pub daemon: DaemonConfig,
     /// What is logged, and where.
@@ -282,6 +297,7 @@ pub const SECTIONS: &[Section] = listed![
     LrSchedulerKwargs,
     LoraConfig,
     EvalConfig,
+    MemoryConfig,
     DaemonConfig,
     LogConfig,
 ];

@@ -73,6 +73,9 @@ pub enum EngineError {
         /// What the reader says.
         reason: String,
     },
+    /// Too little memory for an evaluation, and `memory.on_pressure` is `stop`.
+    #[error("{0}, and memory.on_pressure is \"stop\"")]
+    Pressure(String),
     /// The run would need more memory than there is.
     #[error("the run needs {needed} and there are {available}\n{table}")]
     DoesNotFit {
@@ -108,6 +111,11 @@ impl EngineError {
             Self::Read { .. } => Some("check the path and that this user may read it".to_owned()),
             Self::Write { .. } => Some("check the owner, the mode and the free space".to_owned()),
             Self::Json { expected, .. } => Some(format!("write {expected} into it")),
+            Self::Pressure(_) => Some(
+                "lower eval.batch_size or eval.max_new_tokens, end other programs that use the \
+                 memory, or set memory.on_pressure = \"adapt\""
+                    .to_owned(),
+            ),
             Self::DoesNotFit { .. } => Some(
                 "lower train.per_device_train_batch_size or data.max_length (raise \
                  train.gradient_accumulation_steps to keep the global batch), set \
@@ -124,7 +132,7 @@ impl EngineError {
                 within(error).map_or(Exit::Error, Self::exit)
             }
             Self::NoModel => Exit::Usage,
-            Self::DoesNotFit { .. } => Exit::DoesNotFit,
+            Self::DoesNotFit { .. } | Self::Pressure(_) => Exit::DoesNotFit,
             Self::Data(error) if blames_the_file(error) => Exit::BadData,
             Self::Durable(error) | Self::Train(TrainError::Durable(error))
                 if error.is_out_of_space() =>

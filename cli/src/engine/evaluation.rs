@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use chandler_data::{Dataset, TextPipeline, Tokenizer};
-use chandler_evaluator::{Ended, EvalScope, GenerateOptions, Generation, exact_match};
-use chandler_model::CausalLm;
+use chandler_evaluator::{Ended, EvalScope, GenerateOptions, Generation, LossReport, exact_match};
+use chandler_model::{CausalLm, KvCache};
 use chandler_vram::{Bytes, HostMeter, Ledger};
 
 use super::EngineError;
@@ -30,6 +30,14 @@ pub(crate) struct Evaluation {
     pub(crate) options: GenerateOptions,
     pub(crate) stop_strings: Vec<String>,
     pub(crate) tokenizer: Tokenizer,
+}
+
+/// What came of an evaluation.
+pub(crate) struct Evaluated {
+    pub(crate) row: EvalRow,
+    pub(crate) samples: Vec<EvalSample>,
+    /// What memory did not suffice for, in words.
+    pub(crate) shortages: Vec<String>,
 }
 
 impl Evaluation {
@@ -63,31 +71,51 @@ impl Evaluation {
         })
     }
 
-    /// Evaluates `model` within a scope of its own.
+    /// Bytes of the largest cache that answering the questions so takes, and of its logits.
+    pub(crate) fn bytes_needed(&self, model: &CausalLm, options: &GenerateOptions) -> u64 {
+        let longest = self.questions.iter().map(|q| q.prompt_ids.len()).max().unwrap_or(0);
+        let rows = options.batch_size.min(self.questions.len());
+        let (config, tokens) = (model.config(), longest + options.max_new_tokens);
+        let cache = KvCache::bytes_needed(config, rows, tokens, model.dtype());
+        (cache + 4 * rows * config.vocab_size) as u64
+    }
+
+    /// Evaluates `model` within a scope of its own. What does not fit into memory is cut or left
+    /// out, and said; training is not touched by it.
     pub(crate) fn run(
         &self,
         step: u64,
         model: &CausalLm,
+        options: &GenerateOptions,
         ledger: &Ledger,
         stop: &dyn Fn() -> bool,
-    ) -> Result<(EvalRow, Vec<EvalSample>), EngineError> {
+    ) -> Result<Evaluated, EngineError> {
         let rss = || HostMeter::new().read_host().rss;
         let before = rss();
         let mut scope = EvalScope::open(model, ledger).stopped_by(stop);
-        let report = match &self.held_out {
-            Some(rows) => {
-                let row = |index: usize| {
-                    rows.row(index).map_err(|source| EngineError::Read {
-                        path: rows.source(index).map_or_else(Default::default, |s| s.0.to_owned()),
-                        source,
-                    })
-                };
-                let rows: Vec<_> = (0..rows.len()).map(row).collect::<Result<_, _>>()?;
-                scope.score(rows)?
+        let mut shortages = vec![];
+        let mut unless_short = |what: &str, error: EngineError| match error {
+            EngineError::Eval(error) if error.is_out_of_memory() => {
+                shortages.push(format!("eval at step {step} without {what}: {error}"));
+                Ok(())
             }
-            None => None,
+            error => Err(error),
         };
-        let samples = answer(&mut scope, &self.questions, self)?;
+        let report = match self.score(&mut scope) {
+            Ok(report) => report,
+            Err(error) => unless_short("the held-out loss", error).map(|()| None)?,
+        };
+        let samples = match answer(&mut scope, &self.questions, options, self) {
+            Ok(samples) => samples,
+            Err(error) => unless_short("answers", error).map(|()| vec![])?,
+        };
+        if let Some(shrunk) = scope.shrunk() {
+            shortages.push(format!(
+                "out of memory in the eval at step {step}: cut to {} prompts side by side and {} \
+                 new tokens",
+                shrunk.batch_size, shrunk.max_new_tokens
+            ));
+        }
         let cache = scope.peak_cache_bytes();
         scope.close()?;
         heap::give_back();
@@ -111,7 +139,20 @@ impl Evaluation {
             token_accuracy: report.map(|report| report.token_accuracy),
             exact_match: known.then(|| share / matches.len() as f64),
         };
-        Ok((row, samples))
+        Ok(Evaluated { row, samples, shortages })
+    }
+
+    /// The loss on the held-out rows, where there are some.
+    fn score(&self, scope: &mut EvalScope) -> Result<Option<LossReport>, EngineError> {
+        let Some(rows) = &self.held_out else { return Ok(None) };
+        let row = |index: usize| {
+            rows.row(index).map_err(|source| EngineError::Read {
+                path: rows.source(index).map_or_else(Default::default, |s| s.0.to_owned()),
+                source,
+            })
+        };
+        let rows: Vec<_> = (0..rows.len()).map(row).collect::<Result<_, _>>()?;
+        Ok(scope.score(rows)?)
     }
 }
 
@@ -119,11 +160,12 @@ impl Evaluation {
 pub(crate) fn answer(
     scope: &mut EvalScope,
     questions: &[Question],
+    options: &GenerateOptions,
     evaluation: &Evaluation,
 ) -> Result<Vec<EvalSample>, EngineError> {
     let prompts: Vec<Vec<u32>> = questions.iter().map(|q| q.prompt_ids.clone()).collect();
     let mut watcher = stop_watcher(&evaluation.tokenizer, &evaluation.stop_strings);
-    let answers = scope.generate(&prompts, &evaluation.options, &mut watcher)?;
+    let answers = scope.generate(&prompts, options, &mut watcher)?;
     let tokenizer = &evaluation.tokenizer;
     let sample = |(question, generation): (&Question, &Generation)| -> Result<_, EngineError> {
         let text = text_of(tokenizer, generation, &evaluation.stop_strings)?;

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use chandler_durable::{RealFs, newest_good, remove_folder, require_space};
-use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Outcome, Trainer, checkpoint_step};
+use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Fit, Outcome, Trainer, checkpoint_step};
 use chandler_vram::Ledger;
 use serde_json::{Value, json};
 
+use super::memory;
 use super::session::{Prepared, Request, prepare};
 use super::source::{binding, model_folder};
 use super::watch::{Sink, Watch, Wish};
@@ -108,12 +109,17 @@ impl EngineRunner {
         let Ready { base, prepared, .. } = ready;
         let Prepared { model, rows, settings, evaluation, total_steps, .. } = prepared;
         let checkpoints = self.checkpoints_of(job.job.id);
-        let mut trainer = Trainer::new(model, &rows, settings, &self.ledger)?;
+        let fit_key = fit_key(&self.config, &base);
+        let fit = context.store.fit(&fit_key)?.unwrap_or_default();
+        let mut trainer = Trainer::new(model, &rows, settings, &self.ledger)?.within(fit);
         let resumed_at = resume(&mut trainer, &checkpoints)?;
         let controls = context.controls.clone();
         let stop = move || controls.stop().is_requested();
+        let room = || memory::room(&self.config);
         let mut sink = JobSink {
             context,
+            job_id: job.job.id,
+            fit_key,
             keep_last: self.config.daemon.keep_checkpoints,
             keep_best: self.config.daemon.keep_best,
         };
@@ -122,6 +128,8 @@ impl EngineRunner {
             sink: &mut sink,
             ledger: &self.ledger,
             stop: &stop,
+            room: &room,
+            on_pressure: self.config.memory.on_pressure,
             total_steps,
             eval_steps: self.config.eval.eval_steps as u64,
             save_steps: self.config.train.save_steps as u64,
@@ -163,6 +171,14 @@ impl EngineRunner {
         let same = mark["job_id"] == job.job.id && mark["sha256"] == job.sha256;
         same.then(|| mark["report"].clone())
     }
+}
+
+/// What decides whether a run fits into memory as an earlier one did.
+fn fit_key(config: &Config, base: &Path) -> String {
+    let Config { model, data, train, lora, memory, .. } = config;
+    let batch = [train.per_device_train_batch_size, data.max_length, lora.r];
+    json!([base, model.dtype, batch, train.optim, train.optimizer_in_backward, memory.limit])
+        .to_string()
 }
 
 /// What a checkpoint takes on the disk: the trained weights and two moments, in f32.
@@ -286,6 +302,8 @@ fn copy_folder(from: &Path, to: &Path) -> Result<(), EngineError> {
 /// The database, the progress line and the controls of a job.
 struct JobSink<'a, 'c> {
     context: &'a mut RunContext<'c>,
+    job_id: i64,
+    fit_key: String,
     keep_last: usize,
     keep_best: usize,
 }
@@ -302,6 +320,16 @@ impl Sink for JobSink<'_, '_> {
     fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), BoxError> {
         log_evaluation(row, samples);
         Ok(self.context.evaluated(row, samples)?)
+    }
+
+    fn memory(&mut self, message: &str) -> Result<(), BoxError> {
+        tracing::warn!("{message}");
+        let (job, run) = (Some(self.job_id), Some(self.context.run_id));
+        Ok(self.context.store.record_event("memory", job, run, message, None)?)
+    }
+
+    fn fitted(&mut self, fit: Fit) -> Result<(), BoxError> {
+        Ok(self.context.store.set_fit(&self.fit_key, fit)?)
     }
 
     fn checkpoint(&mut self, step: u64, path: &Path) -> Result<(), BoxError> {

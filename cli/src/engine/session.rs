@@ -6,10 +6,11 @@ use chandler_data::{DataError, Dataset, TextPipeline, split_held_out};
 use chandler_kernels::{linear, linear_cross_entropy};
 use chandler_model::{CausalLm, ModelConfig, Param};
 use chandler_trainer::{BatchPlan, MomentsDtype, TrainSettings};
-use chandler_vram::{EvalShape, HostMeter, Meter, ModelShape, Plan, TrainShape, plan};
+use chandler_vram::{EvalShape, ModelShape, Plan, TrainShape, plan};
 
 use super::EngineError;
 use super::evaluation::Evaluation;
+use super::memory;
 use super::settings::{data_options, generate_options, lora, train_settings};
 use super::source::{load_model, stop_ids};
 use crate::config::Config;
@@ -134,7 +135,8 @@ pub(crate) fn plan_of(
             tokens: (longest + config.eval.max_new_tokens) as u64,
         }
     });
-    plan(&shape, &train, eval.as_ref(), HostMeter::new().read().free)
+    // The weights are there already.
+    plan(&shape, &train, eval.as_ref(), memory::budget(config, model.params().bytes() as u64))
 }
 
 /// What training of `model` over micro-batches of `tokens` tokens holds.

@@ -9,6 +9,7 @@ use chandler_model::hub::{Download, HubOptions, ModelSource, resolve};
 use chandler_model::{CausalLm, GenerationConfig};
 
 use super::EngineError;
+use super::memory::keep_limit;
 use super::settings::dtype;
 use crate::config::Config;
 use crate::logging::Progress;
@@ -32,12 +33,14 @@ pub(crate) fn model_folder(config: &Config, progress: &Progress) -> Result<PathB
     Ok(folder?)
 }
 
-/// Loads a model in the configured type, with an adapter where one is given.
+/// Loads a model in the configured type, with an adapter where one is given. From here on the
+/// process keeps to `memory.limit`.
 pub(crate) fn load_model(
     config: &Config,
     folder: &Path,
     adapter: Option<&Path>,
 ) -> Result<CausalLm, EngineError> {
+    keep_limit(config);
     let mut model = CausalLm::load(folder, Some(dtype(config)), &Device::Cpu)?;
     if let Some(adapter) = adapter {
         model.load_adapter(adapter)?;

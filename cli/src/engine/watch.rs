@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use chandler_durable::{RealFs, create_folder_all, require_space};
-use chandler_evaluator::EvalError;
+use chandler_evaluator::{EvalError, GenerateOptions};
 use chandler_model::CausalLm;
-use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Control, Observer, StepMetrics};
+use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Control, Fit, Observer, StepMetrics};
 use chandler_vram::{HostMeter, Ledger};
 
 use super::EngineError;
-use super::evaluation::Evaluation;
+use super::evaluation::{Evaluated, Evaluation};
+use super::guard::{Decision, decide};
+use crate::config::OnPressure;
 use crate::logging::StepProgress;
 use crate::store::{EvalRow, EvalSample, StepRow};
 
@@ -25,6 +27,10 @@ pub(crate) trait Sink {
     fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), BoxError>;
     /// A checkpoint is on the disk; the loss is the newest on held-out rows.
     fn checkpoint(&mut self, step: u64, path: &Path) -> Result<(), BoxError>;
+    /// How the steps are cut from now on, for runs to come.
+    fn fitted(&mut self, fit: Fit) -> Result<(), BoxError>;
+    /// Memory ran short, and this was done about it.
+    fn memory(&mut self, message: &str) -> Result<(), BoxError>;
     /// What is wished from outside; called between steps, may wait while paused.
     fn wish(&mut self) -> Wish;
 }
@@ -45,6 +51,9 @@ pub(crate) struct Watch<'a> {
     pub(crate) ledger: &'a Ledger,
     /// Ends an evaluation that is going on.
     pub(crate) stop: &'a dyn Fn() -> bool,
+    /// Bytes that may still be allocated, as far as that is known.
+    pub(crate) room: &'a dyn Fn() -> Option<u64>,
+    pub(crate) on_pressure: OnPressure,
     pub(crate) total_steps: u64,
     /// 0: no evaluation.
     pub(crate) eval_steps: u64,
@@ -74,13 +83,31 @@ impl Watch<'_> {
 
     /// Whether the run goes on: a stop cuts an evaluation short.
     fn evaluate(&mut self, step: u64, model: &CausalLm) -> Result<bool, BoxError> {
+        let evaluation = self.evaluation;
+        let needed = |options: &GenerateOptions| evaluation.bytes_needed(model, options);
+        let prompts = evaluation.questions.len();
+        let options =
+            match decide(self.on_pressure, &evaluation.options, prompts, needed, (self.room)()) {
+                Decision::Evaluate(options, words) => {
+                    words.map_or(Ok(()), |words| self.sink.memory(&words))?;
+                    options
+                }
+                Decision::Postpone(words) => {
+                    self.sink.memory(&words)?;
+                    return Ok(true);
+                }
+                Decision::Stop(words) => return Err(EngineError::Pressure(words).into()),
+            };
         self.sink.evaluating(true);
-        let result = self.evaluation.run(step, model, self.ledger, self.stop);
+        let result = evaluation.run(step, model, &options, self.ledger, self.stop);
         self.sink.evaluating(false);
-        let (row, samples) = match result {
+        let Evaluated { row, samples, shortages } = match result {
             Err(EngineError::Eval(EvalError::Stopped)) => return Ok(false),
             result => result?,
         };
+        for shortage in shortages {
+            self.sink.memory(&shortage)?;
+        }
         self.sink.evaluated(&row, &samples)?;
         self.last_eval = Some(row);
         Ok(true)
@@ -126,6 +153,18 @@ impl Observer for Watch<'_> {
             memory_bytes: host.rss,
         };
         self.sink.step(&row, &progress)
+    }
+
+    fn tightened(&mut self, step: u64, fit: Fit) -> Result<(), BoxError> {
+        let most = |what: Option<usize>| what.map_or("all".to_owned(), |most| most.to_string());
+        self.sink.memory(&format!(
+            "out of memory in step {}: from now on {} rows go through the model together and {} \
+             blocks keep their activations",
+            step + 1,
+            most(fit.rows),
+            most(fit.kept_blocks),
+        ))?;
+        self.sink.fitted(fit)
     }
 
     fn checkpoint_path(&mut self, step: u64) -> Result<Option<PathBuf>, BoxError> {
