@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{MemoryReading, Meter};
 
@@ -14,7 +14,7 @@ pub struct HostMeter {
 }
 
 /// What the host says about memory, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostReading {
     /// Memory of this process that is in RAM.
     pub rss: Option<u64>,

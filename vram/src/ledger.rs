@@ -3,10 +3,10 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What bytes are for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Category {
     /// Weights that the model computes with.
@@ -61,12 +61,42 @@ impl fmt::Display for Category {
     }
 }
 
+/// What a run is doing, for marks of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Model and data are read.
+    #[default]
+    Load,
+    /// Steps.
+    Train,
+    /// An evaluation.
+    Eval,
+    /// A checkpoint or a model is written.
+    Save,
+}
+
+impl Phase {
+    const ALL: [Phase; 4] = [Self::Load, Self::Train, Self::Eval, Self::Save];
+}
+
 #[derive(Debug, Default, Clone)]
 struct Books {
     now: [u64; Category::ALL.len()],
     peak: [u64; Category::ALL.len()],
     total: u64,
     peak_total: u64,
+    phase: Phase,
+    peak_of_phase: [u64; Phase::ALL.len()],
+}
+
+impl Books {
+    /// Takes what is there now into the marks of the phase.
+    fn mark(&mut self) {
+        self.peak_total = self.peak_total.max(self.total);
+        let peak = &mut self.peak_of_phase[self.phase as usize];
+        *peak = (*peak).max(self.total);
+    }
 }
 
 /// The books of one device. Clones share them.
@@ -85,7 +115,7 @@ pub struct Entry {
 }
 
 /// The ledger at one moment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Every category that has ever had bytes.
     pub categories: Vec<CategoryBytes>,
@@ -93,10 +123,21 @@ pub struct Snapshot {
     pub total: u64,
     /// The most that all of them ever had at once.
     pub peak_total: u64,
+    /// The most that all of them had in each phase that has been.
+    pub phases: Vec<PhasePeak>,
+}
+
+/// The high-water mark of a phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhasePeak {
+    /// Which.
+    pub phase: Phase,
+    /// Bytes of all categories.
+    pub peak: u64,
 }
 
 /// One line of a [`Snapshot`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CategoryBytes {
     /// What for.
     pub category: Category,
@@ -117,6 +158,13 @@ impl Ledger {
         let mut entry = Entry { ledger: self.clone(), category, bytes: 0 };
         entry.set(bytes);
         entry
+    }
+
+    /// Begins a phase: from now on it is this one's mark that rises.
+    pub fn begin(&self, phase: Phase) {
+        let mut books = self.books();
+        books.phase = phase;
+        books.mark();
     }
 
     /// Bytes of one category.
@@ -140,6 +188,11 @@ impl Ledger {
             categories: Category::ALL.into_iter().filter_map(line).collect(),
             total: books.total,
             peak_total: books.peak_total,
+            phases: Phase::ALL
+                .into_iter()
+                .map(|phase| PhasePeak { phase, peak: books.peak_of_phase[phase as usize] })
+                .filter(|phase| phase.peak > 0)
+                .collect(),
         }
     }
 
@@ -157,7 +210,7 @@ impl Entry {
         books.now[index] = books.now[index] - self.bytes + bytes;
         books.total = books.total - self.bytes + bytes;
         books.peak[index] = books.peak[index].max(books.now[index]);
-        books.peak_total = books.peak_total.max(books.total);
+        books.mark();
         drop(books);
         self.bytes = bytes;
     }
@@ -193,6 +246,20 @@ mod tests {
         assert_eq!((snapshot.total, snapshot.peak_total), (30, 150));
         assert_eq!(snapshot.categories[0].peak, 100);
         assert_eq!(snapshot.categories.len(), 2);
+    }
+
+    #[test]
+    fn each_phase_has_a_mark_of_its_own() {
+        let ledger = Ledger::new();
+        let _weights = ledger.enter(Category::Weights, 100);
+        ledger.begin(Phase::Train);
+        drop(ledger.enter(Category::Activations, 70));
+        ledger.begin(Phase::Eval);
+        drop(ledger.enter(Category::KvCache, 20));
+        ledger.begin(Phase::Train);
+        let peaks = ledger.snapshot().phases.into_iter();
+        let peaks: Vec<(Phase, u64)> = peaks.map(|of| (of.phase, of.peak)).collect();
+        assert_eq!(peaks, [(Phase::Load, 100), (Phase::Train, 170), (Phase::Eval, 120)]);
     }
 
     #[test]

@@ -33,7 +33,7 @@ mod plan;
 pub use bytes::{Bytes, ParseBytesError};
 pub use counting::CountingAllocator;
 pub use host::{HostMeter, HostReading};
-pub use ledger::{Category, CategoryBytes, Entry, Ledger, Snapshot};
+pub use ledger::{Category, CategoryBytes, Entry, Ledger, Phase, PhasePeak, Snapshot};
 pub use nvml::{GpuProcess, GpuReading, NvmlMeter};
 pub use plan::{EvalShape, Line, ModelShape, Plan, TrainShape, plan};
 

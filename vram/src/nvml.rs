@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::enums::device::UsedGpuMemory;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// NVML, if this machine has it.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub struct NvmlMeter {
 }
 
 /// One GPU at one moment; what the driver does not tell is `None`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuReading {
     /// Index by PCI bus.
     pub index: u32,
@@ -33,7 +33,7 @@ pub struct GpuReading {
 }
 
 /// A process on a GPU.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuProcess {
     /// Its id.
     pub pid: u32,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use chandler_vram::Ledger;
 use clap::Args;
 
 use super::App;
@@ -45,10 +46,11 @@ pub(super) fn work(
     let controls = Controls::default();
     signals::stop_on_signals(&controls)?;
     let mut store = Store::open(&state.database())?;
-    let answers = Answers::new(state, &controls);
+    let ledger = Ledger::new();
+    let answers = Answers::new(state, &controls, &ledger);
     let _server = ControlServer::start(state, Arc::new(move |request| answers.answer(request)))?;
     let progress = Progress::new(terminal);
-    let mut runner = engine::runner(state, config);
+    let mut runner = engine::runner(state, config, &ledger);
     tracing::info!("chandler {} on {}", env!("CARGO_PKG_VERSION"), state.root().display());
     let tally = JobLoop {
         state,

@@ -106,6 +106,9 @@ fn render(status: &Status) -> String {
         }
         text.push('\n');
     }
+    if let Some(live) = &status.daemon {
+        let _ = write!(text, "{}", live.memory);
+    }
     let counts: Vec<String> =
         status.counts.iter().map(|(state, count)| format!("{count} {state}")).collect();
     let _ = writeln!(text, "jobs      {}", counts.join(", "));

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use chandler_durable::{RealFs, create_folder_all, remove_folder};
 use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Fit, Outcome, Trainer};
-use chandler_vram::Ledger;
+use chandler_vram::{Ledger, Phase, counting};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ use super::App;
 use crate::daemon::{Controls, checkpoints_to_remove};
 use crate::engine::{
     EngineError, Prepared, Request, Sink, Watch, Wish, checkpoint_bytes, checkpoint_facts,
-    log_evaluation, memory_room, model_folder, prepare, resume, write_output,
+    log_evaluation, memory_beside_plan, memory_room, model_folder, prepare, resume, write_output,
 };
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -62,9 +62,11 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     })?;
     tracing::info!("memory plan:\n{}", prepared.plan);
     prepared.check_memory()?;
-    let Prepared { model, rows, settings, evaluation, total_steps, .. } = prepared;
+    let Prepared { model, rows, settings, evaluation, total_steps, plan, .. } = prepared;
     let ledger = Ledger::new();
     let mut trainer = Trainer::new(model, &rows, settings, &ledger).map_err(EngineError::from)?;
+    ledger.begin(Phase::Train);
+    counting::reset_high_water();
     let resumed_at = if args.resume {
         resume(&mut trainer, &args.output)?
     } else {
@@ -104,6 +106,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     let outcome = trainer.train(&mut watch);
     progress.end();
     let last_eval = watch.last_eval.take();
+    memory_beside_plan(&plan, &ledger);
     finish(&mut trainer, outcome.map_err(EngineError::from)?, resumed_at, args, &base, &last_eval)
 }
 

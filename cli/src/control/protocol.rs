@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::daemon::CurrentJob;
+use crate::daemon::{CurrentJob, LiveMemory};
 
 /// What a command asks of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +67,8 @@ pub struct LiveStatus {
     pub stopping: bool,
     /// What it works on.
     pub current: Option<CurrentJob>,
+    /// Its memory.
+    pub memory: LiveMemory,
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! What the daemon answers on its socket.
 
+use chandler_vram::{Ledger, NvmlMeter};
+
 use crate::control::{LiveStatus, Request, Response};
 use crate::daemon::controls::Controls;
+use crate::daemon::live_memory::LiveMemory;
 use crate::daemon::stop::StopReason;
 use crate::queue::{self, QueueError};
 use crate::state_dir::StateDir;
@@ -12,15 +15,19 @@ use crate::store::{Store, StoreError};
 pub struct Answers {
     state: StateDir,
     controls: Controls,
+    ledger: Ledger,
+    nvml: NvmlMeter,
     started_at: String,
 }
 
 impl Answers {
-    /// Answers for a daemon that began now.
-    pub fn new(state: &StateDir, controls: &Controls) -> Self {
+    /// Answers for a daemon that began now and keeps these books.
+    pub fn new(state: &StateDir, controls: &Controls, ledger: &Ledger) -> Self {
         Self {
             state: state.clone(),
             controls: controls.clone(),
+            ledger: ledger.clone(),
+            nvml: NvmlMeter::new(),
             started_at: jiff::Timestamp::now().to_string(),
         }
     }
@@ -57,6 +64,7 @@ impl Answers {
             paused: self.controls.is_paused(),
             stopping: self.controls.stop().requested() == Some(StopReason::Shutdown),
             current: self.controls.current(),
+            memory: LiveMemory::read(&self.ledger, &self.nvml),
         }
     }
 

@@ -3,6 +3,7 @@
 mod answers;
 mod controls;
 mod job_loop;
+mod live_memory;
 mod retention;
 mod runner;
 mod stop;
@@ -10,6 +11,7 @@ mod stop;
 pub use answers::Answers;
 pub use controls::{Controls, CurrentJob};
 pub use job_loop::{DaemonError, JobLoop, Tally, Until};
+pub use live_memory::LiveMemory;
 pub use retention::{CheckpointFacts, SnapshotChores, checkpoints_to_remove, snapshot_chores};
 pub use runner::{Fault, JobError, JobEstimate, JobOutcome, JobRunner, RunContext};
 pub use stop::{StopFlag, StopReason};

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use chandler_durable::{RealFs, newest_good, remove_folder, require_space};
 use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Fit, Outcome, Trainer, checkpoint_step};
-use chandler_vram::Ledger;
+use chandler_vram::{Ledger, Phase, counting};
 use serde_json::{Value, json};
 
 use super::memory;
@@ -28,12 +28,12 @@ use crate::store::{EvalRow, EvalSample, StepRow};
 /// one, the weights again in the other.
 const DISK_BYTES_PER_PARAM: u64 = 16;
 
-/// The runner for a state directory and a configuration.
-pub fn runner(state: &StateDir, config: &Config) -> Box<dyn JobRunner> {
+/// The runner for a state directory and a configuration, which enters what it holds into `ledger`.
+pub fn runner(state: &StateDir, config: &Config, ledger: &Ledger) -> Box<dyn JobRunner> {
     Box::new(EngineRunner {
         state: state.clone(),
         config: config.clone(),
-        ledger: Ledger::new(),
+        ledger: ledger.clone(),
         ready: None,
     })
 }
@@ -67,6 +67,7 @@ impl EngineRunner {
         job: &ClaimedJob,
         context: &mut RunContext,
     ) -> Result<&Ready, EngineError> {
+        self.ledger.begin(Phase::Load);
         let base = self.base(context)?;
         let prepared = prepare(&Request {
             config: &self.config,
@@ -107,11 +108,13 @@ impl EngineRunner {
         context: &mut RunContext,
     ) -> Result<JobOutcome, EngineError> {
         let Ready { base, prepared, .. } = ready;
-        let Prepared { model, rows, settings, evaluation, total_steps, .. } = prepared;
+        let Prepared { model, rows, settings, evaluation, total_steps, plan, .. } = prepared;
         let checkpoints = self.checkpoints_of(job.job.id);
         let fit_key = fit_key(&self.config, &base);
         let fit = context.store.fit(&fit_key)?.unwrap_or_default();
         let mut trainer = Trainer::new(model, &rows, settings, &self.ledger)?.within(fit);
+        self.ledger.begin(Phase::Train);
+        counting::reset_high_water();
         let resumed_at = resume(&mut trainer, &checkpoints)?;
         let controls = context.controls.clone();
         let stop = move || controls.stop().is_requested();
@@ -156,6 +159,7 @@ impl EngineRunner {
             "steps": step,
             "loss": trainer.last_metrics().map(|metrics| metrics.loss),
             "eval": last_eval,
+            "memory": memory::beside_plan(&plan, &self.ledger),
             "model": self.state.model(),
         });
         let mark = json!({ "job_id": job.job.id, "sha256": job.sha256, "report": report });

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use chandler_kernels::memory::{Gate, set_gate};
-use chandler_vram::{HostMeter, Meter, counting};
+use chandler_vram::{Bytes, HostMeter, Ledger, Meter, Plan, counting};
 
 use crate::config::{Config, MemorySize};
 
@@ -35,6 +35,18 @@ pub(crate) fn room(config: &Config) -> Option<u64> {
 /// Bytes that a run may use which holds `held` of them already.
 pub(crate) fn budget(config: &Config, held: u64) -> Option<u64> {
     room(config).map(|room| room + held)
+}
+
+/// What was planned beside what was used since training began, for the log and the report.
+pub(crate) fn beside_plan(plan: &Plan, ledger: &Ledger) -> serde_json::Value {
+    let heap = counting::high_water_bytes();
+    let used = heap.map_or_else(|| "unknown".to_owned(), |bytes| Bytes(bytes).to_string());
+    tracing::info!("memory: {} planned at most, {used} of heap used at most", Bytes(plan.peak));
+    serde_json::json!({
+        "planned_peak": plan.peak,
+        "heap_peak": heap,
+        "phases": ledger.snapshot().phases,
+    })
 }
 
 /// What `memory.reserve` leaves to other programs.

@@ -15,7 +15,7 @@ pub use error::EngineError;
 pub(crate) use evaluation::{Evaluated, Evaluation, stop_watcher, text_of};
 pub use job_runner::runner;
 pub(crate) use job_runner::{checkpoint_bytes, checkpoint_facts, log_evaluation, resume};
-pub(crate) use memory::room as memory_room;
+pub(crate) use memory::{beside_plan as memory_beside_plan, room as memory_room};
 pub(crate) use publish::{export, write_merged_model, write_output};
 pub(crate) use session::{Prepared, Request, load_trainable, plan_of, prepare};
 pub(crate) use settings::{data_options, generate_options, train_settings};

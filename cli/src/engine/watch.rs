@@ -8,7 +8,7 @@ use chandler_durable::{RealFs, create_folder_all, require_space};
 use chandler_evaluator::{EvalError, GenerateOptions};
 use chandler_model::CausalLm;
 use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Control, Fit, Observer, StepMetrics};
-use chandler_vram::{HostMeter, Ledger};
+use chandler_vram::{HostMeter, Ledger, Phase};
 
 use super::EngineError;
 use super::evaluation::{Evaluated, Evaluation};
@@ -99,7 +99,9 @@ impl Watch<'_> {
                 Decision::Stop(words) => return Err(EngineError::Pressure(words).into()),
             };
         self.sink.evaluating(true);
+        self.ledger.begin(Phase::Eval);
         let result = evaluation.run(step, model, &options, self.ledger, self.stop);
+        self.ledger.begin(Phase::Train);
         self.sink.evaluating(false);
         let Evaluated { row, samples, shortages } = match result {
             Err(EngineError::Eval(EvalError::Stopped)) => return Ok(false),
@@ -168,6 +170,7 @@ impl Observer for Watch<'_> {
     }
 
     fn checkpoint_path(&mut self, step: u64) -> Result<Option<PathBuf>, BoxError> {
+        self.ledger.begin(Phase::Save);
         create_folder_all(&RealFs, &self.checkpoints).map_err(EngineError::from)?;
         require_space(&RealFs, &self.checkpoints, self.checkpoint_bytes)
             .map_err(EngineError::from)?;
@@ -175,6 +178,7 @@ impl Observer for Watch<'_> {
     }
 
     fn checkpoint_written(&mut self, step: u64, path: &Path) -> Result<(), BoxError> {
+        self.ledger.begin(Phase::Train);
         self.sink.checkpoint(step, path)
     }
 

@@ -1,0 +1,121 @@
+//! Which byte belongs to what, and to whom, while the daemon runs.
+
+use std::fmt::{self, Write};
+
+use chandler_vram::{
+    Bytes, GpuReading, HostMeter, HostReading, Ledger, NvmlMeter, Snapshot, counting,
+};
+use serde::{Deserialize, Serialize};
+
+/// Every meter and the ledger at one moment; what could not be read is `None`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveMemory {
+    /// What this daemon holds, by what it is for.
+    pub ledger: Snapshot,
+    /// Bytes of its heap.
+    pub heap: Option<u64>,
+    /// The most that they ever were.
+    pub heap_peak: Option<u64>,
+    /// `memory.limit`.
+    pub limit: Option<u64>,
+    /// The machine.
+    pub host: HostReading,
+    /// Its GPUs and who uses them.
+    pub gpus: Option<Vec<GpuReading>>,
+}
+
+impl LiveMemory {
+    /// Reads everything.
+    pub fn read(ledger: &Ledger, nvml: &NvmlMeter) -> Self {
+        Self {
+            ledger: ledger.snapshot(),
+            heap: counting::live_bytes(),
+            heap_peak: counting::high_water_bytes(),
+            limit: counting::limit_bytes(),
+            host: HostMeter::new().read_host(),
+            gpus: nvml.gpus(),
+        }
+    }
+}
+
+fn size(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "unknown".to_owned(), |bytes| Bytes(bytes).to_string())
+}
+
+impl fmt::Display for LiveMemory {
+    /// Lines whose first words say what they are about.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let limit = self.limit.map_or_else(String::new, |limit| format!(" of {}", Bytes(limit)));
+        let (heap, peak) = (size(self.heap), size(self.heap_peak));
+        let (rss, free) = (size(self.host.rss), size(self.host.available));
+        writeln!(
+            f,
+            "memory    heap {heap}{limit}, peak {peak}; resident {rss}; the machine has {free} free"
+        )?;
+        let mut held = String::new();
+        for line in self.ledger.categories.iter().filter(|line| line.bytes > 0) {
+            let comma = if held.is_empty() { "" } else { ", " };
+            write!(held, "{comma}{} {}", line.category, Bytes(line.bytes))?;
+        }
+        if !held.is_empty() {
+            writeln!(f, "          {held}")?;
+        }
+        for gpu in self.gpus.iter().flatten() {
+            let name = gpu.name.as_deref().unwrap_or("unknown");
+            writeln!(
+                f,
+                "gpu {:<6}{name}, {} of {} in use",
+                gpu.index,
+                size(gpu.used),
+                size(gpu.total)
+            )?;
+            for process in gpu.processes.iter().flatten() {
+                let name = process.name.as_deref().unwrap_or("unknown");
+                writeln!(f, "          {} by {name} (pid {})", size(process.used), process.pid)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chandler_vram::{Category, GpuProcess};
+
+    #[test]
+    fn everybody_is_named_and_what_is_unknown_says_so() {
+        let ledger = Ledger::new();
+        let _weights = ledger.enter(Category::Weights, 3 << 20);
+        let process =
+            |pid, used, name: Option<&str>| GpuProcess { pid, used, name: name.map(str::to_owned) };
+        let gpu = GpuReading {
+            name: Some("RTX".to_owned()),
+            used: Some(22 << 30),
+            total: Some(24 << 30),
+            processes: Some(vec![
+                process(7, Some(12 << 30), Some("python")),
+                process(8, None, None),
+            ]),
+            ..GpuReading::default()
+        };
+        let memory = LiveMemory {
+            ledger: ledger.snapshot(),
+            heap: Some(5 << 20),
+            heap_peak: None,
+            limit: Some(1 << 30),
+            host: HostReading::default(),
+            gpus: Some(vec![gpu]),
+        };
+        let text = memory.to_string();
+        for part in [
+            "heap 5.00 MiB of 1.00 GiB, peak unknown; resident unknown",
+            "weights 3.00 MiB",
+            "gpu 0     RTX, 22.00 GiB of 24.00 GiB in use",
+            "12.00 GiB by python (pid 7)",
+            "unknown by unknown (pid 8)",
+        ] {
+            assert!(text.contains(part), "{part:?} in\n{text}");
+        }
+    }
+}
