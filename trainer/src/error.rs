@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use chandler_durable::DurableError;
 use chandler_model::ModelError;
-use chandler_vram::Bytes;
+use chandler_vram::Shortage;
 
 /// What a [`Rows`](crate::Rows) or an [`Observer`](crate::Observer) may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -57,12 +57,12 @@ pub enum TrainError {
     },
 
     /// Too little memory for a step, however it is cut.
-    #[error("step {step}: out of memory{}{}", lacking(*bytes), if *moved { " after some of the weights had moved" } else { "" })]
+    #[error("step {step}: {shortage}{}", if *moved { ", after some of the weights had moved" } else { "" })]
     OutOfMemory {
         /// From 1.
         step: u64,
-        /// What was asked for and could not be had, where that is known.
-        bytes: Option<usize>,
+        /// What was asked for, and who held what when it could not be had.
+        shortage: Box<Shortage>,
         /// Whether the optimizer in the backward pass had moved weights, so that the step cannot
         /// be done again but from a checkpoint.
         moved: bool,
@@ -101,10 +101,6 @@ pub enum TrainError {
     /// A file could not be written or read whole.
     #[error(transparent)]
     Durable(#[from] DurableError),
-}
-
-fn lacking(bytes: Option<usize>) -> String {
-    bytes.map_or_else(String::new, |bytes| format!(": {} could not be had", Bytes(bytes as u64)))
 }
 
 impl From<candle_core::Error> for TrainError {

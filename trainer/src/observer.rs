@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use chandler_model::CausalLm;
+use chandler_vram::Shortage;
 
 use crate::{BoxError, Fit, StepMetrics};
 
@@ -29,7 +30,7 @@ pub trait Observer {
     fn step_done(&mut self, metrics: &StepMetrics) -> Result<(), BoxError>;
 
     /// Memory ran out in the step after `step`, which is done again within a tighter fit.
-    fn tightened(&mut self, _step: u64, _fit: Fit) -> Result<(), BoxError> {
+    fn tightened(&mut self, _step: u64, _fit: Fit, _why: &Shortage) -> Result<(), BoxError> {
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use chandler_data::Row;
 use chandler_kernels::scratch;
 use chandler_model::{CausalLm, Score};
-use chandler_vram::{Category, Entry, Ledger};
+use chandler_vram::{Category, Entry, Ledger, Shortage};
 
 use crate::optimizer::{AdamW, Rate};
 use crate::segments::forward_backward;
@@ -28,6 +28,8 @@ pub struct Trainer<'a> {
     pub(crate) num_tokens: u64,
     /// What running out of memory has taught.
     pub(crate) fit: Fit,
+    /// What taught it in the step that is going on.
+    shortage: Option<Shortage>,
     last_metrics: Option<StepMetrics>,
     ledger: Ledger,
     /// Weights, master weights and moments, entered as long as the run lives.
@@ -67,10 +69,10 @@ impl Trainer<'_> {
             if control == Control::Stop {
                 return Ok(Outcome::Stopped);
             }
-            let fit = self.fit;
+            let at = self.step;
             let metrics = self.step();
-            if self.fit != fit {
-                observer.tightened(self.step, self.fit).map_err(TrainError::Observer)?;
+            if let Some(shortage) = self.shortage.take() {
+                observer.tightened(at, self.fit, &shortage).map_err(TrainError::Observer)?;
             }
             observer.step_done(&metrics?).map_err(TrainError::Observer)?;
         }
@@ -88,8 +90,11 @@ impl Trainer<'_> {
         }
         let done = loop {
             match self.try_step(&batches, items) {
-                Err(TrainError::OutOfMemory { step, bytes, moved }) => {
-                    self.tighten(&batches, TrainError::OutOfMemory { step, bytes, moved })?;
+                Err(TrainError::OutOfMemory { step, shortage, moved }) => {
+                    let cut = self.tighten(&batches, &shortage);
+                    if moved || !cut {
+                        return Err(TrainError::OutOfMemory { step, shortage, moved });
+                    }
                 }
                 done => break done?,
             }
@@ -135,8 +140,8 @@ impl Trainer<'_> {
         Ok(Done { measured, lr: rate.lr, accuracy, tokens })
     }
 
-    /// Makes room after memory ran out, or gives up.
-    fn tighten(&mut self, batches: &[Vec<Row>], error: TrainError) -> Result<(), TrainError> {
+    /// Makes room after memory ran out; whether there is anything left to cut.
+    fn tighten(&mut self, batches: &[Vec<Row>], shortage: &Shortage) -> bool {
         let most =
             |count: &dyn Fn(&Vec<Row>) -> usize| batches.iter().map(count).max().unwrap_or(0);
         let rows = most(&|rows| self.fit.rows_of(rows.len()));
@@ -147,15 +152,11 @@ impl Trainer<'_> {
         });
         // A batch that is cut would move the weights between its pieces.
         let cut = !self.settings.optimizer_in_backward;
-        let Some(fit) = self.fit.tighter(rows, blocks, cut) else { return Err(error) };
+        let Some(fit) = self.fit.tighter(rows, blocks, cut) else { return false };
         scratch::release();
-        tracing::warn!("{error}; from now on at most {rows} rows", rows = fit.rows_of(rows));
         self.fit = fit;
-        if matches!(error, TrainError::OutOfMemory { moved: true, .. }) {
-            Err(error)
-        } else {
-            Ok(())
-        }
+        self.shortage = Some(shortage.clone());
+        true
     }
 
     fn read_batches(&mut self) -> Result<Vec<Vec<Row>>, TrainError> {
@@ -204,6 +205,7 @@ impl<'a> Trainer<'a> {
             step,
             num_tokens,
             fit: Fit::default(),
+            shortage: None,
             last_metrics,
             ledger,
             resident,

@@ -4,7 +4,7 @@
 //! after each block, and what is known then is each parameter's own norm.
 
 use chandler_model::{CausalLm, Gradients, ModelError, ParamId, Score};
-use chandler_vram::{Category, Entry, Ledger};
+use chandler_vram::{Category, Entry, Ledger, Shortage};
 
 use crate::optimizer::{AdamW, Rate, clip_coefficient, global_norm, norm_of};
 use crate::segments::Follower;
@@ -15,6 +15,7 @@ pub(crate) struct Update<'a> {
     model: &'a CausalLm,
     optimizer: &'a AdamW,
     settings: &'a TrainSettings,
+    ledger: &'a Ledger,
     rate: Rate,
     items: usize,
     loss_sum: f64,
@@ -38,7 +39,7 @@ impl<'a> Update<'a> {
         model: &'a CausalLm,
         optimizer: &'a AdamW,
         settings: &'a TrainSettings,
-        ledger: &Ledger,
+        ledger: &'a Ledger,
         rate: Rate,
         items: usize,
     ) -> Self {
@@ -49,6 +50,7 @@ impl<'a> Update<'a> {
             model,
             optimizer,
             settings,
+            ledger,
             rate,
             items,
             loss_sum,
@@ -63,7 +65,9 @@ impl<'a> Update<'a> {
     pub(crate) fn failed(&self, error: TrainError) -> TrainError {
         match error {
             TrainError::Model(ModelError::OutOfMemory { bytes }) => {
-                TrainError::OutOfMemory { step: self.rate.step, bytes, moved: self.moved }
+                let wanted = bytes.map(|bytes| bytes as u64);
+                let shortage = Box::new(Shortage::in_heap(wanted, self.ledger.snapshot()));
+                TrainError::OutOfMemory { step: self.rate.step, shortage, moved: self.moved }
             }
             other => other,
         }

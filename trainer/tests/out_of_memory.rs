@@ -12,7 +12,7 @@ use chandler_model::{CausalLm, ModelConfig};
 use chandler_trainer::{
     BoxError, Control, Fit, Observer, StepMetrics, TrainError, TrainSettings, Trainer,
 };
-use chandler_vram::Ledger;
+use chandler_vram::{Ledger, Shortage};
 
 const STEPS: u64 = 2;
 
@@ -103,7 +103,8 @@ fn run(settings: TrainSettings, shortest: u32) -> Result<(Vec<f64>, Fit), TrainE
             Ok(())
         }
 
-        fn tightened(&mut self, _: u64, fit: Fit) -> Result<(), BoxError> {
+        fn tightened(&mut self, _: u64, fit: Fit, why: &Shortage) -> Result<(), BoxError> {
+            assert!(why.wanted.is_some() && why.own.total > 0, "{why}");
             assert_ne!(fit, self.1, "told without a change");
             self.1 = fit;
             Ok(())
@@ -148,7 +149,7 @@ fn whichever_request_is_refused_the_losses_are_the_same() {
                 cut += usize::from(fit.rows == Some(2));
             }
             // Before the first step there is nothing to cut.
-            Err(error) => assert!(error.to_string().contains("out of memory"), "{nth}: {error}"),
+            Err(error) => assert!(error.to_string().contains("could not be had"), "{nth}: {error}"),
         }
     }
     assert!(cut * 10 > requests * 8, "{cut} of {requests} runs were cut");
@@ -198,7 +199,7 @@ fn weights_that_have_moved_are_not_moved_again() {
                 whole += 1;
             }
             Err(TrainError::OutOfMemory { moved, .. }) => broken += usize::from(moved),
-            Err(error) => assert!(error.to_string().contains("out of memory"), "{nth}: {error}"),
+            Err(error) => assert!(error.to_string().contains("could not be had"), "{nth}: {error}"),
         }
     }
     assert!(whole > 10 && broken > 10, "{whole} {broken}");

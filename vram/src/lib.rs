@@ -5,6 +5,8 @@
 //!   [`CountingAllocator`] counts the heap of a process that installs it.
 //! - The [`Ledger`] says what it is used for. Every tensor that outlives an operation is entered
 //!   by its owner and leaves with it.
+//! - A [`Shortage`] says in a sentence why bytes could not be had, naming everybody who holds some;
+//!   [`RecordedGpus`] plays readings back where there is no GPU.
 //! - The [plan](plan()) says what will be used: a pure function of shapes.
 //!
 //! ```
@@ -29,6 +31,8 @@ mod host;
 mod ledger;
 mod nvml;
 mod plan;
+mod recorded;
+mod shortage;
 
 pub use bytes::{Bytes, ParseBytesError};
 pub use counting::CountingAllocator;
@@ -36,6 +40,8 @@ pub use host::{HostMeter, HostReading};
 pub use ledger::{Category, CategoryBytes, Entry, Ledger, Phase, PhasePeak, Snapshot};
 pub use nvml::{GpuProcess, GpuReading, NvmlMeter};
 pub use plan::{EvalShape, Line, ModelShape, Plan, TrainShape, plan};
+pub use recorded::{GpuMeter, RecordedGpus};
+pub use shortage::Shortage;
 
 /// Something whose memory use can be read.
 pub trait Meter {

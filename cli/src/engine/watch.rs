@@ -8,7 +8,7 @@ use chandler_durable::{RealFs, create_folder_all, require_space};
 use chandler_evaluator::{EvalError, GenerateOptions};
 use chandler_model::CausalLm;
 use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Control, Fit, Observer, StepMetrics};
-use chandler_vram::{HostMeter, Ledger, Phase};
+use chandler_vram::{HostMeter, Ledger, Phase, Shortage};
 
 use super::EngineError;
 use super::evaluation::{Evaluated, Evaluation};
@@ -157,10 +157,10 @@ impl Observer for Watch<'_> {
         self.sink.step(&row, &progress)
     }
 
-    fn tightened(&mut self, step: u64, fit: Fit) -> Result<(), BoxError> {
+    fn tightened(&mut self, step: u64, fit: Fit, why: &Shortage) -> Result<(), BoxError> {
         let most = |what: Option<usize>| what.map_or("all".to_owned(), |most| most.to_string());
         self.sink.memory(&format!(
-            "out of memory in step {}: from now on {} rows go through the model together and {} \
+            "step {}: {why}; from now on at most {} rows go through the model together and {} \
              blocks keep their activations",
             step + 1,
             most(fit.rows),

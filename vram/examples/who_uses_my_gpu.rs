@@ -1,4 +1,4 @@
-//! Prints what this machine says about its memory and its GPUs.
+//! Prints who uses the GPUs of this machine, and what its memory is like.
 
 use std::io::Write;
 
