@@ -61,6 +61,7 @@ pub mod linear_cross_entropy;
 pub mod logits;
 pub mod memory;
 pub mod profile;
+pub mod rehearsal;
 pub mod rms_norm;
 pub mod rope;
 pub mod scratch;

@@ -7,6 +7,7 @@ use crate::cpu::{self, Real};
 use crate::fresh::fresh;
 use crate::gemm::{self, Operand};
 use crate::profile::{self, Op, Timer};
+use crate::rehearsal::Rehearsal;
 use crate::{accumulation_dtype, bias};
 
 /// `x [N, I]`, `weight [O, I]`, `bias [O]` → `y [N, O]`, in the dtype of `x`.
@@ -133,13 +134,11 @@ pub fn backward_bias(dy: &Tensor) -> Result<Tensor> {
     bias::backward(dy)
 }
 
-/// Bytes that the products of a layer `[O, I]` over `tokens` tokens hold while they run, at most,
-/// in `dtype`.
-pub fn workspace_bytes(tokens: usize, inputs: usize, outputs: usize, dtype: DType) -> usize {
-    let per_unit = if dtype == DType::BF16 { 2 } else { 1 };
-    let products =
-        [[tokens, outputs, inputs], [tokens, inputs, outputs], [outputs, inputs, tokens]];
-    products.into_iter().map(|shape| gemm::packed_bytes(shape, per_unit)).max().unwrap_or(0)
+/// Takes the buffers of a product that sums over the last of `[rows, columns, depth]`, and gives
+/// them back: `[N, O, I]` is the forward pass of a layer `[O, I]` over N tokens, `[N, I, O]` the
+/// gradient of its input, `[O, I, N]` that of its weight.
+pub fn rehearse(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
+    gemm::rehearse(pool, size, dtype);
 }
 
 /// Counts a product `[m, k] · [k, n]` of operands like `operand`.

@@ -311,8 +311,24 @@ impl Block {
             Some(self.feed_forward_norm),
             self.post_feed_forward_norm,
         ];
+        Self::params_of(&norms, self.linears().map(|(_, linear)| linear))
+    }
+
+    /// Those up to the output projection of attention and its norm.
+    pub(crate) fn attention_params(&self) -> Vec<ParamId> {
+        let norms = [Some(self.input_norm), self.q_norm, self.k_norm, self.post_attention_norm];
+        Self::params_of(&norms, [&self.q, &self.k, &self.v, &self.o])
+    }
+
+    /// The other ones.
+    pub(crate) fn feed_forward_params(&self) -> Vec<ParamId> {
+        let norms = [Some(self.feed_forward_norm), self.post_feed_forward_norm];
+        Self::params_of(&norms, [&self.gate, &self.up, &self.down])
+    }
+
+    fn params_of<const N: usize>(norms: &[Option<Norm>], linears: [&Linear; N]) -> Vec<ParamId> {
         let mut ids: Vec<ParamId> = norms.iter().flatten().map(|norm| norm.weight).collect();
-        for (_, linear) in self.linears() {
+        for linear in linears {
             ids.push(linear.weight);
             ids.extend(linear.bias);
             ids.extend(linear.adapter.into_iter().flat_map(|adapter| [adapter.a, adapter.b]));

@@ -19,7 +19,7 @@ use crate::rope::Angles;
 
 /// Tokens of prompts that go through the blocks at a time: enough for the products to be at full
 /// speed, few enough for the activations to stay small beside the weights.
-const PREFILL_TOKENS: usize = 1024;
+pub const PREFILL_TOKENS: usize = 1024;
 
 impl CausalLm {
     /// New tokens of some rows of a generation: reads and extends `cache`, and returns the logits

@@ -226,6 +226,23 @@ impl CausalLm {
         self.blocks[index].params()
     }
 
+    /// Those of block `index` up to the output projection of its attention, norms included.
+    pub fn attention_params(&self, index: usize) -> Vec<ParamId> {
+        self.blocks[index].attention_params()
+    }
+
+    /// The other ones of block `index`.
+    pub fn feed_forward_params(&self, index: usize) -> Vec<ParamId> {
+        self.blocks[index].feed_forward_params()
+    }
+
+    /// The largest rank of the adapter's matrices; 0 without one.
+    pub fn adapter_rank(&self) -> usize {
+        let linears = self.blocks.iter().flat_map(Block::linears);
+        let adapters = linears.filter_map(|(_, linear)| linear.adapter);
+        adapters.map(|adapter| self.params.value(adapter.a).dims()[0]).max().unwrap_or(0)
+    }
+
     /// The parameters whose gradients are complete after [`loss_backward`](Self::loss_backward):
     /// the final norm, and the head unless it is the embedding.
     pub fn params_of_loss_alone(&self) -> Vec<ParamId> {
@@ -236,6 +253,14 @@ impl CausalLm {
     /// The embedding, whose gradient is complete last.
     pub fn embedding_param(&self) -> ParamId {
         self.embedding
+    }
+
+    pub(crate) fn head_param(&self) -> ParamId {
+        self.head
+    }
+
+    pub(crate) fn final_norm_param(&self) -> ParamId {
+        self.final_norm.weight
     }
 
     /// Bytes that block `index` keeps for its backward pass over `tokens` tokens, its input

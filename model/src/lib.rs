@@ -53,10 +53,12 @@ mod linear;
 mod lora;
 mod norm;
 mod params;
+mod rehearsal;
 mod rope;
 mod weights;
 
 pub use block::SavedBlock;
+pub use cached::PREFILL_TOKENS;
 pub use causal_lm::{CausalLm, Input};
 pub use chandler_kernels::linear_cross_entropy::{IGNORE_INDEX, Score};
 pub use chandler_kernels::logits;

@@ -27,10 +27,10 @@ pub(crate) fn angles(
     let frequencies = inverse_frequencies(parameters, head_dim, length);
     let factor = attention_factor(parameters);
     let of = |function: fn(f32) -> f32| {
-        let values: Vec<f32> = positions
-            .iter()
-            .flat_map(|p| frequencies.iter().map(move |f| function(*p as f32 * f) * factor))
-            .collect();
+        let mut values: Vec<f32> = Vec::with_capacity(positions.len() * frequencies.len());
+        for position in positions {
+            values.extend(frequencies.iter().map(|f| function(*position as f32 * f) * factor));
+        }
         Tensor::from_vec(values, (positions.len(), frequencies.len()), device)?.to_dtype(dtype)
     };
     Ok(Angles { cos: of(f32::cos)?, sin: of(f32::sin)? })

@@ -18,8 +18,10 @@ impl MicroBatch {
     /// Lays `rows` end to end.
     pub fn new(rows: &[Row]) -> Self {
         let lengths = rows.iter().flat_map(|row| row.seq_lengths.iter().copied());
-        let mut targets = Vec::new();
+        let tokens = rows.iter().map(|row| row.input_ids.len()).sum();
+        let (mut input_ids, mut targets) = (Vec::with_capacity(tokens), Vec::with_capacity(tokens));
         for row in rows {
+            input_ids.extend_from_slice(&row.input_ids);
             let mut labels = row.labels.as_slice();
             for length in &row.seq_lengths {
                 let (document, rest) = labels.split_at(*length as usize);
@@ -28,11 +30,7 @@ impl MicroBatch {
                 labels = rest;
             }
         }
-        Self {
-            input_ids: rows.iter().flat_map(|row| row.input_ids.iter().copied()).collect(),
-            targets,
-            layout: SequenceLayout::new(lengths),
-        }
+        Self { input_ids, targets, layout: SequenceLayout::new(lengths) }
     }
 
     /// N.

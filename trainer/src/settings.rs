@@ -2,6 +2,7 @@
 
 use candle_core::DType;
 use chandler_model::CausalLm;
+use chandler_vram::most_that_fits;
 use serde::{Deserialize, Serialize};
 
 use crate::{Schedule, TrainError};
@@ -127,7 +128,7 @@ impl TrainSettings {
             let recomputed = if kept < blocks { model.saved_block_bytes(0, tokens) } else { 0 };
             (kept_bytes + inputs).max(inputs + recomputed) as u64 <= budget
         };
-        (0..=most).rev().find(|kept| fits(*kept)).unwrap_or(0)
+        most_that_fits(most as u64, |kept| fits(kept as usize)) as usize
     }
 
     /// Steps of warm-up in a run of `total_steps`.

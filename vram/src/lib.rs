@@ -39,7 +39,9 @@ pub use counting::CountingAllocator;
 pub use host::{HostMeter, HostReading};
 pub use ledger::{Category, CategoryBytes, Entry, Ledger, Phase, PhasePeak, Snapshot};
 pub use nvml::{GpuProcess, GpuReading, NvmlMeter};
-pub use plan::{EvalShape, Line, ModelShape, Plan, TrainShape, plan};
+pub use plan::{
+    Choice, EvalShape, Line, ModelShape, Plan, TrainShape, choose, most_that_fits, plan,
+};
 pub use recorded::{GpuMeter, RecordedGpus};
 pub use shortage::Shortage;
 

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use chandler_data::{DataError, Dataset, TextPipeline, split_held_out};
-use chandler_kernels::{linear, linear_cross_entropy};
-use chandler_model::{CausalLm, ModelConfig, Param};
+use chandler_kernels::rehearsal::Rehearsal;
+use chandler_model::{CausalLm, ModelConfig, PREFILL_TOKENS, Param, ParamId};
 use chandler_trainer::{BatchPlan, MomentsDtype, TrainSettings};
 use chandler_vram::{EvalShape, ModelShape, Plan, TrainShape, plan};
 
@@ -118,35 +118,47 @@ pub(crate) fn plan_of(
     rows: Option<&Dataset>,
     evaluation: Option<&Evaluation>,
 ) -> Plan {
-    let shape = model_shape(model);
-    let longest = rows.map_or(config.data.max_length, |rows| {
-        (0..rows.len()).map(|row| rows.row_length(row)).max().unwrap_or(0)
-    });
-    let train = train_shape(model, settings, longest * settings.per_device_train_batch_size);
+    let longest = longest_rows(config, settings.per_device_train_batch_size, rows);
+    let documents: Vec<usize> = longest.concat();
+    let mut pool = Rehearsal::default();
+    let train = train_shape(model, settings, &documents, &mut pool);
     let evaluates = config.eval.eval_steps > 0 && config.eval.samples > 0;
-    let eval = evaluates.then(|| {
-        let questions = evaluation.map(|evaluation| &evaluation.questions);
-        let longest = questions.map_or(config.data.max_length, |questions| {
-            questions.iter().map(|q| q.prompt_ids.len()).max().unwrap_or(0)
-        });
-        let count = questions.map_or(config.eval.samples, Vec::len);
-        EvalShape {
-            batch: config.eval.batch_size.min(count.max(1)) as u64,
-            tokens: (longest + config.eval.max_new_tokens) as u64,
-        }
-    });
+    let eval = evaluates.then(|| eval_shape(config, model, evaluation, &mut pool));
     // The weights are there already.
-    plan(&shape, &train, eval.as_ref(), memory::budget(config, model.params().bytes() as u64))
+    let budget = memory::budget(config, model.params().bytes() as u64);
+    plan(&model_shape(model), &train, eval.as_ref(), budget)
 }
 
-/// What training of `model` over micro-batches of `tokens` tokens holds.
-pub(crate) fn train_shape(model: &CausalLm, settings: &TrainSettings, tokens: usize) -> TrainShape {
-    let c = model.config();
-    let (e, f) = (c.hidden_size, c.intermediate_size);
-    let products = [[e, f], [f, e], [e, c.num_attention_heads * c.head_dim]]
-        .map(|[i, o]| linear::workspace_bytes(tokens, i, o, model.dtype()));
+/// The documents of as many of the longest rows as a micro-batch has; without data, rows of one
+/// document.
+fn longest_rows(config: &Config, count: usize, rows: Option<&Dataset>) -> Vec<Vec<usize>> {
+    let Some(rows) = rows else { return vec![vec![config.data.max_length]; count] };
+    let mut by_length: Vec<usize> = (0..rows.len()).collect();
+    by_length.sort_by_key(|row| std::cmp::Reverse(rows.row_length(*row)));
+    let documents = |row: &usize| match rows.row(*row) {
+        Ok(read) => read.seq_lengths.iter().map(|length| *length as usize).collect(),
+        // The run itself says what is wrong with it.
+        Err(_) => vec![rows.row_length(*row)],
+    };
+    by_length.iter().take(count).map(documents).collect()
+}
+
+/// What training of `model` over micro-batches of these documents holds; `pool` comes to hold its
+/// buffers.
+pub(crate) fn train_shape(
+    model: &CausalLm,
+    settings: &TrainSettings,
+    documents: &[usize],
+    pool: &mut Rehearsal,
+) -> TrainShape {
+    let tokens = documents.iter().sum();
+    // What the first round leaves is what the others find.
+    for _ in 0..2 {
+        model.rehearse_step(pool, documents);
+    }
     TrainShape {
         micro_batch_tokens: tokens as u64,
+        micro_batches: settings.gradient_accumulation_steps as u64,
         kept_blocks: settings.kept_blocks_of(model, tokens) as u64,
         master_weights: settings.master_weights,
         moment_bytes_per_256: match settings.moments {
@@ -154,38 +166,87 @@ pub(crate) fn train_shape(model: &CausalLm, settings: &TrainSettings, tokens: us
             MomentsDtype::Blockwise8 => 2 * (256 + 4),
         },
         optimizer_in_backward: settings.optimizer_in_backward,
-        loss_workspace: linear_cross_entropy::workspace_bytes(
-            tokens,
-            c.vocab_size,
-            c.hidden_size,
-            model.dtype(),
-        ) as u64,
-        op_workspace: products.into_iter().max().unwrap_or(0) as u64,
+        workspace: pool.held_bytes() as u64,
+    }
+}
+
+/// What an evaluation holds; `pool` is what training leaves, and comes to hold its buffers too.
+fn eval_shape(
+    config: &Config,
+    model: &CausalLm,
+    evaluation: Option<&Evaluation>,
+    pool: &mut Rehearsal,
+) -> EvalShape {
+    let questions = evaluation.map(|evaluation| &evaluation.questions);
+    let prompt = questions.map_or(config.data.max_length, |questions| {
+        questions.iter().map(|q| q.prompt_ids.len()).max().unwrap_or(0)
+    });
+    let count = questions.map_or(config.eval.samples, Vec::len);
+    let scored = evaluation
+        .and_then(|evaluation| evaluation.held_out.as_ref())
+        .map_or(0, |rows| (0..rows.len()).map(|row| rows.row_length(row)).max().unwrap_or(0));
+    let (batch, new_tokens) =
+        (config.eval.batch_size.min(count.max(1)), config.eval.max_new_tokens);
+    answers_shape(model, batch, [prompt, new_tokens], scored, pool)
+}
+
+/// What `batch` answers to prompts hold, of so many tokens each, and scoring a row.
+pub(crate) fn answers_shape(
+    model: &CausalLm,
+    batch: usize,
+    [prompt, new_tokens]: [usize; 2],
+    scored: usize,
+    pool: &mut Rehearsal,
+) -> EvalShape {
+    if scored > 0 {
+        model.rehearse_loss(pool, &[scored]);
+    }
+    model.rehearse_answers(pool, batch, [prompt, new_tokens]);
+    EvalShape {
+        batch: batch as u64,
+        tokens: (prompt + new_tokens) as u64,
+        prompt_tokens: prompt as u64,
+        prefill_tokens: PREFILL_TOKENS as u64,
+        scored_tokens: scored as u64,
+        workspace: pool.held_bytes() as u64,
     }
 }
 
 /// The shape of a model that trains what it says it trains.
 pub(crate) fn model_shape(model: &CausalLm) -> ModelShape {
     let c = model.config();
-    let all = |params: &mut dyn Iterator<Item = &Param>| -> u64 {
+    let count = |params: &mut dyn Iterator<Item = &Param>| -> u64 {
         params.map(|param| param.value.elem_count() as u64).sum()
     };
-    let of_block = |index: usize| {
-        let ids = model.block_params(index).into_iter();
-        all(&mut ids.map(|id| model.params().get(id)).filter(|param| param.trainable))
+    let trained = |ids: Vec<ParamId>| {
+        count(&mut ids.into_iter().map(|id| model.params().get(id)).filter(|p| p.trainable))
     };
+    let block = |half: fn(&CausalLm, usize) -> Vec<ParamId>| {
+        (0..model.num_blocks()).map(|index| trained(half(model, index))).max().unwrap_or(0)
+    };
+    let heads = model.params_of_loss_alone();
+    let matrices = heads.into_iter().filter(|id| model.params().get(*id).value.rank() == 2);
+    let trainable = || model.params().trainable().map(|(_, param)| param);
     ModelShape {
-        params: all(&mut model.params().iter().map(|(_, param)| param)),
-        trainable_params: all(&mut model.params().trainable().map(|(_, param)| param)),
-        trainable_block_params: (0..model.num_blocks()).map(of_block).max().unwrap_or(0),
+        params: count(&mut model.params().iter().map(|(_, param)| param)),
+        trainable_params: count(&mut trainable()),
+        trainable_vector_params: count(&mut trainable().filter(|param| param.value.rank() < 2)),
+        trainable_head_params: trained(matrices.collect()),
+        trainable_attention_params: block(CausalLm::attention_params),
+        trainable_feed_forward_params: block(CausalLm::feed_forward_params),
         layers: c.layers.len() as u64,
         hidden: c.hidden_size as u64,
         intermediate: c.intermediate_size as u64,
         query_width: (c.num_attention_heads * c.head_dim) as u64,
         kv_width: (c.num_key_value_heads * c.head_dim) as u64,
+        head_dim: c.head_dim as u64,
         vocab: c.vocab_size as u64,
         element_bytes: model.dtype().size_in_bytes() as u64,
         post_norms: c.post_norms,
+        qk_norms: c.qk_norm,
+        sliding_angles: c.sliding_rope.is_some(),
+        capped_logits: c.final_logit_softcap.is_some(),
+        adapter_rank: model.adapter_rank() as u64,
     }
 }
 

@@ -71,7 +71,7 @@ fn training_is_measured_and_learns() {
     assert_eq!((&report["command"], &report["shape"]["layers"]), (&json!("train"), &json!(3)));
     let settings = json!({
         "dtype": "f32", "mode": "full", "seq_len": 24, "batch_size": 2, "steps": 12,
-        "kept_blocks": 3, "master_weights": true, "moments": "f32",
+        "kept_blocks": 3, "micro_batches": 1, "master_weights": true, "moments": "f32",
         "optimizer_in_backward": false, "budget_bytes": null,
     });
     assert_eq!(report["settings"], settings);
@@ -97,6 +97,12 @@ fn an_adapter_trains_little_and_the_budget_decides_what_is_kept() {
     }
     let shape = tiny(&folder);
     fails(5, &["bench", "train", "--shape", text_of(&shape), "--budget", "1KiB"]);
+}
+
+#[test]
+fn the_plan_says_what_is_allocated() {
+    let table = ok(&["bench", "plan", "--little", "--draws", "12"]);
+    assert!(table.contains("training: median error"), "{table}");
 }
 
 #[test]

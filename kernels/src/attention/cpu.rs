@@ -10,6 +10,7 @@ use super::strip::{Heads, Rule};
 use super::{Params, backward as backward_pass, forward as forward_pass};
 use crate::cpu::{self, Real};
 use crate::gemm::{Operand, Serial, SerialKernel};
+use crate::rehearsal::{Rehearsal, Taken};
 use crate::scratch::Scratch;
 
 /// Keys that are worked on at a time: a multiple of the rows of every kernel's left panel.
@@ -83,6 +84,28 @@ pub(super) fn backward<T: Real + Serial>(
     Ok([cpu::tensor(dq, q.dims())?, cpu::tensor(dk, k.dims())?, cpu::tensor(dv, v.dims())?])
 }
 
+/// Takes the buffers of a forward pass, and gives them back.
+pub(super) fn rehearse_forward<T: Real + Serial>(
+    pool: &mut Rehearsal,
+    heads: Heads,
+    documents: &[Document],
+    params: Params,
+) {
+    let call = Call::<T>::of_shape(heads, documents, params);
+    T::with_kernel(forward_pass::RehearseForward(&call, pool));
+}
+
+/// Takes the buffers of a backward pass, and gives them back.
+pub(super) fn rehearse_backward<T: Real + Serial>(
+    pool: &mut Rehearsal,
+    heads: Heads,
+    documents: &[Document],
+    params: Params,
+) {
+    let call = Call::<T>::of_shape(heads, documents, params);
+    T::with_kernel(backward_pass::RehearseBackward(&call, pool));
+}
+
 /// One key/value head of one document.
 #[derive(Debug, Clone)]
 pub(super) struct Section {
@@ -92,7 +115,12 @@ pub(super) struct Section {
     pub(super) keys: Range<usize>,
 }
 
-impl<T: Real> Call<'_, T> {
+impl<'a, T: Real> Call<'a, T> {
+    /// One without tensors.
+    fn of_shape(heads: Heads, documents: &'a [Document], params: Params) -> Self {
+        Self { heads, rule: Rule::of(params), documents, q: &[], k: &[], v: &[] }
+    }
+
     /// Every key/value head of every document.
     pub(super) fn sections(&self) -> Vec<Section> {
         let of = |document: &Document| {
@@ -127,16 +155,7 @@ pub(super) struct Panels<K: SerialKernel<T>, T: Real> {
 
 impl<K: SerialKernel<T>, T: Real> Panels<K, T> {
     pub(super) fn of(call: &Call<T>, x: &[T], sections: &[Section], by_key: bool) -> Result<Self> {
-        let block = if by_key {
-            KEY_BLOCK * call.heads.dim.div_ceil(K::DEPTH)
-        } else {
-            KEY_BLOCK / K::DEPTH * call.heads.dim.next_multiple_of(K::MR)
-        };
-        let mut starts = vec![0];
-        for section in sections {
-            let blocks = section.keys.len().div_ceil(KEY_BLOCK);
-            starts.push(starts[starts.len() - 1] + blocks * block);
-        }
+        let (block, starts) = Self::layout(call.heads.dim, sections, by_key);
         let mut units = Scratch::request(starts[sections.len()])?;
         let mut rest = &mut units[..];
         let mut parts = Vec::with_capacity(sections.len());
@@ -154,6 +173,32 @@ impl<K: SerialKernel<T>, T: Real> Panels<K, T> {
             }
         });
         Ok(Self { units, starts, block })
+    }
+
+    /// Units of a key block, and where the sections begin and the last one ends.
+    fn layout(dim: usize, sections: &[Section], by_key: bool) -> (usize, Vec<usize>) {
+        let block = if by_key {
+            KEY_BLOCK * dim.div_ceil(K::DEPTH)
+        } else {
+            KEY_BLOCK / K::DEPTH * dim.next_multiple_of(K::MR)
+        };
+        let mut starts = vec![0];
+        for section in sections {
+            let blocks = section.keys.len().div_ceil(KEY_BLOCK);
+            starts.push(starts[starts.len() - 1] + blocks * block);
+        }
+        (block, starts)
+    }
+
+    /// The buffer of such panels.
+    pub(super) fn rehearse(
+        pool: &mut Rehearsal,
+        call: &Call<T>,
+        sections: &[Section],
+        by_key: bool,
+    ) -> Taken {
+        let (_, starts) = Self::layout(call.heads.dim, sections, by_key);
+        pool.take::<K::Unit>(starts[sections.len()])
     }
 
     /// The panels of one block of one section's keys.

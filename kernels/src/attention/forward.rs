@@ -9,6 +9,7 @@ use super::strip::{Strip, products};
 use crate::cpu::Real;
 use crate::fresh::fresh;
 use crate::gemm::{Serial, SerialKernel, Tiles, Work};
+use crate::rehearsal::{Rehearsal, Taken};
 use crate::scratch::Scratch;
 
 /// Strips of a task.
@@ -57,6 +58,58 @@ impl<T: Real + Serial> Work<T> for Forward<'_, '_, T> {
     }
 }
 
+/// The buffers of a call, taken and given back.
+pub(super) struct RehearseForward<'a, 'b, 'p, T>(
+    pub(super) &'a Call<'b, T>,
+    pub(super) &'p mut Rehearsal,
+);
+
+impl<T: Real + Serial> Work<T> for RehearseForward<'_, '_, '_, T> {
+    type Done = ();
+
+    fn with<K: SerialKernel<T>>(self) {
+        let Self(call, pool) = self;
+        let sections = call.sections();
+        let mut taken: Vec<Taken> = [true, false]
+            .map(|by_key| Panels::<K, T>::rehearse(pool, call, &sections, by_key))
+            .into();
+        let strips = sections.iter().map(|section| section.strips(call.heads, K::NR));
+        let tasks = strips.map(|strips| strips.div_ceil(STRIPS)).sum();
+        for _ in 0..pool.at_a_time(tasks) {
+            let sizes = Sizes::of::<K, T>(call.heads.dim);
+            taken.push(pool.take::<T>(sizes.rows));
+            taken.push(pool.take::<K::Unit>(sizes.queries));
+            taken.push(pool.take::<f32>(sizes.scores));
+            taken.push(pool.take::<K::Unit>(sizes.p));
+            taken.push(pool.take::<f32>(sizes.sums));
+            taken.push(pool.take::<f32>(sizes.rows));
+        }
+        pool.give_all(taken);
+    }
+}
+
+/// Elements of a [`Workspace`].
+struct Sizes {
+    /// Of `rows` and of `turned`.
+    rows: usize,
+    queries: usize,
+    scores: usize,
+    p: usize,
+    sums: usize,
+}
+
+impl Sizes {
+    fn of<K: SerialKernel<T>, T: Real>(dim: usize) -> Self {
+        Self {
+            rows: K::NR * dim,
+            queries: dim.div_ceil(K::DEPTH) * K::NR,
+            scores: KEY_BLOCK * K::NR,
+            p: KEY_BLOCK / K::DEPTH * K::NR,
+            sums: dim.next_multiple_of(K::MR) * K::NR,
+        }
+    }
+}
+
 /// What a task works with.
 struct Workspace<K: SerialKernel<T>, T: Real> {
     rows: Scratch<T>,
@@ -74,13 +127,14 @@ struct Workspace<K: SerialKernel<T>, T: Real> {
 
 impl<K: SerialKernel<T>, T: Real> Workspace<K, T> {
     fn new(dim: usize) -> Self {
+        let sizes = Sizes::of::<K, T>(dim);
         Self {
-            rows: Scratch::new(K::NR * dim),
-            queries: Scratch::new(dim.div_ceil(K::DEPTH) * K::NR),
-            scores: Scratch::new(KEY_BLOCK * K::NR),
-            p: Scratch::new(KEY_BLOCK / K::DEPTH * K::NR),
-            sums: Scratch::new(dim.next_multiple_of(K::MR) * K::NR),
-            turned: Scratch::new(K::NR * dim),
+            rows: Scratch::new(sizes.rows),
+            queries: Scratch::new(sizes.queries),
+            scores: Scratch::new(sizes.scores),
+            p: Scratch::new(sizes.p),
+            sums: Scratch::new(sizes.sums),
+            turned: Scratch::new(sizes.rows),
         }
     }
 

@@ -20,7 +20,9 @@ use half::bf16;
 
 use crate::gemm;
 use crate::profile::{self, Op};
+use crate::rehearsal::Rehearsal;
 use cpu::Document;
+use strip::Heads;
 
 /// What distinguishes one layer's attention from another's.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -96,6 +98,74 @@ pub fn backward(
         Some(_) => cpu::backward::<f32>([q, k, v, dy], &fast, params),
         None => composed::backward(q, k, v, &documents, params, dy),
     }
+}
+
+/// Query heads, key/value heads and the dimension of a head.
+pub type HeadShape = [usize; 3];
+
+/// Takes the buffers of [`forward`] over documents of these lengths, and gives them back.
+pub fn rehearse_forward(
+    pool: &mut Rehearsal,
+    heads: HeadShape,
+    documents: &[usize],
+    params: Params,
+    dtype: DType,
+) {
+    let documents = laid_end_to_end(documents);
+    rehearse_forward_over(pool, heads, &documents, params, dtype);
+}
+
+/// Takes the buffers of [`forward_from`] over `queries` from position `query_offset` on, and gives
+/// them back.
+pub fn rehearse_forward_from(
+    pool: &mut Rehearsal,
+    heads: HeadShape,
+    [query_offset, queries]: [usize; 2],
+    params: Params,
+    dtype: DType,
+) {
+    let document = Document { first: 0, queries, query_offset };
+    rehearse_forward_over(pool, heads, &[document], params, dtype);
+}
+
+/// Takes the buffers of [`backward`] over documents of these lengths, and gives them back.
+pub fn rehearse_backward(
+    pool: &mut Rehearsal,
+    heads: HeadShape,
+    documents: &[usize],
+    params: Params,
+    dtype: DType,
+) {
+    let (documents, heads) = (laid_end_to_end(documents), Heads::from(heads));
+    match dtype {
+        DType::F32 => cpu::rehearse_backward::<f32>(pool, heads, &documents, params),
+        DType::BF16 => cpu::rehearse_backward::<bf16>(pool, heads, &documents, params),
+        _ => {}
+    }
+}
+
+fn rehearse_forward_over(
+    pool: &mut Rehearsal,
+    heads: HeadShape,
+    documents: &[Document],
+    params: Params,
+    dtype: DType,
+) {
+    let heads = Heads::from(heads);
+    match dtype {
+        DType::F32 => cpu::rehearse_forward::<f32>(pool, heads, documents, params),
+        DType::BF16 => cpu::rehearse_forward::<bf16>(pool, heads, documents, params),
+        _ => {}
+    }
+}
+
+fn laid_end_to_end(lengths: &[usize]) -> Vec<Document> {
+    let mut end = 0;
+    let document = |length: &usize| {
+        end += length;
+        Document::alone(&(end - length..end))
+    };
+    lengths.iter().filter(|length| **length > 0).map(document).collect()
 }
 
 /// Pairs of a query and a key that it sees.

@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
-use super::Params;
 use super::cpu::{KEY_BLOCK, Section};
+use super::{HeadShape, Params};
 use crate::cpu::Real;
 use crate::gemm::{MOST_LANES, Operand, SerialKernel};
 
@@ -18,6 +18,12 @@ pub(super) struct Heads {
     pub(super) query: usize,
     pub(super) kv: usize,
     pub(super) dim: usize,
+}
+
+impl From<HeadShape> for Heads {
+    fn from([query, kv, dim]: HeadShape) -> Self {
+        Self { query, kv, dim }
+    }
 }
 
 impl Heads {

@@ -12,10 +12,11 @@ use half::bf16;
 use rayon::prelude::*;
 
 use self::attend::Attend;
-use crate::attention::{self, Params};
+use crate::attention::{self, HeadShape, Params};
 use crate::cpu::{self, Real};
 use crate::fresh::fresh;
 use crate::profile::{self, Op};
+use crate::rehearsal::Rehearsal;
 use crate::scratch::Scratch;
 use crate::simd;
 
@@ -102,6 +103,22 @@ fn composed(
         rows.push(attention::forward_from(&q.narrow(0, i, 1)?, &k, &v, place.len - 1, params)?);
     }
     Tensor::cat(&rows, 0)
+}
+
+/// Takes the buffers of [`forward`] for one token each of texts of `lens` tokens, and gives them
+/// back.
+pub fn rehearse(
+    pool: &mut Rehearsal,
+    [heads, kv_heads, dim]: HeadShape,
+    lens: &[usize],
+    window: Option<usize>,
+) {
+    let places: Vec<Place> =
+        lens.iter().enumerate().map(|(row, len)| Place { row, len: *len }).collect();
+    let shape = Shape { heads, kv_heads, capacity: 0, dim };
+    let pieces = pieces(&places, kv_heads, window).len();
+    let partials = pool.take::<f32>(pieces * shape.partial());
+    pool.give(partials);
 }
 
 #[derive(Clone, Copy)]

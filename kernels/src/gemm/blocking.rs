@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::Operand;
 use super::kernel::Kernel;
 use super::output::{Output, Tiles};
+use crate::rehearsal::Rehearsal;
 use crate::scratch::Scratch;
 
 /// Rows of a super-block, panels rounded up.
@@ -42,11 +43,9 @@ pub(crate) fn multiply<T, K, O>(
         }
         return;
     }
-    let units = |len: usize, most: usize, width: usize| {
-        len.min(most).next_multiple_of(width) * depth.min(DEPTH).div_ceil(K::DEPTH)
-    };
-    let mut packed_left = Scratch::new(units(rows, ROWS, K::MR));
-    let mut packed_right = Scratch::new(units(columns, COLUMNS, K::NR));
+    let [left_units, right_units] = packed_units::<T, K>([rows, columns, depth]);
+    let mut packed_left = Scratch::new(left_units);
+    let mut packed_right = Scratch::new(right_units);
     for row in (0..rows).step_by(ROWS) {
         for k in (0..depth).step_by(DEPTH) {
             let block = Block {
@@ -72,13 +71,27 @@ pub(crate) fn multiply<T, K, O>(
     }
 }
 
-/// Bytes of the packed operands of a product `[m, k] · [k, n]`: units of 4 bytes hold `per_unit`
-/// elements.
-pub(crate) fn packed_bytes([m, n, k]: [usize; 3], per_unit: usize) -> usize {
-    // Panels round up; 64 covers every kernel's.
-    let units = k.min(DEPTH).div_ceil(per_unit);
-    let panels = m.min(ROWS).next_multiple_of(64) + n.min(COLUMNS).next_multiple_of(64);
-    4 * units * panels
+/// Units of the packed operands of a product `[m, k] · [k, n]`.
+fn packed_units<T: Copy, K: Kernel<T>>([m, n, k]: [usize; 3]) -> [usize; 2] {
+    let units = |len: usize, most: usize, width: usize| {
+        len.min(most).next_multiple_of(width) * k.min(DEPTH).div_ceil(K::DEPTH)
+    };
+    [units(m, ROWS, K::MR), units(n, COLUMNS, K::NR)]
+}
+
+/// Rows and columns of a task's tile.
+fn tile_size<T: Copy, K: Kernel<T>>() -> [usize; 2] {
+    [TILE_ROWS / K::MR * K::MR, TILE_COLUMNS / K::NR * K::NR]
+}
+
+/// Takes the buffers of a product `[m, k] · [k, n]`, and gives them back.
+pub(crate) fn rehearse<T: Copy, K: Kernel<T>>(pool: &mut Rehearsal, [m, n, k]: [usize; 3]) {
+    let [rows, columns] = tile_size::<T, K>();
+    let tasks = m.min(ROWS).div_ceil(rows) * n.min(COLUMNS).div_ceil(columns);
+    let mut taken: Vec<_> =
+        packed_units::<T, K>([m, n, k]).map(|units| pool.take::<K::Unit>(units)).into();
+    taken.extend((0..pool.at_a_time(tasks)).map(|_| pool.take::<f32>(rows * columns)));
+    pool.give_all(taken);
 }
 
 /// The size of a super-block.
@@ -114,8 +127,7 @@ fn tiles_of<T: Copy + Send + Sync, K: Kernel<T>, O: Output>(
     [row, column]: [usize; 2],
     add: bool,
 ) {
-    let tile_rows = TILE_ROWS / K::MR * K::MR;
-    let tile_columns = TILE_COLUMNS / K::NR * K::NR;
+    let [tile_rows, tile_columns] = tile_size::<T, K>();
     let (down, across) = (block.rows.div_ceil(tile_rows), block.columns.div_ceil(tile_columns));
     (0..down * across).into_par_iter().for_each_init(
         || Scratch::new(tile_rows * tile_columns),

@@ -22,14 +22,16 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_short;
 
-pub(crate) use blocking::packed_bytes;
 pub use isa::{Instructions, instructions};
 pub(crate) use operand::Operand;
 pub(crate) use output::{Output, Tiles};
 pub(crate) use serial::{MOST_LANES, Serial, SerialKernel, Work};
 
+use candle_core::DType;
 use half::bf16;
 use isa::Isa;
+
+use crate::rehearsal::Rehearsal;
 
 /// An element that has kernels.
 pub(crate) trait Element: Copy + Send + Sync {
@@ -48,6 +50,32 @@ pub(crate) trait Element: Copy + Send + Sync {
 pub(crate) fn multiplies_bf16_pairs() -> bool {
     isa::of_bf16() >= Isa::Avx512Bf16 && Isa::Avx512Bf16.is_there()
 }
+
+/// Takes the buffers of a product `[m, k] · [k, n]` of `dtype`, and gives them back.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
+    if size.contains(&0) {
+        return;
+    }
+    match (dtype, isa::of_f32(), isa::of_bf16()) {
+        (DType::F32, Isa::Portable, _) | (DType::BF16, _, Isa::Portable) => {}
+        (DType::F32, Isa::Avx2, _) => blocking::rehearse::<f32, avx2::Avx2>(pool, size),
+        (DType::F32, ..) => blocking::rehearse::<f32, avx512::Avx512F32>(pool, size),
+        (DType::BF16, _, Isa::Avx2) => blocking::rehearse::<bf16, avx2::Avx2>(pool, size),
+        (DType::BF16, _, Isa::Avx512) => {
+            blocking::rehearse::<bf16, avx512::Avx512Widened>(pool, size);
+        }
+        (DType::BF16, _, Isa::Avx512Bf16) => {
+            blocking::rehearse::<bf16, avx512::Avx512Bf16>(pool, size);
+        }
+        (DType::BF16, _, Isa::AmxBf16) => amx::rehearse(pool, size),
+        _ => {}
+    }
+}
+
+/// There are no kernels, and so no buffers.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn rehearse(_: &mut Rehearsal, _: [usize; 3], _: DType) {}
 
 /// Whether products of f32 and of bf16 have kernels here.
 pub(crate) fn is_fast() -> bool {

@@ -11,7 +11,8 @@ use rayon::prelude::*;
 use super::softmax::Statistics;
 use super::{Losses, Trained};
 use crate::cpu::Real;
-use crate::gemm::{Operand, Output};
+use crate::gemm::{self, Operand, Output};
+use crate::rehearsal::Rehearsal;
 use crate::scratch::Scratch;
 
 /// Entries of the vocabulary in a piece.
@@ -82,6 +83,36 @@ pub(super) fn chunk_tokens(tokens: usize, vocab: usize, width: usize, size: usiz
         |panels: &usize| Buffers::new(panels * PANEL, vocab, width).bytes(size) <= WORKSPACE_BYTES;
     let most = tokens.div_ceil(PANEL).min(WORKSPACE_BYTES / (PANEL * vocab.max(1) * size));
     (2..=most).rev().find(fits).unwrap_or(1) * PANEL
+}
+
+/// Takes the buffers of [`Head::losses`] over `tokens`, and gives them back.
+pub(super) fn rehearse_losses<T: Real>(pool: &mut Rehearsal, [tokens, vocab, width]: [usize; 3]) {
+    let tokens = FORWARD_TOKENS.min(tokens);
+    let piece = vocab.min(PIECE);
+    let taken = [pool.take::<T>(tokens * width), pool.take::<f32>(tokens * piece)];
+    gemm::rehearse(pool, [tokens, piece, width], T::DTYPE);
+    pool.give_all(taken);
+}
+
+/// Takes the buffers of [`Head::gradients`] over `tokens`, and gives them back.
+pub(super) fn rehearse_gradients<T: Real>(
+    pool: &mut Rehearsal,
+    [tokens, vocab, width]: [usize; 3],
+    trains: bool,
+) {
+    let tokens = tokens.min(chunk_tokens(tokens, vocab, width, size_of::<T>()));
+    let Buffers { narrow, wide, packed } = Buffers::new(tokens, vocab, width);
+    let mut taken: Vec<_> = narrow.map(|len| pool.take::<T>(len)).into();
+    taken.extend(wide.map(|len| pool.take::<f32>(len)));
+    let packed = packed.map(|len| pool.take::<T>(len));
+    pool.give_all(packed);
+    let piece = vocab.min(PIECE);
+    gemm::rehearse(pool, [tokens, piece, width], T::DTYPE);
+    gemm::rehearse(pool, [tokens, width, piece], T::DTYPE);
+    if trains {
+        gemm::rehearse(pool, [piece, width, tokens], T::DTYPE);
+    }
+    pool.give_all(taken);
 }
 
 /// Bytes of workspace of [`Head::gradients`] over `tokens`, elements of `size` bytes.

@@ -7,6 +7,7 @@ use super::Params;
 use super::sums::{Row, backward_sums, inv_rms, specialised};
 use crate::cpu::{self, Real};
 use crate::fresh::fresh;
+use crate::rehearsal::Rehearsal;
 use crate::scratch::Scratch;
 use crate::{simd, tasks};
 
@@ -175,6 +176,26 @@ fn input_gradient_added<T: Real>(
     }
 }
 
+/// Takes the buffers of [`forward`] over `rows` of `width`, and gives them back.
+pub(crate) fn rehearse_forward(pool: &mut Rehearsal, [rows, width]: [usize; 2]) {
+    let tasks = pool.at_a_time(rows.div_ceil(tasks::rows_of_a_task(width)));
+    let taken: Vec<_> = (0..tasks).map(|_| pool.take::<f32>(width)).collect();
+    pool.give_all(taken);
+}
+
+/// Takes the buffers of [`backward`] over `rows` of `width`, and gives them back.
+pub(crate) fn rehearse_backward(
+    pool: &mut Rehearsal,
+    [rows, width]: [usize; 2],
+    wants_weight: bool,
+) {
+    let [chunk, partial] = Chunks::sizes(rows * width, width, wants_weight);
+    let tasks = pool.at_a_time(rows.div_ceil(chunk));
+    let mut taken = vec![pool.take::<f32>(partial)];
+    taken.extend((0..2 * tasks).map(|_| pool.take::<f32>(width)));
+    pool.give_all(taken);
+}
+
 /// Rows in chunks, each with a partial sum of the weight's gradient where that is wanted.
 pub(crate) struct Chunks {
     width: usize,
@@ -186,10 +207,15 @@ pub(crate) struct Chunks {
 
 impl Chunks {
     pub(crate) fn new(elements: usize, width: usize, wants_weight: bool) -> Self {
+        let [rows, partial] = Self::sizes(elements, width, wants_weight);
+        Self { width, rows, wants_weight, partial: Scratch::new(partial) }
+    }
+
+    /// Rows of a chunk, and elements of the partial sums.
+    fn sizes(elements: usize, width: usize, wants_weight: bool) -> [usize; 2] {
         let rows = tasks::rows_of_a_task(width).max(if wants_weight { CHUNK } else { 1 });
         let chunks = elements.div_ceil(rows * width);
-        let partial = Scratch::new(if wants_weight { chunks * width } else { 0 });
-        Self { width, rows, wants_weight, partial }
+        [rows, if wants_weight { chunks * width } else { 0 }]
     }
 
     /// Calls `run` with every chunk's range of elements, its part of `dx` and its partial sum,

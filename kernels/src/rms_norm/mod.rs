@@ -9,6 +9,7 @@ use half::bf16;
 
 use crate::cpu::fast_dtype;
 use crate::profile::{self, Op};
+use crate::rehearsal::Rehearsal;
 
 pub(crate) use cpu::{Chunks, factor, input_gradient, scale, weight_gradient};
 pub(crate) use sums::{Row, backward_sums, inv_rms, specialised};
@@ -80,6 +81,16 @@ pub fn backward_add(
             Ok(((residual + dx)?, dw))
         }
     }
+}
+
+/// Takes the buffers of [`forward`] over rows of `[rows, width]`, and gives them back.
+pub fn rehearse_forward(pool: &mut Rehearsal, size: [usize; 2]) {
+    cpu::rehearse_forward(pool, size);
+}
+
+/// Takes the buffers of [`backward`] over rows of `[rows, width]`, and gives them back.
+pub fn rehearse_backward(pool: &mut Rehearsal, size: [usize; 2], wants_weight: bool) {
+    cpu::rehearse_backward(pool, size, wants_weight);
 }
 
 fn gradient_dtype(x: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<Option<DType>> {

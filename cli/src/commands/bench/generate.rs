@@ -3,8 +3,10 @@
 use std::time::Instant;
 
 use chandler_evaluator::{EvalScope, GenerateOptions};
+use chandler_kernels::rehearsal::Rehearsal;
 use chandler_model::CausalLm;
-use chandler_vram::{Category, Ledger, counting};
+use chandler_trainer::TrainSettings;
+use chandler_vram::{Ledger, counting, plan};
 use clap::Args;
 use serde_json::json;
 
@@ -12,8 +14,7 @@ use super::flops::generate_flops;
 use super::process::{self, ProcessStat};
 use super::report::{self, About, Measured};
 use super::{ModelArgs, profiled, shape, token_ids};
-use crate::config::Config;
-use crate::engine::{EngineError, plan_of, train_settings};
+use crate::engine::{EngineError, answers_shape, model_shape, train_shape};
 use crate::exit::Exit;
 use crate::failure::Failure;
 
@@ -98,17 +99,14 @@ fn answer(model: &CausalLm, prompts: &[Vec<u32>], max_new_tokens: usize) -> Resu
 }
 
 impl GenerateArgs {
-    /// Weights and cache: generation has nothing else of a plan's lines.
+    /// Weights, cache, and what an evaluation works with.
     fn planned_bytes(&self, model: &CausalLm) -> u64 {
-        let mut config = Config::default();
-        config.data.max_length = self.prompt_len;
-        config.eval.eval_steps = 1;
-        config.eval.samples = self.batch_size;
-        config.eval.batch_size = self.batch_size;
-        config.eval.max_new_tokens = self.max_new_tokens;
-        let plan = plan_of(&config, model, &train_settings(&config), None, None);
-        let held = [Category::Weights, Category::KvCache];
-        let lines = plan.lines.iter().filter(|line| held.contains(&line.category));
-        lines.map(|line| line.bytes).sum()
+        let (settings, length) = (TrainSettings::default(), self.prompt_len);
+        let train = train_shape(model, &settings, &[length], &mut Rehearsal::default());
+        let tokens = [length, self.max_new_tokens];
+        let eval = answers_shape(model, self.batch_size, tokens, 0, &mut Rehearsal::default());
+        let plan = plan(&model_shape(model), &train, Some(&eval), None);
+        // Nothing is trained: of what is always there, the weights alone are.
+        plan.eval_peak - plan.resident + model.params().bytes() as u64
     }
 }

@@ -1,8 +1,10 @@
 //! `chandler bench`: how fast this machine trains and generates, with fresh weights and no data.
 
+mod draws;
 mod flops;
 mod generate;
 mod kernels;
+mod plan;
 mod process;
 mod report;
 mod shape;
@@ -28,6 +30,8 @@ pub(super) enum BenchCommand {
     Generate(generate::GenerateArgs),
     /// Each op alone, at the sizes that a model uses
     Kernels(kernels::KernelsArgs),
+    /// The memory plan beside what is allocated, for models and settings drawn at random
+    Plan(plan::PlanArgs),
 }
 
 pub(super) fn bench(command: &BenchCommand) -> Result<Exit, Failure> {
@@ -35,6 +39,7 @@ pub(super) fn bench(command: &BenchCommand) -> Result<Exit, Failure> {
         BenchCommand::Train(args) => train::train(args),
         BenchCommand::Generate(args) => generate::generate(args),
         BenchCommand::Kernels(args) => kernels::kernels(args),
+        BenchCommand::Plan(args) => plan::run(args),
     }
 }
 

@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use chandler_data::Row;
+use chandler_kernels::rehearsal::Rehearsal;
 use chandler_model::CausalLm;
 use chandler_trainer::{MomentsDtype, Schedule, TrainSettings, Trainer};
-use chandler_vram::{Bytes, Ledger, Plan, counting};
+use chandler_vram::{Bytes, Choice, Ledger, choose, counting, plan};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::json;
@@ -14,8 +15,7 @@ use super::flops::train_flops_per_token;
 use super::process::{self, ProcessStat};
 use super::report::{self, About, Measured};
 use super::{ModelArgs, profiled, shape, token_ids};
-use crate::config::Config;
-use crate::engine::{EngineError, plan_of};
+use crate::engine::{EngineError, model_shape, train_shape};
 use crate::exit::Exit;
 use crate::failure::Failure;
 
@@ -35,7 +35,8 @@ pub(in crate::commands) struct TrainArgs {
     /// Blocks whose activations are kept; the others are computed again [default: all]
     #[arg(long, value_name = "N", conflicts_with = "budget")]
     kept_blocks: Option<usize>,
-    /// Keep as many blocks as fit into so much memory, such as 4GiB
+    /// Keep as many blocks as fit into so much memory, such as 4GiB; where not even none does, take
+    /// smaller micro-batches, and more of them
     #[arg(long, value_name = "SIZE")]
     budget: Option<Bytes>,
     /// Keep no f32 weights beside bf16 ones: stochastic rounding, gradients in bf16
@@ -69,18 +70,19 @@ fn at_least_two(text: &str) -> Result<usize, String> {
 
 /// Batches of different tokens, as many as are gone through before they come again.
 const BATCHES: usize = 8;
+/// Of a row: a token's id and its label.
+const TOKEN_BYTES: usize = 4 + 8;
 
 pub(super) fn train(args: &TrainArgs) -> Result<Exit, Failure> {
     let model = args.model.build()?;
     let seconds_to_model = process::age().map(|age| age.as_secs_f64());
     counting::reset_high_water();
-    let plan = args.plan(&model)?;
-    let kept_blocks = plan.kept_blocks;
+    let (choice, planned_peak_bytes) = args.plan(&model)?;
     let about_shape = shape::describe(&args.model.shape, &model);
     let tokens = args.batch_size * args.seq_len;
     let flops = tokens as f64 * train_flops_per_token(&model, args.seq_len);
     let rows = args.rows(model.config().vocab_size);
-    let settings = args.settings(Some(kept_blocks));
+    let settings = args.settings(&choice);
     let mut trainer =
         Trainer::new(model, &rows, settings, &Ledger::new()).map_err(EngineError::Train)?;
 
@@ -106,13 +108,14 @@ pub(super) fn train(args: &TrainArgs) -> Result<Exit, Failure> {
             "seq_len": args.seq_len,
             "batch_size": args.batch_size,
             "steps": args.steps,
-            "kept_blocks": kept_blocks,
+            "kept_blocks": choice.kept_blocks,
+            "micro_batches": choice.micro_batches,
             "master_weights": !args.no_master_weights,
             "moments": args.moments,
             "optimizer_in_backward": args.optimizer_in_backward,
             "budget_bytes": args.budget.map(|Bytes(bytes)| bytes),
         }),
-        planned_peak_bytes: plan.peak_bytes,
+        planned_peak_bytes,
         seconds_to_model,
         seconds_to_first_step,
         losses,
@@ -121,28 +124,30 @@ pub(super) fn train(args: &TrainArgs) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-/// The blocks to keep, and what the plan says of them.
-struct Kept {
-    kept_blocks: usize,
-    peak_bytes: u64,
-}
-
 impl TrainArgs {
-    /// As many kept blocks as were asked for, or as fit.
-    fn plan(&self, model: &CausalLm) -> Result<Kept, Failure> {
+    /// As many kept blocks as were asked for, or the way that the budget allows, and the peak that
+    /// the plan says it has.
+    fn plan(&self, model: &CausalLm) -> Result<(Choice, u64), Failure> {
         let all = model.num_blocks();
-        let kept = |kept_blocks| {
-            let plan = self.plan_with(model, kept_blocks);
-            Kept { kept_blocks, peak_bytes: plan.train_peak }
+        let whole = Choice {
+            kept_blocks: self.kept_blocks.unwrap_or(all).min(all) as u64,
+            micro_batch_rows: self.batch_size as u64,
+            micro_batches: 1,
         };
-        let Some(Bytes(budget)) = self.budget else {
-            return Ok(kept(self.kept_blocks.unwrap_or(all).min(all)));
+        // Beside the step's own rows, those of all steps are there.
+        let rows = (BATCHES * self.batch_size * self.seq_len * TOKEN_BYTES) as u64;
+        let shape = model_shape(model);
+        let mut peak = |choice: &Choice| {
+            let documents = vec![self.seq_len; choice.micro_batch_rows as usize];
+            let settings = self.settings(choice);
+            let train = train_shape(model, &settings, &documents, &mut Rehearsal::default());
+            plan(&shape, &train, None, None).train_peak + rows
         };
-        let fitting = (0..=all).rev().map(kept).find(|kept| kept.peak_bytes <= budget);
-        fitting.ok_or_else(|| {
-            let least = Bytes(kept(0).peak_bytes);
+        let Some(Bytes(budget)) = self.budget else { return Ok((whole, peak(&whole))) };
+        choose(whole, !self.optimizer_in_backward, budget, &mut peak).map_err(|(_, least)| {
             let error = anyhow::anyhow!(
-                "even with no kept block, the run needs {least} of {}",
+                "even with no kept block and the smallest micro-batch, the run needs {} of {}",
+                Bytes(least),
                 Bytes(budget)
             );
             let hint = "lower --batch-size or --seq-len, or take --mode lora".to_owned();
@@ -150,23 +155,17 @@ impl TrainArgs {
         })
     }
 
-    fn plan_with(&self, model: &CausalLm, kept_blocks: usize) -> Plan {
-        let mut config = Config::default();
-        config.data.max_length = self.seq_len;
-        config.eval.eval_steps = 0;
-        plan_of(&config, model, &self.settings(Some(kept_blocks)), None, None)
-    }
-
-    fn settings(&self, kept_blocks: Option<usize>) -> TrainSettings {
+    fn settings(&self, choice: &Choice) -> TrainSettings {
         TrainSettings {
             learning_rate: 1e-4,
             weight_decay: 0.01,
             max_grad_norm: 1.0,
             lr_scheduler_type: Schedule::Constant,
             max_steps: Some(self.steps as u64 + 1),
-            per_device_train_batch_size: self.batch_size,
+            per_device_train_batch_size: choice.micro_batch_rows as usize,
+            gradient_accumulation_steps: choice.micro_batches as usize,
             shuffle: false,
-            kept_blocks,
+            kept_blocks: Some(choice.kept_blocks as usize),
             master_weights: !self.no_master_weights,
             moments: match self.moments {
                 Moments::F32 => MomentsDtype::F32,

@@ -29,6 +29,7 @@ use rayon::prelude::*;
 
 use super::Operand;
 use super::output::{Output, Tiles};
+use crate::rehearsal::Rehearsal;
 use crate::scratch::{Plain, Scratch};
 use pack::{Side, pack};
 
@@ -94,6 +95,26 @@ pub(crate) fn multiply<M: Machine, O: Output>(
     }
 }
 
+/// Takes the buffers of a product `[m, k] · [k, n]`, and gives them back.
+pub(crate) fn rehearse(pool: &mut Rehearsal, [m, n, k]: [usize; 3]) {
+    let (steps, panels) = (k.div_ceil(DEPTH).min(PACKED_STEPS), m.min(PACKED_ROWS).div_ceil(SIDE));
+    let block = Block::of([m.min(PACKED_ROWS), n], 0, [0, steps]);
+    let mut taken = vec![pool.take::<Line>(panels * SIDE * steps)];
+    let rows = block.task_rows.min(block.rows).next_multiple_of(SIDE);
+    let panels = n.div_ceil(SIDE).div_ceil(block.strips);
+    for _ in 0..pool.at_a_time(block.tasks()) {
+        taken.push(pool.take::<Line>(panels * SIDE * steps.min(CHUNK)));
+        taken.push(pool.take::<f32>(rows * pitch(panels)));
+    }
+    pool.give_all(taken);
+}
+
+/// From a row of sums to the next, in f32: an odd number of cache lines, so that the rows of a
+/// block spread over all sets of the cache.
+fn pitch(panels: usize) -> usize {
+    panels * SIDE + 16
+}
+
 /// What is computed from one packed part of the left operand: its rows by all columns, over its
 /// part of the depth.
 #[derive(Debug)]
@@ -111,6 +132,11 @@ impl Block {
     fn new(left: &Operand<bf16>, row: usize, step: usize, columns: usize) -> Self {
         let rows = (left.len - row).min(PACKED_ROWS);
         let steps = (left.depth.div_ceil(DEPTH) - step).min(PACKED_STEPS);
+        Self::of([rows, columns], row, [step, steps])
+    }
+
+    /// So many rows from `row` on by `columns`, over so many steps from `step` on.
+    fn of([rows, columns]: [usize; 2], row: usize, [step, steps]: [usize; 2]) -> Self {
         let strips = columns.div_ceil(SIDE).div_ceil(TASK_PANELS);
         let [mut task_rows, least] = TASK_ROWS;
         while task_rows > least && rows.div_ceil(task_rows) * strips < TASKS {
@@ -171,14 +197,13 @@ struct Strip<'a> {
     right: Scratch<Line>,
     panels: usize,
     sums: Scratch<f32>,
-    /// From a row of sums to the next, in f32: an odd number of cache lines, so that the rows of a
-    /// block spread over all sets of the cache.
+    /// From a row of sums to the next, in f32.
     pitch: usize,
 }
 
 impl<'a> Strip<'a> {
     fn new(left: &'a [Line], steps: usize, panels: usize) -> Self {
-        let pitch = panels * SIDE + 16;
+        let pitch = pitch(panels);
         let rows = left.len() / steps;
         Self {
             left,

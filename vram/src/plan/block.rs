@@ -1,0 +1,107 @@
+//! What is alive within a block, moment by moment.
+//!
+//! These are the moments of `chandler_model`'s block, in the order of its lines: whoever moves a
+//! `drop` there moves it here. A moment counts, for one token, the elements of the tensors that are
+//! alive, the block's input and the gradient of its output included.
+
+use super::ModelShape;
+
+/// The widths of a block: E, F, Q, K, the rank of its adapters, and 1 or 0 for what it may have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Widths {
+    e: u64,
+    f: u64,
+    q: u64,
+    k: u64,
+    r: u64,
+    post: u64,
+    qk: u64,
+}
+
+/// A moment of the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Moment {
+    /// Elements of a token.
+    pub(super) width: u64,
+    /// Parameters of this block that have a gradient.
+    pub(super) gradients: u64,
+}
+
+impl Widths {
+    pub(super) fn of(model: &ModelShape) -> Self {
+        Self {
+            e: model.hidden,
+            f: model.intermediate,
+            q: model.query_width,
+            k: model.kv_width,
+            r: model.adapter_rank,
+            post: u64::from(model.post_norms),
+            qk: u64::from(model.qk_norms),
+        }
+    }
+
+    /// What is kept for the backward pass: `x`, q, k, v, the attention's output, the sum in the
+    /// middle, gate and up; where there are norms after the halves, their inputs.
+    pub(super) fn saved(self) -> u64 {
+        let Self { e, f, q, k, post, .. } = self;
+        (2 + 2 * post) * e + 2 * q + 2 * k + 2 * f
+    }
+
+    /// The most that the forward pass has alive.
+    pub(super) fn forward(self) -> u64 {
+        let Self { e, f, q, k, r, post, .. } = self;
+        // Queries and keys both before and after their rotation.
+        let heads = 3 * q + 3 * k;
+        // x, normed, projected, middle, normed again, the product's output; gate, up, gated.
+        let in_down = (6 + post) * e + heads + 3 * f + 2 * r;
+        // y as well, but gated no more.
+        let at_sum = (7 + 2 * post) * e + heads + 2 * f;
+        in_down.max(at_sum)
+    }
+
+    /// The most that the forward pass over a piece of some prompts has alive: nothing is saved, and
+    /// queries and keys exist once. `past` is the number of keys before the piece, for each of its
+    /// tokens; `rows` whether it holds more than one prompt.
+    pub(super) fn prefill(self, past: u64, rows: bool) -> u64 {
+        let Self { e, f, q, k, r, post, .. } = self;
+        let heads = (2 + u64::from(rows)) * q + 2 * k;
+        let in_attention = 2 * e + 2 * q + 4 * k + 2 * past * k;
+        let in_down = 5 * e + heads + 3 * f + 2 * r;
+        let at_sum = (6 + post) * e + heads + 2 * f;
+        in_attention.max(in_down).max(at_sum)
+    }
+
+    /// The moments of the backward pass. `below` says whether the gradient of the block's input is
+    /// wanted.
+    pub(super) fn backward(self, model: &ModelShape, below: bool) -> [Moment; 9] {
+        let Self { e, f, q, k, r, post, qk } = self;
+        let heads = 2 * q + 2 * k;
+        // Of the feed-forward, down is a third; of attention, o has Q of 2Q + 2K.
+        let all = model.trainable_feed_forward_params;
+        let (down, two) = (all / 3, all * 2 / 3);
+        let o = all + model.trainable_attention_params * q / heads.max(1);
+        let block = model.trainable_block_params();
+        let dx = u64::from(below);
+        let moment = |width, gradients| Moment { width, gradients };
+        [
+            // The feed-forward: x, middle, dy; gate, up, the gradient of their product, and what
+            // becomes of the three.
+            moment((3 + 2 * post) * e + heads + 6 * f + r, 0),
+            // The weight of down.
+            moment((3 + 2 * post) * e + heads + 3 * f + 3 * r, down),
+            // The weight of gate, then of up: normed, and the gradient of it.
+            moment((5 + post) * e + heads + 2 * f + 3 * r, two),
+            moment((5 + post) * e + heads + f + 3 * r, all),
+            // The norm before it: the gradient of the sum in the middle.
+            moment((6 + post) * e + heads, all),
+            // The output projection: x, dy, the gradient of the middle.
+            moment((3 + post) * e + 3 * q + 2 * k + 3 * r, o),
+            // Attention, with queries and keys made again where they have norms.
+            moment(3 * e + (3 + qk) * q + (4 + qk) * k, o),
+            // The three projections: normed, and the gradient of it.
+            moment((4 + dx) * e + q + 2 * k + 3 * r, block),
+            // The norm before them.
+            moment((4 + 2 * dx) * e, block),
+        ]
+    }
+}

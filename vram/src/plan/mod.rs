@@ -1,0 +1,250 @@
+//! What a run will use, from shapes alone.
+//!
+//! | letter | meaning |
+//! |---|---|
+//! | L, E, F, V | layers, hidden size, feed-forward size, vocabulary |
+//! | Q, K | width of all query heads, of all key/value heads |
+//! | N | tokens of a micro-batch |
+//! | b | bytes of an element that the model computes with |
+//!
+//! A peak is that of the moment which holds the most: `step` goes through the moments of a training
+//! step, `block` through those within a block, `answers` through those of an evaluation. The
+//! buffers of the ops stay in their pool from one op to the next, so they count at every moment.
+
+mod answers;
+mod block;
+mod choose;
+mod shapes;
+mod step;
+
+use std::fmt;
+
+use serde::Serialize;
+
+pub use choose::{Choice, choose, most_that_fits};
+pub use shapes::{EvalShape, ModelShape, TrainShape};
+
+use crate::{Bytes, Category};
+
+/// Bytes by category, and the peaks of training and of evaluation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// One line for each category.
+    pub lines: Vec<Line>,
+    /// What is there all the time: weights, master weights, optimizer state.
+    pub resident: u64,
+    /// The most that training uses.
+    pub train_peak: u64,
+    /// The most that an evaluation uses; 0 without one.
+    pub eval_peak: u64,
+    /// The larger of the two.
+    pub peak: u64,
+    /// Bytes that may be used, where that is known.
+    pub budget: Option<u64>,
+    /// Whether the peak is within the budget.
+    pub fits: Option<bool>,
+}
+
+/// One category of a [`Plan`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Line {
+    /// What for.
+    pub category: Category,
+    /// How much.
+    pub bytes: u64,
+    /// How it is computed.
+    pub formula: &'static str,
+    /// Present in training only, in evaluation only, or always.
+    pub phase: &'static str,
+}
+
+/// Plans a run; without `eval` there is no evaluation, without `budget` no verdict.
+pub fn plan(
+    model: &ModelShape,
+    train: &TrainShape,
+    eval: Option<&EvalShape>,
+    budget: Option<u64>,
+) -> Plan {
+    let b = model.element_bytes;
+    let vectors = model.trainable_vector_params;
+    let matrices = model.trainable_params.saturating_sub(vectors);
+    let masters = match (b < 4, train.master_weights) {
+        (true, true) => 4 * model.trainable_params,
+        (true, false) => 4 * vectors,
+        (false, _) => 0,
+    };
+    let moments = (matrices * train.moment_bytes_per_256).div_ceil(256) + 8 * vectors;
+    let kv =
+        eval.map_or(0, |eval| 2 * model.layers * eval.batch * eval.tokens * model.kv_width * b);
+    let answers = eval.map_or(0, |eval| answers::most(model, eval));
+    let resident = model.params * b + masters + moments;
+    let held = step::most(model, train);
+    let line = |category, bytes, formula, phase| Line { category, bytes, formula, phase };
+    let mut lines = vec![
+        line(Category::Weights, model.params * b, "params · b", "always"),
+        line(
+            Category::MasterWeights,
+            masters,
+            "trainable · 4 (norms and biases alone without master weights), if b < 4",
+            "always",
+        ),
+        line(Category::OptimizerState, moments, "trainable · 8, matrices 2.03 in 8 bits", "always"),
+        line(
+            Category::Gradients,
+            held.gradients,
+            "trainable · 4 (b without master weights) of what has them at the peak",
+            "train",
+        ),
+        line(
+            Category::Activations,
+            held.activations,
+            "kept · N · (2E + 2Q + 2K + 2F [+ 2E]) · b + others · N · E · b, of what waits at the peak",
+            "train",
+        ),
+        line(
+            Category::Workspace,
+            held.workspace,
+            "buffers of the ops; of a block, or of the loss, what it works with; tokens",
+            "train",
+        ),
+    ];
+    if eval.is_some() {
+        lines.push(line(Category::KvCache, kv, "2 · L · batch · tokens · K · b", "eval"));
+        let formula =
+            "buffers of the ops; prompts in the blocks, or logits, or a row that is scored";
+        lines.push(line(Category::Workspace, answers, formula, "eval"));
+    } else {
+        lines.push(line(Category::KvCache, 0, "2 · L · batch · tokens · K · b", "eval"));
+    }
+    let train_peak = resident + held.bytes();
+    let eval_peak = if eval.is_some() { resident + kv + answers } else { 0 };
+    let peak = train_peak.max(eval_peak);
+    let fits = budget.map(|budget| peak <= budget);
+    Plan { lines, resident, train_peak, eval_peak, peak, budget, fits }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        for line in self.lines.iter().filter(|line| line.bytes > 0) {
+            let bytes = Bytes(line.bytes).to_string();
+            writeln!(f, "  {:<16}{bytes:>12}  {:<7} {}", line.category, line.phase, line.formula)?;
+        }
+        let mut total =
+            |name: &str, bytes: u64| writeln!(f, "  {name:<16}{:>12}", Bytes(bytes).to_string());
+        total("training peak", self.train_peak)?;
+        total("eval peak", self.eval_peak)?;
+        match self.budget {
+            Some(budget) => {
+                total("available", budget)?;
+                let verdict = if self.peak <= budget { "fits" } else { "does NOT fit" };
+                write!(f, "  {verdict}")
+            }
+            None => write!(f, "  available: unknown"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) fn small() -> ModelShape {
+        ModelShape {
+            params: 1000,
+            trainable_params: 1000,
+            trainable_vector_params: 0,
+            trainable_head_params: 0,
+            trainable_attention_params: 80,
+            trainable_feed_forward_params: 120,
+            layers: 4,
+            hidden: 8,
+            intermediate: 16,
+            query_width: 8,
+            kv_width: 4,
+            head_dim: 4,
+            vocab: 32,
+            element_bytes: 4,
+            post_norms: false,
+            qk_norms: false,
+            sliding_angles: false,
+            capped_logits: false,
+            adapter_rank: 0,
+        }
+    }
+
+    pub(super) const TRAIN: TrainShape = TrainShape {
+        micro_batch_tokens: 10,
+        micro_batches: 1,
+        kept_blocks: 4,
+        master_weights: true,
+        moment_bytes_per_256: 2048,
+        optimizer_in_backward: false,
+        workspace: 0,
+    };
+
+    fn bytes(plan: &Plan, category: Category) -> u64 {
+        plan.lines.iter().find(|line| line.category == category).unwrap().bytes
+    }
+
+    #[test]
+    fn what_is_always_there_by_hand() {
+        let eval = EvalShape {
+            batch: 2,
+            tokens: 100,
+            prompt_tokens: 60,
+            prefill_tokens: 1024,
+            scored_tokens: 0,
+            workspace: 70_000,
+        };
+        let full = plan(&small(), &TRAIN, Some(&eval), Some(1));
+        assert_eq!(bytes(&full, Category::Weights), 4000);
+        assert_eq!(bytes(&full, Category::OptimizerState), 8000);
+        assert_eq!(full.resident, 12_000);
+        assert_eq!(bytes(&full, Category::KvCache), 2 * 4 * 2 * 100 * 4 * 4);
+        assert_eq!(full.fits, Some(false));
+        // Both prompts at once: x, normed, middle, normed again, the product and its sum with the
+        // middle; q, the attention's output of each and of both; k and v; gate and up. The angles
+        // of 2 pairs, ids, positions.
+        let token = 4 * (6 * 8 + 3 * 8 + 2 * 4 + 2 * 16) + 4 * 4 + 4 + 8;
+        assert!(6 * 8 + 2 * 16 > 5 * 8 + 2 * 16 && 3 * 16 + 5 * 8 > 6 * 8 + 2 * 16);
+        let token = token + 4 * (16 - 8);
+        assert_eq!(full.eval_peak, 12_000 + 25_600 + 70_000 + 120 * token);
+        let table = full.to_string();
+        assert!(table.contains("does NOT fit") && table.contains("kv_cache"), "{table}");
+    }
+
+    #[test]
+    fn bf16_has_masters_and_norms_always_do() {
+        let model = ModelShape { element_bytes: 2, trainable_vector_params: 60, ..small() };
+        let lean = plan(&model, &TRAIN, None, None);
+        assert_eq!(bytes(&lean, Category::MasterWeights), 4000);
+        assert_eq!((lean.eval_peak, lean.fits), (0, None));
+        assert!(lean.to_string().contains("unknown"));
+        let pure = TrainShape { master_weights: false, moment_bytes_per_256: 520, ..TRAIN };
+        let pure = plan(&model, &pure, None, None);
+        assert_eq!(bytes(&pure, Category::MasterWeights), 240);
+        assert_eq!(bytes(&pure, Category::OptimizerState), (940u64 * 520).div_ceil(256) + 480);
+    }
+
+    #[test]
+    fn narrow_gradients_that_leave_early_take_less() {
+        let model = ModelShape { element_bytes: 2, ..small() };
+        let train = TrainShape { master_weights: false, optimizer_in_backward: true, ..TRAIN };
+        // Of the embedding, which is the head, and of a block.
+        assert!(bytes(&plan(&model, &train, None, None), Category::Gradients) <= 2 * (200 + 200));
+    }
+
+    #[test]
+    fn a_frozen_base_costs_its_weights_alone() {
+        let model = ModelShape {
+            trainable_params: 40,
+            trainable_attention_params: 4,
+            trainable_feed_forward_params: 6,
+            adapter_rank: 1,
+            ..small()
+        };
+        let lora = plan(&model, &TRAIN, None, None);
+        assert!(bytes(&lora, Category::Gradients) <= 160);
+        assert_eq!(lora.resident, 4000 + 320);
+    }
+}
