@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::support::{fails, ok, put, text_of};
+use crate::support::{chandler, fails, ok, put, text_of};
 
 fn tiny(folder: &tempfile::TempDir) -> PathBuf {
     let config = json!({
@@ -99,9 +99,18 @@ fn an_adapter_trains_little_and_the_budget_decides_what_is_kept() {
     fails(5, &["bench", "train", "--shape", text_of(&shape), "--budget", "1KiB"]);
 }
 
+/// The command ends with an error where the plan or a budget is off by more than it may be.
 #[test]
 fn the_plan_says_what_is_allocated() {
-    let table = ok(&["bench", "plan", "--little", "--draws", "12"]);
+    // With more threads, how many of them find work in small products is a matter of luck, and the
+    // plan counts them all.
+    let mut command = chandler();
+    command.args(["bench", "plan", "--little", "--draws", "12"]).env("RAYON_NUM_THREADS", "1");
+    let output = command.output().unwrap();
+    let (table, errors) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    println!("{table}");
+    assert!(output.status.success(), "{table}\n{errors}");
     assert!(table.contains("training: median error"), "{table}");
 }
 

@@ -54,7 +54,7 @@ impl Sizes {
     pub(super) const LITTLE: Self = Self {
         hidden: &[128, 192],
         vocab: &[2048, 4096],
-        tokens: &[96, 128, 192],
+        tokens: &[128, 192, 256],
         prompts: &[32, 100, 200],
         most_layers: 4,
         most_rows: 2,
@@ -95,7 +95,7 @@ impl Draw {
     pub(super) fn new(dice: &mut Dice, sizes: &Sizes, index: usize) -> Self {
         let shape = shape(dice, sizes, Family::ALL[index % Family::ALL.len()]);
         let layers = shape["num_hidden_layers"].as_u64().unwrap_or(1) as usize;
-        let mode = if dice.within(0..=3) == 0 { Mode::Lora } else { Mode::Full };
+        let mode = if dice.within(0..=2) == 0 { Mode::Lora } else { Mode::Full };
         let (precision, master_weights) =
             dice.of(&[(Precision::F32, true), (Precision::Bf16, true), (Precision::Bf16, false)]);
         let optimizer_in_backward = dice.within(0..=3) == 0;
