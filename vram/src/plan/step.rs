@@ -172,12 +172,12 @@ mod tests {
     #[test]
     fn nothing_kept_is_most_in_the_first_block() {
         let held = most(&small(), &TrainShape { kept_blocks: 0, ..TRAIN });
-        // Its own activations, made again, and in its last moments nearly every gradient.
+        // Its own activations, made again, and the gradients of the embedding and of the blocks
+        // above it.
         assert_eq!(held.activations, N * B * (2 * 8 + 2 * 8 + 2 * 4 + 2 * 16));
-        assert_eq!(held.gradients, 4 * (200 + 3 * 200 + 120));
-        // dy, normed, and the gradients of normed and of the middle: one of them beyond what
-        // is saved.
-        assert_eq!(held.workspace, TOKENS + N * B * (6 * 8 + 2 * 8 + 2 * 4 - 72));
+        assert_eq!(held.gradients, 4 * (200 + 3 * 200));
+        // dy; the gradient of the gated product, the product, and the gradients of gate and up.
+        assert_eq!(held.workspace, TOKENS + N * B * (8 + 4 * 16));
     }
 
     #[test]

@@ -74,6 +74,10 @@ pub(super) fn run(args: &PlanArgs) -> Result<Exit, Failure> {
         all.push(find(draw)?);
     }
     output::print(&tables(&all))?;
+    if chandler_kernels::instructions().f32 == "portable" {
+        output::print("this CPU has no kernels; what candle's own ops hold is planned roughly\n")?;
+        return Ok(Exit::Ok);
+    }
     match complaints(&all) {
         text if text.is_empty() => Ok(Exit::Ok),
         text => Err(Failure::new(
