@@ -4,10 +4,11 @@
 use candle_core::{DType, Device, Result, Tensor};
 use chandler_kernels::attention::{self, Params};
 use chandler_kernels::rehearsal::Rehearsal;
-use chandler_kernels::{linear, linear_cross_entropy, rms_norm, scratch};
+use chandler_kernels::{instructions, linear, linear_cross_entropy, rms_norm, scratch};
 
-/// A small share: threads that come late, or at another time than the one next to them.
-const SLACK: usize = 1 << 20;
+/// What the pool may hold beyond what was rehearsed: buffers of a few KiB that are taken in another
+/// order.
+const ABOVE: usize = 64 << 10;
 
 struct Case {
     documents: Vec<usize>,
@@ -65,8 +66,8 @@ impl Case {
     }
 }
 
-#[test]
-fn the_pool_holds_what_was_rehearsed() -> Result<()> {
+/// On more than one thread less may be held, by `below`: some thread came too late to find work.
+fn holds_what_was_rehearsed(below: usize) -> Result<()> {
     let plain = Params { scale: 0.2, softcap: None, window: None };
     let capped = Params { softcap: Some(20.0), window: Some(100), ..plain };
     for dtype in [DType::F32, DType::BF16] {
@@ -81,10 +82,24 @@ fn the_pool_holds_what_was_rehearsed() -> Result<()> {
             for round in 0..2 {
                 let (held, said) = (case.run()?, case.rehearse(&mut pool));
                 let text = format!("{dtype:?} {:?}, round {round}: {held} {said}", case.documents);
-                assert!(held.abs_diff(said) <= SLACK + said / 20, "{text}");
                 println!("{text}");
+                assert!(held <= said + ABOVE && said <= held + below, "{text}");
             }
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_pool_holds_what_was_rehearsed() -> Result<()> {
+    if instructions().f32 == "portable" {
+        println!("no kernels for this CPU: skipped");
+        return Ok(());
+    }
+    for (threads, below) in [(1, ABOVE), (2, 1 << 20)] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool = pool.map_err(candle_core::Error::wrap)?;
+        pool.install(|| holds_what_was_rehearsed(below))?;
     }
     Ok(())
 }
