@@ -82,7 +82,6 @@ fn holds_what_was_rehearsed(below: usize) -> Result<()> {
             for round in 0..2 {
                 let (held, said) = (case.run()?, case.rehearse(&mut pool));
                 let text = format!("{dtype:?} {:?}, round {round}: {held} {said}", case.documents);
-                println!("{text}");
                 assert!(held <= said + ABOVE && said <= held + below, "{text}");
             }
         }
@@ -93,7 +92,7 @@ fn holds_what_was_rehearsed(below: usize) -> Result<()> {
 #[test]
 fn the_pool_holds_what_was_rehearsed() -> Result<()> {
     if instructions().f32 == "portable" {
-        println!("no kernels for this CPU: skipped");
+        // No kernels, and no buffers.
         return Ok(());
     }
     for (threads, below) in [(1, ABOVE), (2, 1 << 20)] {

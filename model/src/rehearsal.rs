@@ -207,7 +207,9 @@ impl Stage<'_> {
                 [outputs, r, tokens],
                 [r, inputs, tokens],
             ];
-            sizes.into_iter().for_each(|size| self.multiply(size));
+            for size in sizes {
+                self.multiply(size);
+            }
         }
     }
 

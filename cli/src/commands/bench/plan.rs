@@ -258,13 +258,12 @@ impl UnderBudget {
 /// What is beyond its bounds; nothing where all is well.
 fn complaints(all: &[Found]) -> String {
     let mut text = String::new();
-    let kinds: [(&str, fn(&Found) -> Pair, [f64; 3]); 2] = [
-        ("training", |found| found.train, TRAIN_BOUNDS),
-        ("evaluation", |found| found.eval, EVAL_BOUNDS),
-    ];
-    for (name, of, bounds) in kinds {
+    for (name, errors, bounds) in [
+        ("training", errors(all, |found| found.train), TRAIN_BOUNDS),
+        ("evaluation", errors(all, |found| found.eval), EVAL_BOUNDS),
+    ] {
         let words = ["the median error", "the largest error", "what is missing at most"];
-        for ((error, bound), what) in errors(all, of).iter().zip(bounds).zip(words) {
+        for ((error, bound), what) in errors.iter().zip(bounds).zip(words) {
             if *error > bound {
                 let [error, bound] = [100.0 * error, 100.0 * bound];
                 text.push_str(&format!("{name}: {what} is {error:.2} %, not {bound} %\n"));
