@@ -84,6 +84,13 @@ impl CausalLm {
         Ok(Self::build(config, tensors, dtype, device))
     }
 
+    /// A model of this shape without weights: for plans, not for computing. It takes no memory,
+    /// whatever its size.
+    pub fn hollow(config: ModelConfig, dtype: DType, device: &Device) -> Result<Self, ModelError> {
+        let tensors = init::hollow(&config, dtype, device)?;
+        Ok(Self::build(config, tensors, dtype, device))
+    }
+
     /// `tensors` are those of [`crate::params::shapes`], in that order.
     fn build(
         config: ModelConfig,

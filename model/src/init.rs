@@ -43,6 +43,17 @@ pub(crate) fn fresh(
     shapes(config).into_iter().enumerate().map(tensor).collect()
 }
 
+/// Tensors of the same names and shapes without memory: one zero, seen at every place.
+pub(crate) fn hollow(
+    config: &ModelConfig,
+    dtype: DType,
+    device: &Device,
+) -> Result<Vec<(String, Tensor)>, ModelError> {
+    let zero = Tensor::zeros(1, dtype, device)?;
+    let tensor = |(name, shape): (String, Vec<usize>)| Ok((name, zero.broadcast_as(shape)?));
+    shapes(config).into_iter().map(tensor).collect()
+}
+
 /// `count` values of a normal distribution with standard deviation `deviation`, by Box and Muller
 /// from the counter-based generator: value `i` of stream `stream` depends on nothing else.
 pub(crate) fn normal(seed: u64, stream: u64, count: usize, deviation: f64) -> Vec<f32> {

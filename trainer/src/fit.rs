@@ -1,5 +1,7 @@
 //! How much of a step is in memory at a time: what running out of it has taught.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// Limits on a micro-batch beside those of the settings. They change how a global batch is cut,
@@ -13,6 +15,16 @@ pub struct Fit {
 }
 
 impl Fit {
+    /// Within both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let least = |a: Option<usize>, b: Option<usize>| [a, b].into_iter().flatten().min();
+        Self {
+            rows: least(self.rows, other.rows),
+            kept_blocks: least(self.kept_blocks, other.kept_blocks),
+        }
+    }
+
     /// Rows of a micro-batch that the settings want to have `rows`.
     pub(crate) fn rows_of(self, rows: usize) -> usize {
         self.rows.map_or(rows, |most| most.min(rows)).max(1)
@@ -26,8 +38,7 @@ impl Fit {
     /// The fit of a run that goes on from a checkpoint: rows as they were, since they decide how
     /// sums are rounded, and no more kept blocks than are known to fit.
     pub(crate) fn resumed(self, known: Self) -> Self {
-        let kept_blocks = [self.kept_blocks, known.kept_blocks].into_iter().flatten().min();
-        Self { rows: self.rows, kept_blocks }
+        Self { rows: self.rows, ..self.and(known) }
     }
 
     /// Half of the rows, or of the kept blocks once there is one row; `None` where nothing is left
@@ -38,6 +49,19 @@ impl Fit {
             return Some(Self { rows: Some(rows.div_ceil(2)), ..self });
         }
         (blocks > 0).then_some(Self { kept_blocks: Some(blocks / 2), ..self })
+    }
+}
+
+impl fmt::Display for Fit {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self.rows {
+            Some(rows) => write!(f, "at most {rows} rows go through the model together")?,
+            None => write!(f, "micro-batches stay whole")?,
+        }
+        match self.kept_blocks {
+            Some(blocks) => write!(f, " and {blocks} blocks keep their activations"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -61,10 +61,14 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         cache_folder: &args.output.join("cache"),
     })?;
     tracing::info!("memory plan:\n{}", prepared.plan);
-    prepared.check_memory()?;
-    let Prepared { model, rows, settings, evaluation, total_steps, plan, .. } = prepared;
+    prepared.check_memory(&config)?;
+    let Prepared { model, rows, settings, evaluation, total_steps, fit, plan, .. } = prepared;
+    if fit != Fit::default() {
+        tracing::warn!("to fit into memory, {fit}");
+    }
     let ledger = Ledger::new();
-    let mut trainer = Trainer::new(model, &rows, settings, &ledger).map_err(EngineError::from)?;
+    let trainer = Trainer::new(model, &rows, settings, &ledger).map_err(EngineError::from)?;
+    let mut trainer = trainer.within(fit);
     ledger.begin(Phase::Train);
     counting::reset_high_water();
     let resumed_at = if args.resume {

@@ -77,12 +77,14 @@ pub enum EngineError {
     #[error("{0}, and memory.on_pressure is \"stop\"")]
     Pressure(String),
     /// The run would need more memory than there is.
-    #[error("the run needs {needed} and there are {available}\n{table}")]
+    #[error("the run needs {needed} and there are {available}: {lacking} are lacking\n{table}")]
     DoesNotFit {
         /// By the plan.
         needed: chandler_vram::Bytes,
         /// By the meters.
         available: chandler_vram::Bytes,
+        /// The difference.
+        lacking: chandler_vram::Bytes,
         /// The plan.
         table: String,
     },

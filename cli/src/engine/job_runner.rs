@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use chandler_durable::{RealFs, newest_good, remove_folder, require_space};
-use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Fit, Outcome, Trainer, checkpoint_step};
+use chandler_trainer::{
+    BoxError, CHECKPOINT_PREFIX, Fit, Outcome, TrainError, Trainer, checkpoint_step,
+};
 use chandler_vram::{Ledger, Phase, counting};
 use serde_json::{Value, json};
 
@@ -82,7 +84,7 @@ impl EngineRunner {
             None => context.store.bind(&wanted)?,
         }
         tracing::info!("memory plan:\n{}", prepared.plan);
-        prepared.check_memory()?;
+        prepared.check_memory(&self.config)?;
         self.check_disk(&prepared)?;
         Ok(self.ready.insert(Ready { job_id: job.job.id, base, prepared }))
     }
@@ -108,10 +110,10 @@ impl EngineRunner {
         context: &mut RunContext,
     ) -> Result<JobOutcome, EngineError> {
         let Ready { base, prepared, .. } = ready;
-        let Prepared { model, rows, settings, evaluation, total_steps, plan, .. } = prepared;
+        let Prepared { model, rows, settings, evaluation, total_steps, fit, plan, .. } = prepared;
         let checkpoints = self.checkpoints_of(job.job.id);
         let fit_key = fit_key(&self.config, &base);
-        let fit = context.store.fit(&fit_key)?.unwrap_or_default();
+        let fit = fit.and(context.store.fit(&fit_key)?.unwrap_or_default());
         let mut trainer = Trainer::new(model, &rows, settings, &self.ledger)?.within(fit);
         self.ledger.begin(Phase::Train);
         counting::reset_high_water();
@@ -143,6 +145,12 @@ impl EngineRunner {
             steps_here: 0,
             last_eval: None,
         };
+        if fit != Fit::default() {
+            watch
+                .sink
+                .memory(&format!("to fit into memory, {fit}"))
+                .map_err(TrainError::Observer)?;
+        }
         let outcome = trainer.train(&mut watch)?;
         let last_eval = watch.last_eval.take();
         let step = trainer.steps_done();

@@ -3,17 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use chandler_data::{DataError, Dataset, TextPipeline, split_held_out};
-use chandler_kernels::rehearsal::Rehearsal;
-use chandler_model::{CausalLm, ModelConfig, PREFILL_TOKENS, Param, ParamId};
-use chandler_trainer::{BatchPlan, MomentsDtype, TrainSettings};
-use chandler_vram::{EvalShape, ModelShape, Plan, TrainShape, plan};
+use chandler_model::{CausalLm, ModelConfig};
+use chandler_trainer::{BatchPlan, Fit, TrainSettings};
+use chandler_vram::{Bytes, Plan};
 
 use super::EngineError;
 use super::evaluation::Evaluation;
-use super::memory;
+use super::planning::{Planning, fitting};
 use super::settings::{data_options, generate_options, lora, train_settings};
 use super::source::{load_model, stop_ids};
-use crate::config::Config;
+use crate::config::{Config, OnPressure};
 
 /// What is to be trained on what.
 pub(crate) struct Request<'a> {
@@ -35,6 +34,8 @@ pub(crate) struct Prepared {
     pub(crate) rows: Dataset,
     pub(crate) settings: TrainSettings,
     pub(crate) evaluation: Evaluation,
+    /// How its steps are cut so that they fit.
+    pub(crate) fit: Fit,
     pub(crate) plan: Plan,
     pub(crate) total_steps: u64,
 }
@@ -64,13 +65,14 @@ pub(crate) fn prepare(request: &Request) -> Result<Prepared, EngineError> {
     let stops = stop_ids(model_folder, &model, &pipeline)?;
     let generate = generate_options(config, stops);
     let evaluation = Evaluation::new(config, &pipeline, &train, held_out, generate)?;
-    let plan = plan_of(config, &model, &settings, Some(&rows), Some(&evaluation));
-    Ok(Prepared { model, pipeline, rows, settings, evaluation, plan, total_steps })
+    let planning = Planning::new(config, &model, Some(&rows), Some(&evaluation));
+    let (fit, plan) = fitting(&planning, &settings);
+    Ok(Prepared { model, pipeline, rows, settings, evaluation, fit, plan, total_steps })
 }
 
 /// Loads a model that is to be trained: with the adapter to go on with, or a fresh one where
 /// `lora.r` asks for it.
-pub(crate) fn load_trainable(
+fn load_trainable(
     config: &Config,
     folder: &Path,
     adapter: Option<&Path>,
@@ -110,156 +112,21 @@ fn report_data(all: &Dataset, config: &Config) {
     }
 }
 
-/// The memory that a run will use, against what the machine has.
-pub(crate) fn plan_of(
-    config: &Config,
-    model: &CausalLm,
-    settings: &TrainSettings,
-    rows: Option<&Dataset>,
-    evaluation: Option<&Evaluation>,
-) -> Plan {
-    let longest = longest_rows(config, settings.per_device_train_batch_size, rows);
-    let documents: Vec<usize> = longest.concat();
-    let mut pool = Rehearsal::default();
-    let train = train_shape(model, settings, &documents, &mut pool);
-    let evaluates = config.eval.eval_steps > 0 && config.eval.samples > 0;
-    let eval = evaluates.then(|| eval_shape(config, model, evaluation, &mut pool));
-    // The weights are there already.
-    let budget = memory::budget(config, model.params().bytes() as u64);
-    plan(&model_shape(model), &train, eval.as_ref(), budget)
-}
-
-/// The documents of as many of the longest rows as a micro-batch has; without data, rows of one
-/// document.
-fn longest_rows(config: &Config, count: usize, rows: Option<&Dataset>) -> Vec<Vec<usize>> {
-    let Some(rows) = rows else { return vec![vec![config.data.max_length]; count] };
-    let mut by_length: Vec<usize> = (0..rows.len()).collect();
-    by_length.sort_by_key(|row| std::cmp::Reverse(rows.row_length(*row)));
-    let documents = |row: &usize| match rows.row(*row) {
-        Ok(read) => read.seq_lengths.iter().map(|length| *length as usize).collect(),
-        // The run itself says what is wrong with it.
-        Err(_) => vec![rows.row_length(*row)],
-    };
-    by_length.iter().take(count).map(documents).collect()
-}
-
-/// What training of `model` over micro-batches of these documents holds; `pool` comes to hold its
-/// buffers.
-pub(crate) fn train_shape(
-    model: &CausalLm,
-    settings: &TrainSettings,
-    documents: &[usize],
-    pool: &mut Rehearsal,
-) -> TrainShape {
-    let tokens = documents.iter().sum();
-    // What the first round leaves is what the others find.
-    for _ in 0..2 {
-        model.rehearse_step(pool, documents);
-    }
-    TrainShape {
-        micro_batch_tokens: tokens as u64,
-        micro_batches: settings.gradient_accumulation_steps as u64,
-        kept_blocks: settings.kept_blocks_of(model, tokens) as u64,
-        master_weights: settings.master_weights,
-        moment_bytes_per_256: match settings.moments {
-            MomentsDtype::F32 => 2 * 4 * 256,
-            MomentsDtype::Blockwise8 => 2 * (256 + 4),
-        },
-        optimizer_in_backward: settings.optimizer_in_backward,
-        workspace: pool.held_bytes() as u64,
-    }
-}
-
-/// What an evaluation holds; `pool` is what training leaves, and comes to hold its buffers too.
-fn eval_shape(
-    config: &Config,
-    model: &CausalLm,
-    evaluation: Option<&Evaluation>,
-    pool: &mut Rehearsal,
-) -> EvalShape {
-    let questions = evaluation.map(|evaluation| &evaluation.questions);
-    let prompt = questions.map_or(config.data.max_length, |questions| {
-        questions.iter().map(|q| q.prompt_ids.len()).max().unwrap_or(0)
-    });
-    let count = questions.map_or(config.eval.samples, Vec::len);
-    let scored = evaluation
-        .and_then(|evaluation| evaluation.held_out.as_ref())
-        .map_or(0, |rows| (0..rows.len()).map(|row| rows.row_length(row)).max().unwrap_or(0));
-    let (batch, new_tokens) =
-        (config.eval.batch_size.min(count.max(1)), config.eval.max_new_tokens);
-    answers_shape(model, batch, [prompt, new_tokens], scored, pool)
-}
-
-/// What `batch` answers to prompts hold, of so many tokens each, and scoring a row.
-pub(crate) fn answers_shape(
-    model: &CausalLm,
-    batch: usize,
-    [prompt, new_tokens]: [usize; 2],
-    scored: usize,
-    pool: &mut Rehearsal,
-) -> EvalShape {
-    if scored > 0 {
-        model.rehearse_loss(pool, &[scored]);
-    }
-    model.rehearse_answers(pool, batch, [prompt, new_tokens]);
-    EvalShape {
-        batch: batch as u64,
-        tokens: (prompt + new_tokens) as u64,
-        prompt_tokens: prompt as u64,
-        prefill_tokens: PREFILL_TOKENS as u64,
-        scored_tokens: scored as u64,
-        workspace: pool.held_bytes() as u64,
-    }
-}
-
-/// The shape of a model that trains what it says it trains.
-pub(crate) fn model_shape(model: &CausalLm) -> ModelShape {
-    let c = model.config();
-    let count = |params: &mut dyn Iterator<Item = &Param>| -> u64 {
-        params.map(|param| param.value.elem_count() as u64).sum()
-    };
-    let trained = |ids: Vec<ParamId>| {
-        count(&mut ids.into_iter().map(|id| model.params().get(id)).filter(|p| p.trainable))
-    };
-    let block = |half: fn(&CausalLm, usize) -> Vec<ParamId>| {
-        (0..model.num_blocks()).map(|index| trained(half(model, index))).max().unwrap_or(0)
-    };
-    let heads = model.params_of_loss_alone();
-    let matrices = heads.into_iter().filter(|id| model.params().get(*id).value.rank() == 2);
-    let trainable = || model.params().trainable().map(|(_, param)| param);
-    ModelShape {
-        params: count(&mut model.params().iter().map(|(_, param)| param)),
-        trainable_params: count(&mut trainable()),
-        trainable_vector_params: count(&mut trainable().filter(|param| param.value.rank() < 2)),
-        trainable_head_params: trained(matrices.collect()),
-        trainable_attention_params: block(CausalLm::attention_params),
-        trainable_feed_forward_params: block(CausalLm::feed_forward_params),
-        layers: c.layers.len() as u64,
-        hidden: c.hidden_size as u64,
-        intermediate: c.intermediate_size as u64,
-        query_width: (c.num_attention_heads * c.head_dim) as u64,
-        kv_width: (c.num_key_value_heads * c.head_dim) as u64,
-        head_dim: c.head_dim as u64,
-        vocab: c.vocab_size as u64,
-        element_bytes: model.dtype().size_in_bytes() as u64,
-        post_norms: c.post_norms,
-        qk_norms: c.qk_norm,
-        sliding_angles: c.sliding_rope.is_some(),
-        capped_logits: c.final_logit_softcap.is_some(),
-        adapter_rank: model.adapter_rank() as u64,
-    }
-}
-
 impl Prepared {
-    /// Refuses a run whose plan is beyond the memory that there is.
-    pub(crate) fn check_memory(&self) -> Result<(), EngineError> {
-        match (self.plan.fits, self.plan.budget) {
-            (Some(false), Some(budget)) => Err(EngineError::DoesNotFit {
-                needed: chandler_vram::Bytes(self.plan.peak),
-                available: chandler_vram::Bytes(budget),
-                table: self.plan.to_string(),
-            }),
-            _ => Ok(()),
+    /// Refuses a run for which there is too little memory however its steps are cut. An evaluation
+    /// that does not fit is cut when it comes, unless `memory.on_pressure` is `stop`.
+    pub(crate) fn check_memory(&self, config: &Config) -> Result<(), EngineError> {
+        let Some(available) = self.plan.budget else { return Ok(()) };
+        let stops = config.memory.on_pressure == OnPressure::Stop;
+        let needed = if stops { self.plan.peak } else { self.plan.train_peak };
+        if needed <= available {
+            return Ok(());
         }
+        Err(EngineError::DoesNotFit {
+            needed: Bytes(needed),
+            available: Bytes(available),
+            lacking: Bytes(needed - available),
+            table: self.plan.to_string(),
+        })
     }
 }

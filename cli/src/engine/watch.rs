@@ -158,14 +158,7 @@ impl Observer for Watch<'_> {
     }
 
     fn tightened(&mut self, step: u64, fit: Fit, why: &Shortage) -> Result<(), BoxError> {
-        let most = |what: Option<usize>| what.map_or("all".to_owned(), |most| most.to_string());
-        self.sink.memory(&format!(
-            "step {}: {why}; from now on at most {} rows go through the model together and {} \
-             blocks keep their activations",
-            step + 1,
-            most(fit.rows),
-            most(fit.kept_blocks),
-        ))?;
+        self.sink.memory(&format!("step {}: {why}; from now on {fit}", step + 1))?;
         self.sink.fitted(fit)
     }
 

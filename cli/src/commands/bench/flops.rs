@@ -38,7 +38,7 @@ impl Matrices {
 }
 
 /// Of one token in training, with documents of `seq_len` tokens.
-pub(super) fn train_flops_per_token(model: &CausalLm, seq_len: usize) -> f64 {
+pub(in crate::commands) fn train_flops_per_token(model: &CausalLm, seq_len: usize) -> f64 {
     let matrices = Matrices::of(model);
     let attention = attention_flops(model.config(), seq_len) / seq_len as f64;
     6.0 * matrices.trained as f64 + 4.0 * matrices.frozen as f64 + 3.0 * attention

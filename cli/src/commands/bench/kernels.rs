@@ -320,7 +320,7 @@ fn tensor(shape: &[usize], dtype: DType) -> TensorResult<Tensor> {
 }
 
 /// FLOP/s of the best of a few large products in `dtype`: what a model's FLOP/s are held against.
-pub(super) fn product_peak(dtype: DType) -> Result<f64, Failure> {
+pub(in crate::commands) fn product_peak(dtype: DType) -> Result<f64, Failure> {
     let measure = || {
         let mut peak = 0.0f64;
         for [n, i, o] in [[2048, 2048, 2048], [1024, 1024, 3072], [512, 4096, 1024]] {

@@ -16,6 +16,8 @@ use chandler_model::{CausalLm, LoraConfig};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
+pub(super) use self::flops::train_flops_per_token;
+pub(super) use self::kernels::product_peak;
 use self::shape::Shape;
 use crate::engine::EngineError;
 use crate::exit::Exit;

@@ -1,0 +1,157 @@
+//! `chandler plan`.
+
+mod picture;
+mod table;
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use chandler_data::{Dataset, TextPipeline};
+use chandler_model::{CausalLm, ModelConfig};
+use chandler_vram::{Bytes, Plan};
+use clap::Args;
+use serde::Serialize;
+
+use self::table::Table;
+use super::App;
+use super::bench::{product_peak, train_flops_per_token};
+use crate::config::Config;
+use crate::engine::{
+    EngineError, Planning, data_options, dtype, fitting, lora, memory_room, model_folder,
+    train_settings,
+};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::logging::{self, Progress};
+use crate::output;
+
+#[derive(Debug, Args)]
+pub(super) struct PlanArgs {
+    /// Folder with a Hugging Face model (its config.json is enough), or the id of one on the hub
+    #[arg(long, value_name = "DIR|ID")]
+    model: Option<String>,
+    /// Plan for the rows of this file; otherwise for rows of data.max_length tokens
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// Plan with this adapter
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// Memory to plan for, such as 24GiB [default: what this machine has free]
+    #[arg(long, value_name = "SIZE")]
+    device: Option<Bytes>,
+    /// What other programs hold of it
+    #[arg(long, value_name = "SIZE", requires = "device")]
+    others: Option<Bytes>,
+    /// In place of data.max_length
+    #[arg(long, value_name = "N")]
+    seq_len: Option<usize>,
+    /// In place of eval.max_new_tokens
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
+    /// In place of eval.batch_size
+    #[arg(long, value_name = "N")]
+    eval_batch: Option<usize>,
+    /// Draw the bytes by category into this file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `plan --json` prints.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// The plan of what the configuration says, or of what fits of it.
+    #[serde(flatten)]
+    plan: Plan,
+    /// How the steps are cut to fit.
+    fit: chandler_trainer::Fit,
+    table: Table,
+}
+
+pub(super) fn plan(app: &App, args: &PlanArgs) -> Result<Exit, Failure> {
+    let mut config = app.config_for(args.model.as_deref())?;
+    args.set(&mut config);
+    logging::init(&config.log, &app.terminal, None)?;
+    let folder = model_folder(&config, &Progress::new(&app.terminal))?;
+    let model = hollow(&config, &folder, args.adapter.as_deref())?;
+    let rows = args.data.as_deref().map(|file| read_rows(&config, &folder, &model, file));
+    let rows = rows.transpose()?;
+    let mut planning = Planning::new(&config, &model, rows.as_ref(), None);
+    planning.budget = match (args.device, args.others) {
+        (Some(Bytes(device)), others) => {
+            Some(device.saturating_sub(others.map_or(0, |Bytes(bytes)| bytes)))
+        }
+        (None, _) => memory_room(&config),
+    };
+    let settings = train_settings(&config);
+    let (fit, plan) = fitting(&planning, &settings);
+    // What another machine computes in a second is not known.
+    let flops = match args.device {
+        Some(_) => None,
+        None => Some(product_peak(dtype(&config))?),
+    };
+    let flops_per_token = train_flops_per_token(&model, config.data.max_length);
+    let speed = flops.map(|flops| flops / flops_per_token);
+    let table = Table::of(&planning, &settings, speed);
+    if let Some(path) = &args.svg {
+        let picture = picture::draw(&plan, &table);
+        chandler_durable::write(path, picture.as_bytes()).map_err(EngineError::from)?;
+    }
+    let exit = if plan.fits == Some(false) { Exit::DoesNotFit } else { Exit::Ok };
+    if args.json {
+        output::print_json(&Report { plan, fit, table })?;
+        return Ok(exit);
+    }
+    let mut text = format!("{plan}\n");
+    if fit != chandler_trainer::Fit::default() {
+        text += &format!("  with cuts: {fit}\n");
+    }
+    if let (Some(Bytes(device)), Some(Bytes(others)), Some(false)) =
+        (args.device, args.others, plan.fits)
+    {
+        text += &format!("  {}\n", table::why_not(&plan, device, others));
+    }
+    output::print(&format!("{text}\n{table}"))?;
+    Ok(exit)
+}
+
+impl PlanArgs {
+    fn set(&self, config: &mut Config) {
+        let put = |key: &mut usize, value: Option<usize>| *key = value.unwrap_or(*key);
+        put(&mut config.data.max_length, self.seq_len);
+        put(&mut config.eval.max_new_tokens, self.max_new_tokens);
+        put(&mut config.eval.batch_size, self.eval_batch);
+    }
+}
+
+/// The model's shape, with the adapter that would be trained.
+fn hollow(config: &Config, folder: &Path, adapter: Option<&Path>) -> Result<CausalLm, EngineError> {
+    let shape = ModelConfig::read(folder)?;
+    let mut model = CausalLm::hollow(shape, dtype(config), &Device::Cpu)?;
+    match (adapter, lora(config)) {
+        (Some(adapter), _) => model.load_adapter(adapter)?,
+        (None, Some(lora)) => model.add_lora(lora, config.train.seed)?,
+        (None, None) => {}
+    }
+    Ok(model)
+}
+
+fn read_rows(
+    config: &Config,
+    folder: &Path,
+    model: &CausalLm,
+    file: &Path,
+) -> Result<Dataset, EngineError> {
+    let pipeline = TextPipeline::open(folder)?;
+    let options = data_options(config, Some(model.config().vocab_size));
+    let cache = tempfile::tempdir()
+        .map_err(|source| EngineError::Read { path: std::env::temp_dir(), source })?;
+    let files = [file.to_owned()];
+    let all = Dataset::open(&files, &pipeline, &options, cache.path(), &mut |_| {})?;
+    Ok(match options.packing {
+        Some(packing) => all.packed(packing, options.max_length),
+        None => all,
+    })
+}
