@@ -166,10 +166,13 @@ pub(crate) fn answers_shape(
     scored: usize,
     pool: &mut Rehearsal,
 ) -> EvalShape {
-    if scored > 0 {
-        model.rehearse_loss(pool, &[scored]);
+    // As in training, twice.
+    for _ in 0..2 {
+        if scored > 0 {
+            model.rehearse_loss(pool, &[scored]);
+        }
+        model.rehearse_answers(pool, batch, [prompt, new_tokens]);
     }
-    model.rehearse_answers(pool, batch, [prompt, new_tokens]);
     EvalShape {
         batch: batch as u64,
         tokens: (prompt + new_tokens) as u64,
