@@ -144,8 +144,7 @@ impl Block {
         }
         let attended = if rows.len() == 1 { rows.remove(0) } else { joined(&rows)? };
         drop(rows);
-        let added = self.project(params, &attended.flatten_from(1)?)?.1;
-        let middle = elementwise::add(x, &added)?;
+        let middle = elementwise::add(x, &self.project(params, &attended.flatten_from(1)?)?.1)?;
         Ok(self.feed_forward(params, &middle)?.y)
     }
 
@@ -169,6 +168,7 @@ impl Block {
             None => projected,
         };
         let middle = elementwise::add(x, &added)?;
+        drop(added);
         let normed = self.feed_forward_norm.forward(params, &middle)?;
         let [gate, up] = decode_products(params, &normed, [&self.gate, &self.up])?;
         let gated = activation::forward(&gate, &up, self.activation)?;
