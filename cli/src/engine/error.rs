@@ -77,7 +77,10 @@ pub enum EngineError {
     #[error("{0}, and memory.on_pressure is \"stop\"")]
     Pressure(String),
     /// The run would need more memory than there is.
-    #[error("the run needs {needed} and there are {available}: {lacking} are lacking\n{table}")]
+    #[error(
+        "the run needs {needed}, however its steps are cut, and there are {available}: {lacking} \
+         are lacking\n{table}"
+    )]
     DoesNotFit {
         /// By the plan.
         needed: chandler_vram::Bytes,

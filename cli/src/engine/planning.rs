@@ -74,7 +74,7 @@ impl<'a> Planning<'a> {
 }
 
 /// How the steps of a run have to be cut to fit into its budget, and the plan of that; where
-/// nothing fits, the plan of what the settings say.
+/// nothing fits, the plan of what needs the least.
 pub(crate) fn fitting(planning: &Planning, settings: &TrainSettings) -> (Fit, Plan) {
     let whole = planning.whole(settings);
     let as_set = planning.plan(settings, &whole);
@@ -85,7 +85,7 @@ pub(crate) fn fitting(planning: &Planning, settings: &TrainSettings) -> (Fit, Pl
     // The optimizer in the backward pass goes with one micro-batch a step.
     let splits = !settings.optimizer_in_backward;
     match choose(whole, splits, budget, &mut peak) {
-        Err(_) => (Fit::default(), as_set),
+        Err((least, _)) => (Fit::default(), planning.plan(settings, &least)),
         Ok((choice, _)) => {
             let cut = |now: u64, before: u64| (now < before).then_some(now as usize);
             let fit = Fit {

@@ -6,4 +6,5 @@ mod bench;
 mod daemon;
 mod faces;
 mod kills;
+mod memory;
 mod support;
