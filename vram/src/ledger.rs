@@ -1,5 +1,6 @@
 //! What memory is used for, entered by its owners.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -84,6 +85,8 @@ impl Phase {
 struct Books {
     now: [u64; Category::ALL.len()],
     peak: [u64; Category::ALL.len()],
+    /// The most since somebody took it.
+    recent: [u64; Category::ALL.len()],
     total: u64,
     peak_total: u64,
     phase: Phase,
@@ -167,6 +170,15 @@ impl Ledger {
         books.mark();
     }
 
+    /// The most of each category since this was last asked for; what has had none is left out.
+    pub fn take_recent(&self) -> BTreeMap<Category, u64> {
+        let mut books = self.books();
+        let now = books.now;
+        let recent = std::mem::replace(&mut books.recent, now);
+        let with_bytes = |category: Category| (category, recent[category as usize]);
+        Category::ALL.into_iter().map(with_bytes).filter(|(_, bytes)| *bytes > 0).collect()
+    }
+
     /// Bytes of one category.
     pub fn bytes(&self, category: Category) -> u64 {
         self.books().now[category as usize]
@@ -210,6 +222,7 @@ impl Entry {
         books.now[index] = books.now[index] - self.bytes + bytes;
         books.total = books.total - self.bytes + bytes;
         books.peak[index] = books.peak[index].max(books.now[index]);
+        books.recent[index] = books.recent[index].max(books.now[index]);
         books.mark();
         drop(books);
         self.bytes = bytes;
@@ -246,6 +259,16 @@ mod tests {
         assert_eq!((snapshot.total, snapshot.peak_total), (30, 150));
         assert_eq!(snapshot.categories[0].peak, 100);
         assert_eq!(snapshot.categories.len(), 2);
+    }
+
+    #[test]
+    fn recent_marks_begin_again_at_what_is_there() {
+        let ledger = Ledger::new();
+        let _weights = ledger.enter(Category::Weights, 100);
+        drop(ledger.enter(Category::Activations, 70));
+        let first = [(Category::Weights, 100), (Category::Activations, 70)];
+        assert_eq!(ledger.take_recent(), first.into_iter().collect());
+        assert_eq!(ledger.take_recent(), first[..1].iter().copied().collect());
     }
 
     #[test]

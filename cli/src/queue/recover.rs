@@ -123,6 +123,7 @@ fn return_orphans(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::path::Path;
 
     use super::*;
@@ -165,6 +166,7 @@ mod tests {
                     mean_token_accuracy: None,
                     tokens_per_s: None,
                     peak_bytes: None,
+                    memory: BTreeMap::new(),
                 };
                 self.store.record_step(run, &row).unwrap();
             }

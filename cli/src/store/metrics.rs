@@ -1,5 +1,8 @@
 //! Metrics of steps and of evaluations, and the samples that were generated.
 
+use std::collections::BTreeMap;
+
+use chandler_vram::Category;
 use rusqlite::{OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +28,9 @@ pub struct StepRow {
     pub tokens_per_s: Option<f64>,
     /// Most memory in use so far, in bytes.
     pub peak_bytes: Option<u64>,
+    /// Most bytes of each category since the step before, evaluations between included.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub memory: BTreeMap<Category, u64>,
 }
 
 /// One evaluation.
@@ -63,8 +69,8 @@ impl Store {
         self.connection
             .prepare_cached(
                 "INSERT OR REPLACE INTO metrics (run_id, step, loss, grad_norm, lr, num_tokens,
-                     mean_token_accuracy, tokens_per_s, peak_bytes)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                     mean_token_accuracy, tokens_per_s, peak_bytes, memory)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             )
             .and_then(|mut statement| {
                 statement.execute(params![
@@ -77,6 +83,7 @@ impl Store {
                     row.mean_token_accuracy,
                     row.tokens_per_s,
                     row.peak_bytes.map(|bytes| bytes as i64),
+                    (!row.memory.is_empty()).then(|| serde_json::json!(row.memory).to_string()),
                 ])
             })
             .doing("record a step")
@@ -89,7 +96,7 @@ impl Store {
             .connection
             .prepare_cached(
                 "SELECT step, loss, grad_norm, lr, num_tokens, mean_token_accuracy, tokens_per_s,
-                        peak_bytes
+                        peak_bytes, memory
                  FROM metrics WHERE run_id = ?1 ORDER BY step",
             )
             .doing("read steps")?;
@@ -104,6 +111,10 @@ impl Store {
                     mean_token_accuracy: row.get(5)?,
                     tokens_per_s: row.get(6)?,
                     peak_bytes: row.get::<_, Option<i64>>(7)?.map(|bytes| bytes as u64),
+                    memory: row
+                        .get::<_, Option<String>>(8)?
+                        .and_then(|text| serde_json::from_str(&text).ok())
+                        .unwrap_or_default(),
                 })
             })
             .doing("read steps")?;
@@ -241,6 +252,7 @@ mod tests {
             mean_token_accuracy: None,
             tokens_per_s: Some(5.0),
             peak_bytes: None,
+            memory: [(Category::Weights, 7), (Category::KvCache, 1 << 40)].into_iter().collect(),
         };
         store.record_step(run, &row).unwrap();
         row.loss = 0.25;

@@ -7,7 +7,8 @@ use rusqlite::Connection;
 use super::error::StoreError;
 
 /// Step N brings a database from version N to N + 1. Steps are only ever added.
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE jobs (
         id          INTEGER PRIMARY KEY AUTOINCREMENT,
         file_name   TEXT NOT NULL,
@@ -98,7 +99,11 @@ const STEPS: &[&str] = &["
         name  TEXT PRIMARY KEY,
         value TEXT NOT NULL
     ) WITHOUT ROWID;
-"];
+",
+    "
+    ALTER TABLE metrics ADD COLUMN memory TEXT;
+",
+];
 
 /// Applies the steps that the database has not seen, each in a transaction of its own.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
