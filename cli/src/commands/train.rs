@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::App;
 use crate::daemon::{Controls, checkpoints_to_remove};
 use crate::engine::{
-    EngineError, Prepared, Request, Sink, Watch, Wish, checkpoint_bytes, checkpoint_facts,
+    Around, EngineError, Prepared, Request, Sink, Watch, Wish, checkpoint_bytes, checkpoint_facts,
     log_evaluation, memory_beside_plan, memory_room, model_folder, prepare, resume, write_output,
 };
 use crate::exit::Exit;
@@ -104,6 +104,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         started: Instant::now(),
         steps_here: 0,
         last_eval: None,
+        around: Around::default(),
     };
     let name = args.data[0].file_name().map_or_else(String::new, |n| n.to_string_lossy().into());
     progress.begin(&name, total_steps);

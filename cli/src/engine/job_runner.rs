@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::memory;
 use super::session::{Prepared, Request, prepare};
 use super::source::{binding, model_folder};
-use super::watch::{Sink, Watch, Wish};
+use super::watch::{Around, Sink, Watch, Wish};
 use super::{EngineError, write_merged_model};
 use crate::config::Config;
 use crate::daemon::{
@@ -144,6 +144,7 @@ impl EngineRunner {
             started: Instant::now(),
             steps_here: 0,
             last_eval: None,
+            around: Around::default(),
         };
         if fit != Fit::default() {
             watch

@@ -2,7 +2,7 @@
 //! outside.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chandler_durable::{RealFs, create_folder_all, require_space};
 use chandler_evaluator::{EvalError, GenerateOptions};
@@ -14,6 +14,7 @@ use super::EngineError;
 use super::evaluation::{Evaluated, Evaluation};
 use super::guard::{Decision, decide};
 use crate::config::OnPressure;
+use crate::heap;
 use crate::logging::StepProgress;
 use crate::store::{EvalRow, EvalSample, StepRow};
 
@@ -67,9 +68,39 @@ pub(crate) struct Watch<'a> {
     pub(crate) started: Instant,
     pub(crate) steps_here: u64,
     pub(crate) last_eval: Option<EvalRow>,
+    pub(crate) around: Around,
 }
 
+/// What was last seen of the memory that others leave.
+#[derive(Debug, Default)]
+pub(crate) struct Around {
+    looked: Option<Instant>,
+    is_short: bool,
+}
+
+/// How often the meters are read between steps.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
 impl Watch<'_> {
+    /// Reacts where others have taken what `memory.reserve` was to leave: once each time it happens.
+    fn look_around(&mut self) -> Result<(), BoxError> {
+        if self.around.looked.is_some_and(|looked| looked.elapsed() < LOOK_EVERY) {
+            return Ok(());
+        }
+        self.around.looked = Some(Instant::now());
+        let was_short = self.around.is_short;
+        self.around.is_short = (self.room)() == Some(0);
+        if !self.around.is_short || was_short {
+            return Ok(());
+        }
+        let words = "no memory is left beyond memory.limit and memory.reserve";
+        if self.on_pressure == OnPressure::Stop {
+            return Err(EngineError::Pressure(words.to_owned()).into());
+        }
+        heap::give_back();
+        self.sink.memory(&format!("{words}; what lay idle was given back"))
+    }
+
     fn eval_is_due(&self, step: u64) -> bool {
         self.eval_steps > 0
             && self.resumed_at != Some(step)
@@ -118,6 +149,7 @@ impl Watch<'_> {
 
 impl Observer for Watch<'_> {
     fn at_boundary(&mut self, step: u64, model: &CausalLm) -> Result<Control, BoxError> {
+        self.look_around()?;
         let wish = self.sink.wish();
         let ends = wish.stop && step < self.total_steps;
         if !ends && (wish.eval || self.eval_is_due(step)) && !self.evaluate(step, model)? {

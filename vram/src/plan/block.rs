@@ -64,8 +64,8 @@ impl Widths {
     /// tokens; `rows` whether it holds more than one prompt.
     pub(super) fn prefill(self, past: u64, rows: bool) -> u64 {
         let Self { e, f, q, k, r, post, .. } = self;
-        let heads = (2 + u64::from(rows)) * q + 2 * k;
-        let in_attention = 2 * e + 2 * q + 4 * k + 2 * past * k;
+        let heads = 2 * q + 2 * k;
+        let in_attention = 2 * e + (2 + u64::from(rows)) * q + 4 * k + 2 * past * k;
         let in_down = 5 * e + heads + 3 * f + 2 * r;
         let at_sum = (6 + post) * e + heads + 2 * f;
         in_attention.max(in_down).max(at_sum)
