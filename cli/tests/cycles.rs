@@ -12,7 +12,7 @@ use candle_core::{DType, Device};
 use chandler_cli::heap;
 use chandler_data::Row;
 use chandler_evaluator::{EvalScope, GenerateOptions};
-use chandler_kernels::memory::{Gate, set_gate};
+use chandler_kernels::memory::{Faults, set_gate};
 use chandler_model::{CausalLm, ModelConfig};
 use chandler_trainer::{TrainSettings, Trainer};
 use chandler_vram::{Category, CountingAllocator, HostMeter, Ledger, counting};
@@ -23,15 +23,6 @@ static ALLOCATOR: CountingAllocator<System> = CountingAllocator::new(System);
 const CYCLES: usize = 1000;
 /// After these everything that is kept for later is there.
 const WARM_UP: usize = 200;
-
-/// Refuses one request, counted from when it is put up.
-struct Once(AtomicUsize);
-
-impl Gate for Once {
-    fn admits(&self, _: usize) -> bool {
-        self.0.fetch_sub(1, Ordering::Relaxed) != 1
-    }
-}
 
 fn model() -> CausalLm {
     let config = serde_json::json!({
@@ -62,7 +53,7 @@ fn evaluate(model: &CausalLm, ledger: &Ledger, turn: usize) -> bool {
     let stop = || turn % 5 == 1 && calls.load(Ordering::Relaxed) >= last;
     match turn % 5 {
         2 => prompts[1] = vec![7, 999_999],
-        4 => set_gate(Some(Arc::new(Once(AtomicUsize::new(last))))),
+        4 => set_gate(Some(Arc::new(Faults::new(last, usize::MAX)))),
         _ => {}
     }
     let answered = catch_unwind(AssertUnwindSafe(|| {

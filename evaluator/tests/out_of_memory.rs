@@ -3,31 +3,15 @@
 //! The gate is the process's own, so this is a test binary of its own with one test.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Device};
 use chandler_evaluator::{EvalScope, GenerateOptions, Shrunk};
-use chandler_kernels::memory::{Gate, set_gate};
+use chandler_kernels::memory::{Faults, set_gate};
 use chandler_model::{CausalLm, ModelConfig};
 use chandler_vram::{Category, Ledger};
 
-/// Refuses requests by their number and their size.
-struct Refusing {
-    asked: AtomicUsize,
-    /// From 1; 0 refuses none.
-    nth: usize,
-    above_bytes: usize,
-}
-
-impl Gate for Refusing {
-    fn admits(&self, bytes: usize) -> bool {
-        let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
-        number != self.nth && bytes <= self.above_bytes
-    }
-}
-
-fn refuse(nth: usize, above_bytes: usize) -> Arc<Refusing> {
-    let gate = Arc::new(Refusing { asked: AtomicUsize::new(0), nth, above_bytes });
+fn refuse(nth: usize, above_bytes: usize) -> Arc<Faults> {
+    let gate = Arc::new(Faults::new(nth, above_bytes));
     set_gate(Some(gate.clone()));
     gate
 }
@@ -60,7 +44,7 @@ fn what_is_refused_is_cut_and_no_cache_stays() {
     let gate = refuse(0, usize::MAX);
     let (expected, shrunk) = answers(40).unwrap();
     assert_eq!(shrunk, None);
-    let requests = gate.asked.load(Ordering::Relaxed);
+    let requests = gate.asked();
     assert!(requests > 100, "{requests} requests");
     // Whichever request is refused, the answers say the same.
     for nth in 1..=requests {

@@ -8,17 +8,9 @@
 //! ```
 //! use std::sync::Arc;
 //! use candle_core::{DType, Device};
-//! use chandler_kernels::memory::{self, Gate};
+//! use chandler_kernels::memory::{self, Faults};
 //!
-//! struct Shut;
-//!
-//! impl Gate for Shut {
-//!     fn admits(&self, _bytes: usize) -> bool {
-//!         false
-//!     }
-//! }
-//!
-//! memory::set_gate(Some(Arc::new(Shut)));
+//! memory::set_gate(Some(Arc::new(Faults::new(0, 1 << 20))));
 //! let refused = memory::zeros((1024, 1024), DType::F32, &Device::Cpu).unwrap_err();
 //! assert_eq!(memory::lacking(&refused), Some(Some(4 << 20)));
 //! memory::set_gate(None);
@@ -26,7 +18,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::{DType, Device, Error, Result, Shape, Tensor};
@@ -38,6 +30,34 @@ const SMALLEST: usize = 4096;
 pub trait Gate: Send + Sync {
     /// Whether so many bytes more may be allocated now.
     fn admits(&self, bytes: usize) -> bool;
+}
+
+/// A gate with faults to order, for tests that go through every request: refuses the one with this
+/// number, and all above so many bytes.
+#[derive(Debug)]
+pub struct Faults {
+    asked: AtomicUsize,
+    nth: usize,
+    above_bytes: usize,
+}
+
+impl Faults {
+    /// Refuses request `nth`, counted from 1 (0 is none), and those above `above_bytes`.
+    pub fn new(nth: usize, above_bytes: usize) -> Self {
+        Self { asked: AtomicUsize::new(0), nth, above_bytes }
+    }
+
+    /// Requests so far.
+    pub fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+impl Gate for Faults {
+    fn admits(&self, bytes: usize) -> bool {
+        let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
+        number != self.nth && bytes <= self.above_bytes
+    }
 }
 
 static GATED: AtomicBool = AtomicBool::new(false);

@@ -2,12 +2,11 @@
 //!
 //! The gate is the process's own, so this is a test binary of its own, and its tests take turns.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device};
 use chandler_data::Row;
-use chandler_kernels::memory::{Gate, set_gate};
+use chandler_kernels::memory::{Faults, set_gate};
 use chandler_model::{CausalLm, ModelConfig};
 use chandler_trainer::{
     BoxError, Control, Fit, Observer, StepMetrics, TrainError, TrainSettings, Trainer,
@@ -15,21 +14,6 @@ use chandler_trainer::{
 use chandler_vram::{Ledger, Shortage};
 
 const STEPS: u64 = 2;
-
-/// Refuses requests by their number and their size.
-struct Refusing {
-    asked: AtomicUsize,
-    /// From 1; 0 refuses none.
-    nth: usize,
-    above_bytes: usize,
-}
-
-impl Gate for Refusing {
-    fn admits(&self, bytes: usize) -> bool {
-        let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
-        number != self.nth && bytes <= self.above_bytes
-    }
-}
 
 /// One test at a time; the gate is gone when this is dropped.
 struct Turn(#[expect(dead_code, reason = "held")] MutexGuard<'static, ()>);
@@ -41,8 +25,8 @@ impl Turn {
     }
 }
 
-fn refuse(_: &Turn, nth: usize, above_bytes: usize) -> Arc<Refusing> {
-    let gate = Arc::new(Refusing { asked: AtomicUsize::new(0), nth, above_bytes });
+fn refuse(_: &Turn, nth: usize, above_bytes: usize) -> Arc<Faults> {
+    let gate = Arc::new(Faults::new(nth, above_bytes));
     set_gate(Some(gate.clone()));
     gate
 }
@@ -138,7 +122,7 @@ fn whichever_request_is_refused_the_losses_are_the_same() {
     let turn = Turn::take();
     let gate = refuse(&turn, 0, usize::MAX);
     let (expected, fit) = run(settings(), SHORT).unwrap();
-    let requests = gate.asked.load(Ordering::Relaxed);
+    let requests = gate.asked();
     assert!(fit == Fit::default() && requests > 100, "{requests} requests");
     let mut cut = 0;
     for nth in 1..=requests {
@@ -190,7 +174,7 @@ fn weights_that_have_moved_are_not_moved_again() {
     let gate = refuse(&turn, 0, usize::MAX);
     let (expected, _) = run(early(), SHORT).unwrap();
     let (mut whole, mut broken) = (0, 0);
-    for nth in 1..=gate.asked.load(Ordering::Relaxed) {
+    for nth in 1..=gate.asked() {
         refuse(&turn, nth, usize::MAX);
         match run(early(), SHORT) {
             Ok((losses, fit)) => {

@@ -107,7 +107,7 @@ fn render(status: &Status) -> String {
         text.push('\n');
     }
     if let Some(live) = &status.daemon {
-        let _ = write!(text, "{}", live.memory);
+        text += &live.memory.to_string();
     }
     let counts: Vec<String> =
         status.counts.iter().map(|(state, count)| format!("{count} {state}")).collect();

@@ -40,15 +40,9 @@ impl<'a> Planning<'a> {
     /// The plan of micro-batches of so many rows, with so many kept blocks at most.
     pub(crate) fn plan(&self, settings: &TrainSettings, choice: &Choice) -> Plan {
         let rows = choice.micro_batch_rows as usize;
-        // Beyond the rows that there are, more of the longest.
-        let documents: Vec<usize> = self
-            .longest
-            .iter()
-            .chain(std::iter::repeat(&self.longest[0]))
-            .take(rows)
-            .flatten()
-            .copied()
-            .collect();
+        // Beyond the rows that there are, the same ones again.
+        let documents: Vec<usize> =
+            self.longest.iter().cycle().take(rows).flatten().copied().collect();
         let settings = TrainSettings {
             gradient_accumulation_steps: choice.micro_batches as usize,
             kept_blocks: Some(choice.kept_blocks as usize),

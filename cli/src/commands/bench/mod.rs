@@ -12,7 +12,7 @@ mod train;
 
 use candle_core::{DType, Device};
 use chandler_kernels::profile;
-use chandler_model::{CausalLm, LoraConfig};
+use chandler_model::{CausalLm, LoraConfig, ModelConfig, ModelError};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
@@ -97,17 +97,19 @@ impl ModelArgs {
     /// The model, with fresh weights.
     fn build(&self) -> Result<CausalLm, Failure> {
         let config = self.shape.config()?;
-        let fresh = || {
-            let mut model = CausalLm::fresh(config, SEED, self.dtype.dtype(), &Device::Cpu)?;
-            if self.mode == Mode::Lora {
-                let target_modules = vec![];
-                let lora = LoraConfig { r: 8, lora_alpha: 16.0, use_rslora: false, target_modules };
-                model.add_lora(lora, SEED)?;
-            }
-            Ok(model)
-        };
-        Ok(fresh().map_err(EngineError::Model)?)
+        Ok(fresh(config, self.dtype, self.mode).map_err(EngineError::Model)?)
     }
+}
+
+/// A model with fresh weights, and an adapter where that is what trains.
+fn fresh(config: ModelConfig, dtype: Precision, mode: Mode) -> Result<CausalLm, ModelError> {
+    let mut model = CausalLm::fresh(config, SEED, dtype.dtype(), &Device::Cpu)?;
+    if mode == Mode::Lora {
+        let target_modules = vec![];
+        let lora = LoraConfig { r: 8, lora_alpha: 16.0, use_rslora: false, target_modules };
+        model.add_lora(lora, SEED)?;
+    }
+    Ok(model)
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

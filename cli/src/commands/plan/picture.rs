@@ -1,10 +1,8 @@
 //! The plan as a picture: what each share of the device is filled with.
 
-use std::fmt::Write;
-
 use chandler_vram::{Bytes, Category, Plan};
 
-use super::table::Table;
+use super::table::{Row, Table};
 
 const WIDTH: f64 = 860.0;
 const LEFT: f64 = 150.0;
@@ -30,80 +28,101 @@ fn colour(category: Category) -> &'static str {
 pub(super) fn draw(plan: &Plan, table: &Table) -> String {
     let peaks = table.rows.iter().filter_map(|row| row.best.as_ref()).map(|best| best.train_peak);
     let most = peaks.chain([plan.peak, plan.budget.unwrap_or(0)]).max().unwrap_or(1).max(1);
-    let scale = (WIDTH - LEFT - 30.0) / most as f64;
+    let scale = (WIDTH - LEFT - 90.0) / most as f64;
+    let mut body = text(LEFT, 6.0, "start", "Memory by category");
     let mut y = 50.0;
-    let mut body = String::new();
-    let label = |body: &mut String, y: f64, text: &str| {
-        let _ = write!(
-            body,
-            r#"<text x="{}" y="{}" text-anchor="end">{text}</text>"#,
-            LEFT - 8.0,
-            y + 18.0
-        );
-    };
     for (name, phase, total) in
         [("training", "train", plan.train_peak), ("evaluation", "eval", plan.eval_peak)]
     {
-        label(&mut body, y, name);
-        let mut x = LEFT;
-        for line in plan.lines.iter().filter(|line| line.phase == phase || line.phase == "always") {
-            let width = line.bytes as f64 * scale;
-            let _ = write!(
-                body,
-                r#"<rect x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{BAR}" fill="{}"><title>{} {}</title></rect>"#,
-                colour(line.category),
-                line.category,
-                Bytes(line.bytes)
-            );
-            x += width;
-        }
-        let _ =
-            write!(body, r#"<text x="{:.1}" y="{:.1}">{}</text>"#, x + 6.0, y + 18.0, Bytes(total));
+        body += &phase_bar(plan, [name, phase], total, y, scale);
         y += STEP;
     }
     for row in &table.rows {
-        label(&mut body, y, &format!("{} {} %", row.preset, row.share));
-        let frame = row.budget as f64 * scale;
-        let _ = write!(
-            body,
-            r##"<rect x="{LEFT}" y="{y:.1}" width="{frame:.1}" height="{BAR}" fill="none" stroke="#888"/>"##
-        );
-        let text = row.best.as_ref().map_or("nothing fits".to_owned(), |best| {
-            let width = best.train_peak as f64 * scale;
-            let _ = write!(body, r##"<rect x="{LEFT}" y="{y:.1}" width="{width:.1}" height="{BAR}" fill="#dddddd"/>"##);
-            let choice = best.choice;
-            format!("{} x {}, {} blocks kept", choice.micro_batch_rows, choice.micro_batches, choice.kept_blocks)
-        });
-        let _ = write!(body, r#"<text x="{:.1}" y="{:.1}">{text}</text>"#, LEFT + 8.0, y + 18.0);
+        body += &share_bar(row, y, scale);
         y += STEP;
     }
     if let Some(budget) = plan.budget {
-        let x = LEFT + budget as f64 * scale;
-        let _ = write!(
-            body,
-            r##"<line x1="{x:.1}" y1="40" x2="{x:.1}" y2="{y:.1}" stroke="#cc0000" stroke-dasharray="4 3"/><text x="{x:.1}" y="34" text-anchor="end" fill="#cc0000">{}</text>"##,
-            Bytes(budget)
-        );
+        body += &end_of_device(budget, y, scale);
     }
-    let mut x = LEFT;
-    for line in plan
-        .lines
-        .iter()
-        .filter(|line| line.bytes > 0 && line.phase != "eval" || line.category == Category::KvCache)
-    {
-        let name = line.category.name();
-        let _ = write!(
-            body,
-            r#"<rect x="{x:.1}" y="{y:.1}" width="12" height="12" fill="{}"/><text x="{:.1}" y="{:.1}">{name}</text>"#,
-            colour(line.category),
-            x + 16.0,
-            y + 11.0
-        );
-        x += 30.0 + 7.2 * name.len() as f64;
-    }
+    body += &legend(plan, y);
     let height = y + 30.0;
     format!(
-        r##"<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="#ffffff"/><text x="{LEFT}" y="20" font-size="14">Memory by category</text>{body}</svg>
-"##
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
+         viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n{body}</svg>\n"
     )
+}
+
+/// Text beside a bar that begins at `y`.
+fn text(x: f64, y: f64, anchor: &str, words: &str) -> String {
+    let y = y + 18.0;
+    format!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{words}</text>\n")
+}
+
+fn bar([x, y, width, height]: [f64; 4], paint: &str, title: &str) -> String {
+    format!(
+        "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height}\" {paint}>\
+         <title>{title}</title></rect>\n"
+    )
+}
+
+fn filled(colour: &str) -> String {
+    format!("fill=\"{colour}\"")
+}
+
+/// What a phase holds, category by category.
+fn phase_bar(plan: &Plan, [name, phase]: [&str; 2], total: u64, y: f64, scale: f64) -> String {
+    let mut all = text(LEFT - 8.0, y, "end", name);
+    let mut x = LEFT;
+    for line in plan.lines.iter().filter(|line| line.phase == phase || line.phase == "always") {
+        let width = line.bytes as f64 * scale;
+        let title = format!("{} {}", line.category, Bytes(line.bytes));
+        all += &bar([x, y, width, BAR], &filled(colour(line.category)), &title);
+        x += width;
+    }
+    all + &text(x + 6.0, y, "start", &Bytes(total).to_string())
+}
+
+/// How much of a share its best batch fills.
+fn share_bar(row: &Row, y: f64, scale: f64) -> String {
+    let name = format!("{} {} %", row.preset, row.share);
+    let frame = [LEFT, y, row.budget as f64 * scale, BAR];
+    let budget = Bytes(row.budget).to_string();
+    let mut all = text(LEFT - 8.0, y, "end", &name);
+    let words = match &row.best {
+        None => "nothing fits".to_owned(),
+        Some(best) => {
+            let peak = [LEFT, y, best.train_peak as f64 * scale, BAR];
+            all += &bar(peak, &filled("#dddddd"), &Bytes(best.train_peak).to_string());
+            let choice = best.choice;
+            let (rows, times) = (choice.micro_batch_rows, choice.micro_batches);
+            format!("{rows} x {times}, {} blocks kept", choice.kept_blocks)
+        }
+    };
+    all += &bar(frame, "fill=\"none\" stroke=\"#888888\"", &budget);
+    all + &text(LEFT + 8.0, y, "start", &words)
+}
+
+fn end_of_device(budget: u64, bottom: f64, scale: f64) -> String {
+    let x = LEFT + budget as f64 * scale;
+    let line = format!(
+        "<line x1=\"{x:.1}\" y1=\"44\" x2=\"{x:.1}\" y2=\"{bottom:.1}\" stroke=\"#cc0000\" \
+         stroke-dasharray=\"4 3\"/>\n"
+    );
+    line + &text(x, 22.0, "end", &Bytes(budget).to_string())
+}
+
+/// Each category once.
+fn legend(plan: &Plan, y: f64) -> String {
+    let mut x = 20.0;
+    let mut all = String::new();
+    let has = |category: Category| {
+        plan.lines.iter().any(|line| line.category == category && line.bytes > 0)
+    };
+    for category in Category::ALL.into_iter().filter(|category| has(*category)) {
+        all += &bar([x, y, 12.0, 12.0], &filled(colour(category)), category.name());
+        all += &text(x + 16.0, y - 7.0, "start", category.name());
+        x += 30.0 + 7.2 * category.name().len() as f64;
+    }
+    all
 }

@@ -160,7 +160,8 @@ fn largest(plan: &Plan) -> Option<&Line> {
 
 /// Why a plan does not fit beside what others hold, in a sentence.
 pub(super) fn why_not(plan: &Plan, device: u64, others: u64) -> String {
-    let held = |line: &&Line| line.phase != "eval" && line.bytes > 0;
+    let phase = if plan.eval_peak > plan.train_peak { "eval" } else { "train" };
+    let held = |line: &&Line| (line.phase == phase || line.phase == "always") && line.bytes > 0;
     let lines = plan.lines.iter().filter(held);
     let own = |line: &Line| CategoryBytes {
         category: line.category,
@@ -169,12 +170,12 @@ pub(super) fn why_not(plan: &Plan, device: u64, others: u64) -> String {
     };
     let budget = device.saturating_sub(others);
     let shortage = Shortage {
-        wanted: Some(plan.train_peak.max(plan.peak).saturating_sub(budget)),
+        wanted: Some(plan.peak.saturating_sub(budget)),
         total: Some(device),
         free: Some(0),
         own: Snapshot {
             categories: lines.map(own).collect(),
-            total: plan.train_peak,
+            total: plan.peak,
             ..Snapshot::default()
         },
         others: vec![("everybody else".to_owned(), Some(others))],
