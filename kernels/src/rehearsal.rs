@@ -48,7 +48,7 @@ impl Rehearsal {
     /// Bytes of all buffers. One thread asks for the same every time; of several, one may be ahead
     /// of the others and find a buffer taken that was idle here, for which a share is added.
     pub fn held_bytes(&self) -> usize {
-        self.held + if self.threads > 1 { self.held / 64 } else { 0 }
+        self.held + if self.threads > 1 { self.held / 32 } else { 0 }
     }
 
     /// How many of `tasks` run at a time.

@@ -80,7 +80,10 @@ fn phase_bar(plan: &Plan, [name, phase]: [&str; 2], total: u64, y: f64, scale: f
         all += &bar([x, y, width, BAR], &filled(colour(line.category)), &title);
         x += width;
     }
-    all + &text(x + 6.0, y, "start", &Bytes(total).to_string())
+    // Beyond the line of the device's end, where the words would lie on it.
+    let end = plan.budget.map_or(0.0, |budget| LEFT + budget as f64 * scale);
+    let after = if (x..x + 70.0).contains(&end) { end } else { x };
+    all + &text(after + 6.0, y, "start", &Bytes(total).to_string())
 }
 
 /// How much of a share its best batch fills.
