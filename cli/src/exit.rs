@@ -29,6 +29,23 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// The exit with this number; one that is none of ours is an error.
+    pub fn from_code(code: u8) -> Self {
+        let known = [
+            Self::Ok,
+            Self::Error,
+            Self::Usage,
+            Self::LockHeld,
+            Self::BadData,
+            Self::DoesNotFit,
+            Self::NoSpace,
+            Self::NotRunning,
+            Self::StateDir,
+            Self::Interrupted,
+        ];
+        known.into_iter().find(|exit| exit.code() == code).unwrap_or(Self::Error)
+    }
+
     /// The number.
     pub fn code(self) -> u8 {
         self as u8

@@ -45,11 +45,33 @@ impl Failure {
             let _ = writeln!(text, "{lead}: {cause}");
             above = cause;
         }
-        if let Some(hint) = &self.hint {
+        if let Some(hint) = self.hint.clone().or_else(|| hint_of_system(&self.error)) {
             let _ = writeln!(text, "{}: {hint}", paint("1;36", "hint"));
         }
         text
     }
+}
+
+/// An error and its causes in one line, each said once.
+pub(crate) fn in_one_line(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |words, cause| {
+        let cause = cause.to_string();
+        if words.contains(&cause) { words } else { format!("{words}: {cause}") }
+    })
+}
+
+/// What to do where the operating system refused something and nobody knows better.
+fn hint_of_system(error: &anyhow::Error) -> Option<String> {
+    use std::io::ErrorKind;
+    let source = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>())?;
+    let hint = match source.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some room and try again",
+        ErrorKind::PermissionDenied => "check owner and mode, and which user this runs as",
+        ErrorKind::NotFound => "check the path",
+        _ => "the disk or the system does not answer as it should: look at `dmesg`",
+    };
+    Some(hint.to_owned())
 }
 
 macro_rules! failure_from {

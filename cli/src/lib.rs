@@ -31,3 +31,4 @@ pub mod queue;
 pub mod signals;
 pub mod state_dir;
 pub mod store;
+pub mod supervisor;

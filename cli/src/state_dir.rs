@@ -105,7 +105,7 @@ impl StateDir {
 
     /// The directory, if it exists and holds a configuration.
     pub fn open(self) -> Result<Self, StateDirError> {
-        if self.config_file().is_file() {
+        if durable::is_there(&self.config_file())? {
             Ok(self)
         } else {
             Err(StateDirError::Missing { path: self.root })
@@ -114,7 +114,7 @@ impl StateDir {
 
     /// Makes the folders and a `chandler.toml` with this text.
     pub fn init(&self, config_text: &str) -> Result<(), StateDirError> {
-        if self.config_file().exists() {
+        if durable::is_there(&self.config_file())? {
             return Err(StateDirError::AlreadyThere { path: self.root.clone() });
         }
         self.create_folders()?;

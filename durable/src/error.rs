@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 /// A step of a durable write or of a recovery, as named in an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -26,6 +28,8 @@ pub enum Operation {
     Read,
     /// Listing a folder.
     List,
+    /// Looking whether something is there.
+    Look,
     /// Asking how much room a file system has.
     FreeSpace,
 }
@@ -42,6 +46,7 @@ impl fmt::Display for Operation {
             Self::Remove => "remove",
             Self::Read => "read",
             Self::List => "list",
+            Self::Look => "look at",
             Self::FreeSpace => "ask for the free space of",
         })
     }
@@ -127,6 +132,9 @@ impl DurableError {
                 )),
                 io::ErrorKind::PermissionDenied => {
                     Some(format!("check the owner and mode of {}", path.display()))
+                }
+                _ if source.raw_os_error() == Some(Errno::IO.raw_os_error()) => {
+                    Some("the disk does not answer as it should: look at `dmesg`".to_owned())
                 }
                 io::ErrorKind::ReadOnlyFilesystem => {
                     Some("the file system is mounted read-only".to_owned())

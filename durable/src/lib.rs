@@ -55,7 +55,7 @@ pub use manifest::{FileRecord, MANIFEST_NAME, Manifest};
 pub use natural_order::natural_cmp;
 pub use quarantine::{QUARANTINE_FOLDER, quarantine};
 pub use recovery::{NewestGood, Quarantined, newest_good};
-pub use rename::{create_folder_all, remove_folder, rename_durably};
+pub use rename::{create_folder_all, is_there, remove_folder, rename_durably};
 pub use sealed_folder::SealedFolder;
 pub use space::{free_space, require_space};
 pub use temporary::{TEMPORARY_PREFIX, sweep_temporaries};

@@ -28,6 +28,13 @@ pub(crate) fn sync_both(fs: &dyn Fs, from: &Path, to: &Path) -> Result<(), Durab
     Ok(())
 }
 
+/// Whether anything is at `path`; a link counts as what it leads to.
+///
+/// Unlike `Path::exists`, a disk that does not answer is an error and not a no.
+pub fn is_there(path: &Path) -> Result<bool, DurableError> {
+    path.try_exists().at(Operation::Look, path)
+}
+
 /// Creates a folder and its missing parents, and brings their names to the disk.
 pub fn create_folder_all(fs: &dyn Fs, path: &Path) -> Result<(), DurableError> {
     match fs.create_folder(path, FOLDER_MODE) {

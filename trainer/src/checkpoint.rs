@@ -7,13 +7,14 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use chandler_durable::{Fs, RealFs, SealedFolder, Verdict, verify};
 use chandler_model::{SafetensorsFile, write_safetensors};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{Fit, MomentsDtype, Observer, TrainError, Trainer};
+use crate::{Fit, MomentsDtype, TrainError, Trainer};
 
 /// What the names of checkpoint folders begin with; the step follows.
 pub const CHECKPOINT_PREFIX: &str = "checkpoint-";
@@ -26,9 +27,29 @@ pub fn checkpoint_step(folder: &Path) -> Option<u64> {
     folder.file_name()?.to_str()?.strip_prefix(CHECKPOINT_PREFIX)?.parse().ok()
 }
 
+/// The format that this version writes. Earlier ones are read, later ones refused.
+///
+/// 1 had no number and did not say which instructions had computed it.
+const FORMAT: u32 = 2;
+
+/// What a resumed run is told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resumed {
+    /// What the observer left in the checkpoint.
+    pub extra: Value,
+    /// Why the steps to come will not have the bits that the run would have had without the
+    /// interruption, where that is so. They differ by rounding alone.
+    pub rounds_differently: Option<String>,
+}
+
 /// What the manifest says beside the files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct State {
+    #[serde(default = "first_format")]
+    format: u32,
+    /// What the matrix products of the run are computed with.
+    #[serde(default)]
+    instructions: Option<String>,
     step: u64,
     num_tokens: u64,
     /// A step that is cut otherwise rounds otherwise.
@@ -36,6 +57,50 @@ struct State {
     fit: Fit,
     fingerprint: Value,
     extra: Value,
+}
+
+/// A checkpoint in memory: of the run's own tensors, or of copies.
+#[derive(Debug)]
+pub(crate) struct Image {
+    weights: Vec<(String, Tensor)>,
+    moments: Vec<(String, Tensor)>,
+    state: State,
+}
+
+impl Image {
+    /// What its tensors take, in memory as on the disk.
+    pub(crate) fn bytes(&self) -> u64 {
+        let bytes = |(_, tensor): &(String, Tensor)| {
+            (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64
+        };
+        self.weights.iter().chain(&self.moments).map(bytes).sum()
+    }
+
+    /// The same with tensors of its own, which the steps to come do not change.
+    pub(crate) fn copied(&self) -> Result<Self, TrainError> {
+        let copied = |tensors: &Vec<(String, Tensor)>| {
+            let copy = |(name, tensor): &(String, Tensor)| Ok((name.clone(), tensor.copy()?));
+            tensors.par_iter().map(copy).collect::<Result<_, TrainError>>()
+        };
+        let (weights, moments) = (copied(&self.weights)?, copied(&self.moments)?);
+        Ok(Self { weights, moments, state: self.state.clone() })
+    }
+
+    /// Writes it to `path`, where nothing may be yet.
+    pub(crate) fn write(&self, fs: &dyn Fs, path: &Path) -> Result<(), TrainError> {
+        let folder = SealedFolder::begin(fs, path)?;
+        for (file, tensors) in [(WEIGHTS, &self.weights), (OPTIMIZER, &self.moments)] {
+            let tensors: Vec<(&str, &Tensor)> =
+                tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+            write_safetensors(fs, &folder.path().join(file), &tensors, None)?;
+        }
+        folder.seal(json!(self.state))?;
+        Ok(())
+    }
+}
+
+fn first_format() -> u32 {
+    1
 }
 
 impl Trainer<'_> {
@@ -46,23 +111,31 @@ impl Trainer<'_> {
         path: &Path,
         extra: Value,
     ) -> Result<(), TrainError> {
-        let folder = SealedFolder::begin(fs, path)?;
-        let masters: Vec<(&str, &Tensor)> = self.optimizer.masters(&self.model).collect();
-        write_safetensors(fs, &folder.path().join(WEIGHTS), &masters, None)?;
-        let moments = self.optimizer.moments(&self.model);
-        let moments: Vec<(&str, &Tensor)> =
-            moments.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        write_safetensors(fs, &folder.path().join(OPTIMIZER), &moments, None)?;
-        let (step, num_tokens, fit) = (self.step, self.num_tokens, self.fit);
-        let fingerprint = self.fingerprint();
-        folder.seal(json!(State { step, num_tokens, fit, fingerprint, extra }))?;
-        Ok(())
+        self.image(extra).write(fs, path)
     }
 
-    /// Takes over a checkpoint that this very run wrote, and returns what its observer left there.
+    /// What a checkpoint of this step consists of.
+    pub(crate) fn image(&self, extra: Value) -> Image {
+        let masters = self.optimizer.masters(&self.model);
+        Image {
+            weights: masters.map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect(),
+            moments: self.optimizer.moments(&self.model),
+            state: State {
+                format: FORMAT,
+                instructions: Some(self.instructions().to_owned()),
+                step: self.step,
+                num_tokens: self.num_tokens,
+                fit: self.fit,
+                fingerprint: self.fingerprint(),
+                extra,
+            },
+        }
+    }
+
+    /// Takes over a checkpoint that this very run wrote.
     ///
     /// Every byte is verified before the first one is believed.
-    pub fn resume(&mut self, path: &Path) -> Result<Value, TrainError> {
+    pub fn resume(&mut self, path: &Path) -> Result<Resumed, TrainError> {
         let bad = |reason: String| TrainError::BadCheckpoint { path: path.to_owned(), reason };
         let manifest = match verify(&RealFs, path)? {
             Verdict::Whole(manifest) => manifest,
@@ -70,6 +143,12 @@ impl Trainer<'_> {
         };
         let state: State =
             serde_json::from_value(manifest.extra).map_err(|error| bad(error.to_string()))?;
+        if state.format > FORMAT {
+            return Err(bad(format!(
+                "its format is {}, and this version knows those up to {FORMAT}",
+                state.format
+            )));
+        }
         self.check_fingerprint(path, &state.fingerprint)?;
         let weights = SafetensorsFile::open(&path.join(WEIGHTS))?;
         let moments = SafetensorsFile::open(&path.join(OPTIMIZER))?;
@@ -86,15 +165,16 @@ impl Trainer<'_> {
         self.optimizer.round_masters(&self.model)?;
         (self.step, self.num_tokens) = (state.step, state.num_tokens);
         self.fit = state.fit.resumed(self.fit);
-        Ok(state.extra)
+        let now = self.instructions();
+        let rounds_differently = state.instructions.filter(|then| then != now).map(|then| {
+            format!("the steps before were computed with {then}, those to come with {now}")
+        });
+        Ok(Resumed { extra: state.extra, rounds_differently })
     }
 
-    pub(crate) fn checkpoint_for(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
-        let path = observer.checkpoint_path(self.step).map_err(TrainError::Observer)?;
-        let Some(path) = path else { return Ok(()) };
-        let extra = observer.checkpoint_extra();
-        self.write_checkpoint(&RealFs, &path, extra)?;
-        observer.checkpoint_written(self.step, &path).map_err(TrainError::Observer)
+    fn instructions(&self) -> &'static str {
+        let all = chandler_kernels::instructions();
+        if self.model.dtype() == DType::BF16 { all.bf16 } else { all.f32 }
     }
 
     /// What must be the same for a resumed run to be the same run.

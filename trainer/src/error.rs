@@ -90,6 +90,14 @@ pub enum TrainError {
         reason: String,
     },
 
+    /// A thread could not be started.
+    #[error("cannot start a thread: {source}")]
+    Thread {
+        /// The operating system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+
     /// Whoever watches the run failed.
     #[error("{0}")]
     Observer(#[source] BoxError),
@@ -134,6 +142,7 @@ impl TrainError {
                 "lower data.max_length, take train.optim = \"adamw_8bit\" or lora.r, or end other \
                  programs that use the memory"
             }
+            Self::Thread { .. } => "look at `ulimit -u`, the limit on threads and processes",
             Self::BadCheckpoint { .. } => "begin from an earlier checkpoint",
             Self::Model(error) => return error.hint(),
             Self::Durable(error) => return error.hint(),

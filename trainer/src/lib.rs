@@ -36,6 +36,7 @@
 //! ```
 #![deny(missing_docs)]
 
+mod background;
 mod batches;
 mod checkpoint;
 mod error;
@@ -52,7 +53,7 @@ mod train_loop;
 mod update;
 
 pub use batches::BatchPlan;
-pub use checkpoint::{CHECKPOINT_PREFIX, checkpoint_step};
+pub use checkpoint::{CHECKPOINT_PREFIX, Resumed, checkpoint_step};
 pub use error::{BoxError, TrainError};
 pub use fit::Fit;
 pub use metrics::StepMetrics;

@@ -5,7 +5,7 @@ use std::path::Path;
 use chandler_model::CausalLm;
 use chandler_vram::Shortage;
 
-use crate::{BoxError, Fit, StepMetrics};
+use crate::{BoxError, Fit, StepMetrics, TrainError};
 
 /// What is to happen at a step boundary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,8 +37,20 @@ pub trait Observer {
     /// Where the checkpoint of `step` should be written; `None` leaves it out.
     fn checkpoint_path(&mut self, step: u64) -> Result<Option<std::path::PathBuf>, BoxError>;
 
-    /// A checkpoint is on the disk.
+    /// Whether `bytes` of memory may be taken for a copy from which a checkpoint is written while
+    /// training goes on. Without one, training waits until it is written.
+    fn has_room_for_copy(&mut self, _bytes: u64) -> bool {
+        false
+    }
+
+    /// A checkpoint is on the disk; told at a later boundary if it was written meanwhile.
     fn checkpoint_written(&mut self, step: u64, path: &Path) -> Result<(), BoxError>;
+
+    /// A checkpoint could not be written; what was begun of it is not taken for one. The run ends
+    /// with the error that is returned.
+    fn checkpoint_failed(&mut self, _step: u64, error: TrainError) -> Result<(), TrainError> {
+        Err(error)
+    }
 
     /// What a checkpoint should remember for its observer.
     fn checkpoint_extra(&mut self) -> serde_json::Value {

@@ -8,6 +8,7 @@ use chandler_kernels::scratch;
 use chandler_model::{CausalLm, Score};
 use chandler_vram::{Category, Entry, Ledger, Shortage};
 
+use crate::background::Background;
 use crate::optimizer::{AdamW, Rate};
 use crate::segments::forward_backward;
 use crate::update::{Measured, Update};
@@ -31,7 +32,9 @@ pub struct Trainer<'a> {
     /// What taught it in the step that is going on.
     shortage: Option<Shortage>,
     last_metrics: Option<StepMetrics>,
-    ledger: Ledger,
+    /// The checkpoint that is being written.
+    pub(crate) background: Option<Background>,
+    pub(crate) ledger: Ledger,
     /// Weights, master weights and moments, entered as long as the run lives.
     resident: Vec<Entry>,
 }
@@ -58,16 +61,16 @@ impl Trainer<'_> {
     /// Trains until the last step or until the observer says stop.
     pub fn train(&mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
         loop {
+            self.settle_checkpoint(observer, false)?;
             let control =
                 observer.at_boundary(self.step, &self.model).map_err(TrainError::Observer)?;
             if control == Control::Checkpoint {
                 self.checkpoint_for(observer)?;
             }
-            if self.step >= self.plan.total_steps() {
-                return Ok(Outcome::Finished);
-            }
-            if control == Control::Stop {
-                return Ok(Outcome::Stopped);
+            let is_finished = self.step >= self.plan.total_steps();
+            if is_finished || control == Control::Stop {
+                self.settle_checkpoint(observer, true)?;
+                return Ok(if is_finished { Outcome::Finished } else { Outcome::Stopped });
             }
             let at = self.step;
             let metrics = self.step();
@@ -207,6 +210,7 @@ impl<'a> Trainer<'a> {
             fit: Fit::default(),
             shortage: None,
             last_metrics,
+            background: None,
             ledger,
             resident,
         })

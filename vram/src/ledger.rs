@@ -26,11 +26,13 @@ pub enum Category {
     Data,
     /// Scratch memory.
     Workspace,
+    /// The copy from which a checkpoint is written while training goes on.
+    Checkpoint,
 }
 
 impl Category {
     /// Every category.
-    pub const ALL: [Category; 8] = [
+    pub const ALL: [Category; 9] = [
         Self::Weights,
         Self::MasterWeights,
         Self::Gradients,
@@ -39,6 +41,7 @@ impl Category {
         Self::KvCache,
         Self::Data,
         Self::Workspace,
+        Self::Checkpoint,
     ];
 
     /// Its name in plans, logs and JSON.
@@ -52,6 +55,7 @@ impl Category {
             Self::KvCache => "kv_cache",
             Self::Data => "data",
             Self::Workspace => "workspace",
+            Self::Checkpoint => "checkpoint",
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::config::{Config, ConfigSources, FlagValue, ResolvedConfig};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::logging::Terminal;
-use crate::state_dir::StateDir;
+use crate::state_dir::{StateDir, StateDirError};
 
 /// Fine-tunes language models as a daemon: drop a file into the inbox, and the model learns from it.
 #[derive(Debug, Parser)]
@@ -174,8 +174,9 @@ impl App {
     /// `--set` over it.
     fn config(&self, flags: Vec<FlagValue>) -> Result<ResolvedConfig, Failure> {
         let file = self.state.config_file();
+        let is_there = chandler_durable::is_there(&file).map_err(StateDirError::from)?;
         Ok(ResolvedConfig::load(&ConfigSources {
-            file: file.is_file().then_some(file),
+            file: is_there.then_some(file),
             env: unicode_variables(),
             flags,
             set: self.set.clone(),

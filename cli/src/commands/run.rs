@@ -1,6 +1,9 @@
 //! `chandler run`.
 
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chandler_vram::Ledger;
 use clap::Args;
@@ -16,20 +19,72 @@ use crate::logging::{self, Progress, Terminal};
 use crate::signals;
 use crate::state_dir::StateDir;
 use crate::store::Store;
+use crate::supervisor;
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
     /// End when nothing waits in the inbox any more
     #[arg(long)]
     once: bool,
+    /// Started by a supervisor, which listens on standard output
+    #[arg(long, hide = true)]
+    supervised: bool,
+    /// How the daemon before this one ended
+    #[arg(long, hide = true, value_name = "WORDS")]
+    after: Option<String>,
 }
 
 pub(super) fn run(app: &App, args: &RunArgs) -> Result<Exit, Failure> {
     let state = app.state()?;
     let config = app.config(Vec::new())?.config;
     let until = if args.once { Until::Empty } else { Until::Stopped };
-    let tally = work(&state, &config, &app.terminal, until)?;
+    if until == Until::Stopped && config.daemon.restart && !args.supervised {
+        return supervised(app, &config);
+    }
+    let controls = Controls::default();
+    if args.supervised {
+        end_with_parent()?;
+        controls.show_signs_of_life();
+    }
+    let tally = work(&state, &config, &app.terminal, &controls, until, args.after.as_deref())?;
     Ok(if args.once && tally.failed > 0 { Exit::BadData } else { Exit::Ok })
+}
+
+/// Starts the daemon as a child, as often as it takes.
+fn supervised(app: &App, config: &Config) -> Result<Exit, Failure> {
+    let failed = |source: std::io::Error| {
+        let error = anyhow::Error::new(source).context("the daemon cannot be started");
+        let hint = "with daemon.restart = false it runs without a process that watches it";
+        Failure::new(Exit::Error, error, Some(hint.to_owned()))
+    };
+    let binary = std::env::current_exe().map_err(failed)?;
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let mut command = |crash: Option<&str>| {
+        let mut command = Command::new(&binary);
+        command.args(&arguments).arg("--supervised").process_group(0);
+        command.args(crash.iter().flat_map(|words| ["--after", words]));
+        command
+    };
+    let mut tell = |words: &str| app.terminal.print(&format!("warning: {words}\n"));
+    let hang = Duration::try_from_secs_f64(config.daemon.hang_seconds).ok();
+    let hang = hang.filter(|hang| !hang.is_zero());
+    let code = supervisor::supervise(&mut command, &mut tell, hang).map_err(failed)?;
+    Ok(Exit::from_code(code))
+}
+
+/// A daemon whose supervisor was killed is asked to end, so that two of them never work.
+fn end_with_parent() -> Result<(), Failure> {
+    let parent = rustix::process::getppid();
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM)).map_err(
+        |errno| {
+            let error = anyhow::Error::new(std::io::Error::from(errno));
+            Failure::new(Exit::Error, error.context("cannot follow the supervisor"), None)
+        },
+    )?;
+    if rustix::process::getppid() != parent {
+        return Err(Failure::new(Exit::Error, anyhow::anyhow!("the supervisor is gone"), None));
+    }
+    Ok(())
 }
 
 /// The daemon: holds the lock, answers commands, and works until told or until nothing waits.
@@ -37,17 +92,22 @@ pub(super) fn work(
     state: &StateDir,
     config: &Config,
     terminal: &Terminal,
+    controls: &Controls,
     until: Until,
+    after: Option<&str>,
 ) -> Result<Tally, Failure> {
     state.create_folders()?;
     state.check_writable()?;
     let _lock = crate::lock::hold(state)?;
     logging::init(&config.log, terminal, Some(&state.logs()))?;
-    let controls = Controls::default();
-    signals::stop_on_signals(&controls)?;
+    signals::stop_on_signals(controls)?;
     let mut store = Store::open(&state.database())?;
+    if let Some(words) = after {
+        tracing::warn!("{words}");
+        store.record_event("restarted", None, None, words, None)?;
+    }
     let ledger = Ledger::new();
-    let answers = Answers::new(state, &controls, &ledger);
+    let answers = Answers::new(state, controls, &ledger);
     let _server = ControlServer::start(state, Arc::new(move |request| answers.answer(request)))?;
     let progress = Progress::new(terminal);
     let mut runner = engine::runner(state, config, &ledger);
@@ -56,7 +116,7 @@ pub(super) fn work(
         state,
         config,
         store: &mut store,
-        controls: &controls,
+        controls,
         progress: &progress,
         runner: &mut *runner,
     }

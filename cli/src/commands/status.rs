@@ -106,6 +106,9 @@ fn render(status: &Status) -> String {
         }
         text.push('\n');
     }
+    if let Some(waiting) = status.daemon.as_ref().and_then(|live| live.waiting.as_ref()) {
+        let _ = writeln!(text, "waiting   {waiting}");
+    }
     if let Some(live) = &status.daemon {
         text += &live.memory.to_string();
     }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use chandler_durable::{RealFs, create_folder_all, remove_folder};
+use chandler_durable::{RealFs, create_folder_all, is_there, remove_folder};
 use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Fit, Outcome, Trainer};
 use chandler_vram::{Ledger, Phase, counting};
 use clap::Args;
@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 use super::App;
 use crate::daemon::{Controls, checkpoints_to_remove};
 use crate::engine::{
-    Around, EngineError, Prepared, Request, Sink, Watch, Wish, checkpoint_bytes, checkpoint_facts,
-    log_evaluation, memory_beside_plan, memory_room, model_folder, prepare, resume, write_output,
+    Around, EngineError, GoneOn, Prepared, Request, Sink, Watch, Wish, checkpoint_bytes,
+    checkpoint_facts, log_evaluation, memory_beside_plan, memory_room, model_folder, prepare,
+    resume, write_output,
 };
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -71,11 +72,11 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     let mut trainer = trainer.within(fit);
     ledger.begin(Phase::Train);
     counting::reset_high_water();
-    let resumed_at = if args.resume {
+    let GoneOn { resumed_at, last_eval } = if args.resume {
         resume(&mut trainer, &args.output)?
     } else {
         clear_checkpoints(&args.output)?;
-        None
+        GoneOn::default()
     };
     let metrics = Metrics::open(args.metrics.as_deref(), trainer.steps_done())?;
     let controls = Controls::default();
@@ -99,11 +100,12 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         eval_steps: config.eval.eval_steps as u64,
         save_steps: config.train.save_steps as u64,
         checkpoints: args.output.clone(),
+        step_bytes: plan.peak.saturating_sub(plan.resident),
         checkpoint_bytes: checkpoint_bytes(&trainer),
         resumed_at,
         started: Instant::now(),
         steps_here: 0,
-        last_eval: None,
+        last_eval,
         around: Around::default(),
     };
     let name = args.data[0].file_name().map_or_else(String::new, |n| n.to_string_lossy().into());
@@ -127,7 +129,8 @@ fn finish(
     let place = args.output.display();
     if outcome == Outcome::Stopped {
         let path = args.output.join(format!("{CHECKPOINT_PREFIX}{step}"));
-        if step > 0 && resumed_at != Some(step) && !path.exists() {
+        let is_there = is_there(&path).map_err(EngineError::from)?;
+        if step > 0 && resumed_at != Some(step) && !is_there {
             trainer
                 .write_checkpoint(&RealFs, &path, json!({ "eval": last_eval }))
                 .map_err(EngineError::from)?;
@@ -218,6 +221,11 @@ impl Sink for FileSink<'_> {
 
     fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), BoxError> {
         log_evaluation(row, samples);
+        Ok(())
+    }
+
+    fn trouble(&mut self, message: &str) -> Result<(), BoxError> {
+        tracing::error!("{message}");
         Ok(())
     }
 

@@ -227,6 +227,11 @@ section! {
         keep_best: usize = 1;
         /// Snapshots that are kept, one a day; 0 makes none.
         keep_snapshots: usize = 7;
+        /// Seconds without a sign of life, such as a step or an answered token, after which the
+        /// daemon is taken to hang and is started again; 0 waits for ever.
+        hang_seconds: f64 = 3600.0, Bounds::at_least(0.0);
+        /// Whether the daemon is started again when it was killed or has crashed.
+        restart: bool = true;
         /// GiB that must stay free on the disk of the state directory.
         min_free_gib: f64 = 2.0, Bounds::at_least(0.0);
     }

@@ -67,6 +67,9 @@ pub struct LiveStatus {
     pub stopping: bool,
     /// What it works on.
     pub current: Option<CurrentJob>,
+    /// What it waits for, where it cannot go on: room on the disk, a disk that answers.
+    #[serde(default)]
+    pub waiting: Option<String>,
     /// Its memory.
     pub memory: LiveMemory,
 }

@@ -64,6 +64,7 @@ impl Answers {
             paused: self.controls.is_paused(),
             stopping: self.controls.stop().requested() == Some(StopReason::Shutdown),
             current: self.controls.current(),
+            waiting: self.controls.waiting(),
             memory: LiveMemory::read(&self.ledger, &self.nvml),
         }
     }

@@ -28,7 +28,13 @@ struct Changing {
     /// Counts what should wake a sleeping daemon.
     wakes: u64,
     current: Option<CurrentJob>,
+    waiting: Option<String>,
+    /// When the last sign of life was given, where somebody waits for them.
+    beaten: Option<Instant>,
 }
+
+/// Signs of life are given no more often, and while nothing else happens no more seldom.
+const PULSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -72,8 +78,20 @@ impl Controls {
     pub fn wait_while_paused(&self) {
         let mut changing = self.changing();
         while changing.paused && !self.stop.is_requested() {
-            changing = self.shared.changed.wait(changing).unwrap_or_else(PoisonError::into_inner);
+            let waited = self.shared.changed.wait_timeout(changing, PULSE);
+            changing = waited.unwrap_or_else(PoisonError::into_inner).0;
+            beat(&mut changing);
         }
+    }
+
+    /// From now on gives signs of life on standard output, for a supervisor.
+    pub fn show_signs_of_life(&self) {
+        self.changing().beaten = Some(Instant::now());
+    }
+
+    /// Something moved: called wherever work makes progress.
+    pub fn beat(&self) {
+        beat(&mut self.changing());
     }
 
     /// Asks for an evaluation after the step that is going on.
@@ -99,8 +117,9 @@ impl Controls {
         let wakes = changing.wakes;
         while changing.wakes == wakes && !self.stop.is_requested() {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { return };
-            let waited = self.shared.changed.wait_timeout(changing, left);
+            let waited = self.shared.changed.wait_timeout(changing, left.min(PULSE));
             changing = waited.unwrap_or_else(PoisonError::into_inner).0;
+            beat(&mut changing);
         }
     }
 
@@ -112,6 +131,16 @@ impl Controls {
     /// Shows another job, or none.
     pub fn set_current(&self, current: Option<CurrentJob>) {
         self.changing().current = current;
+    }
+
+    /// What the daemon waits for, where it cannot go on.
+    pub fn waiting(&self) -> Option<String> {
+        self.changing().waiting.clone()
+    }
+
+    /// Shows what the daemon waits for, or that it goes on.
+    pub fn set_waiting(&self, waiting: Option<String>) {
+        self.changing().waiting = waiting;
     }
 
     /// Shows what is being done to the current job.
@@ -132,6 +161,14 @@ impl Controls {
     /// is a single assignment.
     fn changing(&self) -> MutexGuard<'_, Changing> {
         self.shared.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn beat(changing: &mut Changing) {
+    if changing.beaten.is_some_and(|beaten| beaten.elapsed() >= PULSE) {
+        changing.beaten = Some(Instant::now());
+        // Whoever listened is gone, and has taken care that we hear of it.
+        let _ = crate::output::print("\n");
     }
 }
 

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::config::Config;
 use crate::daemon::controls::{Controls, CurrentJob};
+use crate::daemon::obstacle::{self, Obstacle, Patience};
 use crate::daemon::runner::{Fault, JobError, JobEstimate, JobOutcome, JobRunner, RunContext};
 use crate::daemon::stop::StopReason;
 use crate::exit::Exit;
+use crate::failure::in_one_line;
 use crate::logging::{Progress, duration_in_words};
 use crate::queue::{self, ClaimedJob, FailureReport, Inbox, QueueError};
 use crate::state_dir::StateDir;
@@ -76,6 +78,7 @@ impl DaemonError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Setup { exit, .. } => *exit,
+            Self::Queue(_) | Self::Store(_) if obstacle::is_full(self) => Exit::NoSpace,
             Self::Queue(_) | Self::Store(_) => Exit::Error,
         }
     }
@@ -100,13 +103,55 @@ pub struct JobLoop<'a> {
 impl JobLoop<'_> {
     /// Puts the queue in order after a crash, then works until asked to end or, with
     /// [`Until::Empty`], until nothing waits.
+    ///
+    /// An obstacle that may pass is waited out, but with [`Until::Empty`]: there somebody waits.
     pub fn work(&mut self, until: Until) -> Result<Tally, DaemonError> {
-        self.recover()?;
+        let mut tally = Tally::default();
+        let mut patience = Patience::default();
+        let mut max_attempts = self.config.daemon.max_attempts;
+        loop {
+            let error = match self.work_unhindered(until, max_attempts, &mut tally) {
+                Ok(()) => return Ok(tally),
+                Err(error) => error,
+            };
+            let Some(obstacle) = Obstacle::of(&error).filter(|_| until == Until::Stopped) else {
+                return Err(error);
+            };
+            self.wait_out(obstacle, &error, &mut patience);
+            if self.controls.stop().requested() == Some(StopReason::Shutdown) {
+                return Err(error);
+            }
+            // What the disk did is no fault of the file that was being worked on.
+            max_attempts = u64::MAX;
+        }
+    }
+
+    fn wait_out(&mut self, obstacle: Obstacle, error: &DaemonError, patience: &mut Patience) {
+        let words = in_one_line(error);
+        let hint = error.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
+        tracing::error!("waiting, nothing is lost: {words}{hint}");
+        self.controls.set_current(None);
+        self.controls.set_waiting(Some(words));
+        patience.wait(obstacle, self.state.root(), self.controls);
+        self.controls.set_waiting(None);
+        // After a failed write a connection may believe what is not on the disk.
+        match Store::open(self.store.path()) {
+            Ok(store) => *self.store = store,
+            Err(error) => tracing::warn!("the database stays as it is for now: {error}"),
+        }
+    }
+
+    fn work_unhindered(
+        &mut self,
+        until: Until,
+        max_attempts: u64,
+        tally: &mut Tally,
+    ) -> Result<(), DaemonError> {
+        self.recover(max_attempts)?;
         self.controls.set_paused(self.store.is_paused()?);
         let settle = Duration::from_secs_f64(self.config.daemon.settle_seconds);
         let poll = Duration::from_secs_f64(self.config.daemon.poll_seconds);
         let mut inbox = Inbox::new(self.state, settle);
-        let mut tally = Tally::default();
         let mut idle_since = Instant::now();
         while self.controls.stop().requested() != Some(StopReason::Shutdown) {
             let look = inbox.look(self.store, SystemTime::now())?;
@@ -114,13 +159,13 @@ impl JobLoop<'_> {
             if self.controls.is_paused() {
                 if until == Until::Empty {
                     tracing::warn!("paused: `chandler resume` lets it go on");
-                    return Ok(tally);
+                    return Ok(());
                 }
                 self.controls.sleep(poll);
                 continue;
             }
             if let Some(job) = self.store.jobs_in(JobState::Queued)?.into_iter().next() {
-                self.work_on(&job, &mut tally)?;
+                self.work_on(&job, tally)?;
                 idle_since = Instant::now();
                 continue;
             }
@@ -130,20 +175,23 @@ impl JobLoop<'_> {
                 for path in look.unsettled {
                     tracing::warn!("{} is still being written: left in the inbox", path.display());
                 }
-                return Ok(tally);
+                return Ok(());
             }
             self.controls.sleep(poll);
         }
-        Ok(tally)
+        Ok(())
     }
 
-    fn recover(&mut self) -> Result<(), DaemonError> {
-        let recovered = queue::recover(self.state, self.store, self.config.daemon.max_attempts)?;
+    fn recover(&mut self, max_attempts: u64) -> Result<(), DaemonError> {
+        let recovered = queue::recover(self.state, self.store, max_attempts)?;
         for job in &recovered.requeued {
             self.note("requeued", job, None, "was being worked on when the process ended")?;
         }
         for job in &recovered.given_up {
             self.note("failed", job, None, "was cut off too often and lies in failed/")?;
+        }
+        for job in &recovered.settled {
+            self.note(job.state.as_str(), job, None, "was over when the process ended")?;
         }
         for path in &recovered.returned {
             tracing::warn!("{} was left behind and is back in the inbox", path.display());

@@ -124,9 +124,15 @@ impl JobError {
         Self { fault, error: error.into(), hint, bad_lines: Vec::new() }
     }
 
-    /// What happened, then what caused it, and so on.
+    /// What happened, then what caused it, and so on, each said once.
     pub fn chain(&self) -> Vec<String> {
-        self.error.chain().map(ToString::to_string).collect()
+        let mut chain: Vec<String> = Vec::new();
+        for cause in self.error.chain().map(ToString::to_string) {
+            if !chain.last().is_some_and(|above| above.contains(&cause)) {
+                chain.push(cause);
+            }
+        }
+        chain
     }
 }
 

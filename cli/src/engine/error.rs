@@ -1,6 +1,5 @@
 //! Everything that can go wrong around a model, whose fault it is, and what to do.
 
-use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use chandler_data::DataError;
@@ -9,10 +8,10 @@ use chandler_evaluator::EvalError;
 use chandler_model::ModelError;
 use chandler_trainer::TrainError;
 
-use crate::daemon::{Fault, JobError};
+use crate::daemon::{Fault, JobError, is_full};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::queue::BadLine;
+use crate::queue::{BadLine, QueueError};
 use crate::store::{BindingMismatch, StoreError};
 
 /// Why the engine did not do what was asked.
@@ -42,6 +41,9 @@ pub enum EngineError {
     /// The database did not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A file of the queue could not be read.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
     /// The state directory descends from another model.
     #[error(transparent)]
     Binding(#[from] Box<BindingMismatch>),
@@ -105,13 +107,15 @@ impl EngineError {
             Self::Model(error) => error.hint(),
             Self::Hub(error) => error.hint(),
             Self::Data(error) => error.hint(),
-            Self::Train(error) => match within(error) {
-                Some(inner) => inner.hint(),
-                None => error.hint(),
+            Self::Train(error) => match (within(error), store_within(error)) {
+                (Some(inner), _) => inner.hint(),
+                (None, Some(inner)) => inner.hint(),
+                (None, None) => error.hint(),
             },
             Self::Eval(error) => error.hint(),
             Self::Durable(error) => error.hint(),
             Self::Store(error) => error.hint(),
+            Self::Queue(error) => error.hint(),
             Self::Binding(mismatch) => Some(mismatch.hint()),
             Self::Read { .. } => Some("check the path and that this user may read it".to_owned()),
             Self::Write { .. } => Some("check the owner, the mode and the free space".to_owned()),
@@ -149,11 +153,7 @@ impl EngineError {
             {
                 Exit::NoSpace
             }
-            Self::Write { source, .. } | Self::Data(DataError::Keep { source })
-                if source.kind() == ErrorKind::StorageFull =>
-            {
-                Exit::NoSpace
-            }
+            _ if is_full(self) => Exit::NoSpace,
             Self::Json { .. } => Exit::BadData,
             _ => Exit::Error,
         }
@@ -166,8 +166,9 @@ impl EngineError {
             }
             Self::Data(error) if blames_the_file(error) => Fault::File,
             Self::Train(TrainError::NothingToLearn { .. } | TrainError::NoRows) => Fault::File,
-            Self::Train(TrainError::Durable(error)) if error.is_out_of_space() => {
-                Fault::Setup(Exit::NoSpace)
+            // A disk or a database that does not take what it is given.
+            Self::Train(TrainError::Durable(_) | TrainError::Observer(_)) => {
+                Fault::Setup(self.exit())
             }
             Self::Train(_) | Self::Eval(_) => Fault::Attempt,
             other => Fault::Setup(other.exit()),
@@ -177,6 +178,14 @@ impl EngineError {
 
 /// An error of ours that went through the trainer.
 fn within(error: &TrainError) -> Option<&EngineError> {
+    match error {
+        TrainError::Observer(inner) => inner.downcast_ref(),
+        _ => None,
+    }
+}
+
+/// The database's error that went through the trainer.
+fn store_within(error: &TrainError) -> Option<&StoreError> {
     match error {
         TrainError::Observer(inner) => inner.downcast_ref(),
         _ => None,

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use chandler_durable::{RealFs, newest_good, remove_folder, require_space};
+use chandler_durable::{
+    Fs, RealFs, create_folder_all, is_there, newest_good, remove_folder, require_space, write_with,
+};
 use chandler_trainer::{
     BoxError, CHECKPOINT_PREFIX, Fit, Outcome, TrainError, Trainer, checkpoint_step,
 };
@@ -22,7 +24,7 @@ use crate::daemon::{
 };
 use crate::heap;
 use crate::logging::StepProgress;
-use crate::queue::ClaimedJob;
+use crate::queue::{ClaimedJob, mark, report_of_model};
 use crate::state_dir::StateDir;
 use crate::store::{EvalRow, EvalSample, StepRow};
 
@@ -58,7 +60,7 @@ impl EngineRunner {
     /// The newest model: that of the state directory once there is one.
     fn base(&self, context: &RunContext) -> Result<PathBuf, EngineError> {
         let newest = self.state.model();
-        if newest.join("config.json").is_file() {
+        if is_there(&newest.join("config.json"))? {
             return Ok(newest);
         }
         model_folder(&self.config, context.progress)
@@ -117,9 +119,12 @@ impl EngineRunner {
         let mut trainer = Trainer::new(model, &rows, settings, &self.ledger)?.within(fit);
         self.ledger.begin(Phase::Train);
         counting::reset_high_water();
-        let resumed_at = resume(&mut trainer, &checkpoints)?;
+        let GoneOn { resumed_at, last_eval } = resume(&mut trainer, &checkpoints)?;
         let controls = context.controls.clone();
-        let stop = move || controls.stop().is_requested();
+        let stop = move || {
+            controls.beat();
+            controls.stop().is_requested()
+        };
         let room = || memory::room(&self.config);
         let mut sink = JobSink {
             context,
@@ -139,11 +144,12 @@ impl EngineRunner {
             eval_steps: self.config.eval.eval_steps as u64,
             save_steps: self.config.train.save_steps as u64,
             checkpoints,
+            step_bytes: plan.peak.saturating_sub(plan.resident),
             checkpoint_bytes: checkpoint_bytes(&trainer),
             resumed_at,
             started: Instant::now(),
             steps_here: 0,
-            last_eval: None,
+            last_eval,
             around: Around::default(),
         };
         if fit != Fit::default() {
@@ -158,7 +164,7 @@ impl EngineRunner {
         if outcome == Outcome::Stopped {
             if resumed_at != Some(step) && step > 0 {
                 let path = watch.checkpoints.join(format!("{CHECKPOINT_PREFIX}{step}"));
-                if !path.exists() {
+                if !is_there(&path)? {
                     trainer.write_checkpoint(&RealFs, &path, json!({ "eval": last_eval }))?;
                 }
             }
@@ -171,18 +177,14 @@ impl EngineRunner {
             "memory": memory::beside_plan(&plan, &self.ledger),
             "model": self.state.model(),
         });
-        let mark = json!({ "job_id": job.job.id, "sha256": job.sha256, "report": report });
+        let mark = mark(job.job.id, &job.sha256, &report);
         write_merged_model(&mut trainer, &self.state.model(), &base, mark)?;
         Ok(JobOutcome::Finished { report })
     }
 
     /// The report of a job whose model was already put in place when the process ended.
-    fn already_learned(&self, job: &ClaimedJob) -> Option<Value> {
-        let text = std::fs::read_to_string(self.state.model().join("manifest.json")).ok()?;
-        let manifest: Value = serde_json::from_str(&text).ok()?;
-        let mark = manifest.get("extra")?;
-        let same = mark["job_id"] == job.job.id && mark["sha256"] == job.sha256;
-        same.then(|| mark["report"].clone())
+    fn already_learned(&self, job: &ClaimedJob) -> Result<Option<Value>, EngineError> {
+        Ok(report_of_model(&self.state, job.job.id, &job.sha256)?)
     }
 }
 
@@ -200,17 +202,32 @@ pub(crate) fn checkpoint_bytes(trainer: &Trainer) -> u64 {
     trainable.map(|(_, param)| 12 * param.value.elem_count() as u64).sum()
 }
 
+/// Where a run begins.
+#[derive(Debug, Default)]
+pub(crate) struct GoneOn {
+    /// The step that a checkpoint was written after; `None` for a new run.
+    pub(crate) resumed_at: Option<u64>,
+    /// The evaluation before that checkpoint.
+    pub(crate) last_eval: Option<EvalRow>,
+}
+
 /// Goes on from the newest checkpoint that is whole, if there is one.
-pub(crate) fn resume(trainer: &mut Trainer, folder: &Path) -> Result<Option<u64>, EngineError> {
+pub(crate) fn resume(trainer: &mut Trainer, folder: &Path) -> Result<GoneOn, EngineError> {
     let found = newest_good(&RealFs, folder, CHECKPOINT_PREFIX)?;
     for broken in &found.quarantined {
         let (was, is) = (broken.was.display(), broken.is.display());
         tracing::warn!("{was} is broken ({}) and was moved to {is}", broken.reason);
     }
-    let Some((path, _)) = found.good else { return Ok(None) };
-    trainer.resume(&path)?;
+    let Some((path, _)) = found.good else { return Ok(GoneOn::default()) };
+    let resumed = trainer.resume(&path)?;
+    if let Some(why) = resumed.rounds_differently {
+        tracing::warn!("from here on the run is not the same bit for bit: {why}");
+    }
     tracing::info!("goes on after step {} ({})", trainer.steps_done(), path.display());
-    Ok(Some(trainer.steps_done()))
+    Ok(GoneOn {
+        resumed_at: Some(trainer.steps_done()),
+        last_eval: serde_json::from_value(resumed.extra["eval"].clone()).unwrap_or_default(),
+    })
 }
 
 impl JobRunner for EngineRunner {
@@ -219,7 +236,7 @@ impl JobRunner for EngineRunner {
         job: &ClaimedJob,
         context: &mut RunContext<'_>,
     ) -> Result<JobEstimate, JobError> {
-        if self.already_learned(job).is_some() {
+        if self.already_learned(job)?.is_some() {
             return Ok(JobEstimate::default());
         }
         let speed = context.store.newest_speed()?;
@@ -244,7 +261,7 @@ impl JobRunner for EngineRunner {
         job: &ClaimedJob,
         context: &mut RunContext<'_>,
     ) -> Result<JobOutcome, JobError> {
-        if let Some(report) = self.already_learned(job) {
+        if let Some(report) = self.already_learned(job)? {
             return Ok(JobOutcome::Finished { report });
         }
         let ready = match self.ready.take() {
@@ -294,21 +311,25 @@ fn folders(parent: &Path) -> Vec<String> {
 }
 
 fn remove_if_there(path: &Path) -> Result<(), EngineError> {
-    if path.exists() { Ok(remove_folder(&RealFs, path)?) } else { Ok(()) }
+    if is_there(path)? { Ok(remove_folder(&RealFs, path)?) } else { Ok(()) }
 }
 
 /// Links every file where the file system can, since they are never changed in place.
 fn copy_folder(from: &Path, to: &Path) -> Result<(), EngineError> {
-    let failed = |path: &Path, source| EngineError::Write { path: path.to_owned(), source };
     let next = to.with_extension("next");
     remove_if_there(&next)?;
-    chandler_durable::create_folder_all(&RealFs, &next)?;
+    create_folder_all(&RealFs, &next)?;
     for name in folders(from) {
         let (source, target) = (from.join(&name), next.join(&name));
         if std::fs::hard_link(&source, &target).is_err() {
-            std::fs::copy(&source, &target).map_err(|error| failed(&target, error))?;
+            write_with(&RealFs, &target, |file| {
+                std::io::copy(&mut std::fs::File::open(&source)?, file)
+            })?;
         }
     }
+    RealFs
+        .sync_folder(&next)
+        .map_err(|source| EngineError::Write { path: next.clone(), source })?;
     Ok(chandler_durable::rename_durably(&RealFs, &next, to)?)
 }
 
@@ -341,6 +362,12 @@ impl Sink for JobSink<'_, '_> {
         Ok(self.context.store.record_event("memory", job, run, message, None)?)
     }
 
+    fn trouble(&mut self, message: &str) -> Result<(), BoxError> {
+        tracing::error!("{message}");
+        let (job, run) = (Some(self.job_id), Some(self.context.run_id));
+        Ok(self.context.store.record_event("trouble", job, run, message, None)?)
+    }
+
     fn fitted(&mut self, fit: Fit) -> Result<(), BoxError> {
         Ok(self.context.store.set_fit(&self.fit_key, fit)?)
     }
@@ -359,6 +386,7 @@ impl Sink for JobSink<'_, '_> {
 
     fn wish(&mut self) -> Wish {
         let controls: &Controls = self.context.controls;
+        controls.beat();
         controls.wait_while_paused();
         Wish { stop: controls.stop().is_requested(), eval: controls.take_eval_request() }
     }

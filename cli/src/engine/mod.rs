@@ -15,7 +15,7 @@ mod watch;
 pub use error::EngineError;
 pub(crate) use evaluation::{Evaluated, Evaluation, stop_watcher, text_of};
 pub use job_runner::runner;
-pub(crate) use job_runner::{checkpoint_bytes, checkpoint_facts, log_evaluation, resume};
+pub(crate) use job_runner::{GoneOn, checkpoint_bytes, checkpoint_facts, log_evaluation, resume};
 pub(crate) use memory::{beside_plan as memory_beside_plan, room as memory_room};
 pub(crate) use planning::{Planning, answers_shape, fitting, model_shape, train_shape};
 pub(crate) use publish::{export, write_merged_model, write_output};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
-use chandler_durable::{Fs, RealFs, SealedFolder, create_folder_all, remove_folder};
+use chandler_durable::{Fs, RealFs, SealedFolder, create_folder_all, is_there, remove_folder};
 use chandler_model::{CausalLm, write_adapter, write_model};
 use chandler_trainer::Trainer;
 use rustix::fs::{CWD, RenameFlags};
@@ -52,7 +52,7 @@ pub(crate) fn write_merged_model(
 ) -> Result<(), EngineError> {
     trainer.merge_adapter()?;
     let next = place.with_file_name("model.next");
-    if next.exists() {
+    if is_there(&next)? {
         remove_folder(&RealFs, &next)?;
     }
     let folder = SealedFolder::begin(&RealFs, &next)?;
@@ -67,7 +67,7 @@ pub(crate) fn write_merged_model(
 fn exchange(next: &Path, place: &Path) -> Result<(), EngineError> {
     let parent = place.parent().unwrap_or(Path::new("."));
     let failed = |source: std::io::Error| EngineError::Write { path: place.to_owned(), source };
-    if !place.exists() {
+    if !is_there(place)? {
         RealFs.rename_new(next, place).map_err(failed)?;
         return RealFs.sync_folder(parent).map_err(failed);
     }

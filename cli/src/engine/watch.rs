@@ -7,13 +7,17 @@ use std::time::{Duration, Instant};
 use chandler_durable::{RealFs, create_folder_all, require_space};
 use chandler_evaluator::{EvalError, GenerateOptions};
 use chandler_model::CausalLm;
-use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Control, Fit, Observer, StepMetrics};
+use chandler_trainer::{
+    BoxError, CHECKPOINT_PREFIX, Control, Fit, Observer, StepMetrics, TrainError,
+};
 use chandler_vram::{HostMeter, Ledger, Phase, Shortage};
 
 use super::EngineError;
 use super::evaluation::{Evaluated, Evaluation};
 use super::guard::{Decision, decide};
 use crate::config::OnPressure;
+use crate::daemon::is_full;
+use crate::failure::in_one_line;
 use crate::heap;
 use crate::logging::StepProgress;
 use crate::store::{EvalRow, EvalSample, StepRow};
@@ -32,6 +36,8 @@ pub(crate) trait Sink {
     fn fitted(&mut self, fit: Fit) -> Result<(), BoxError>;
     /// Memory ran short, and this was done about it.
     fn memory(&mut self, message: &str) -> Result<(), BoxError>;
+    /// Something failed that the run can do without.
+    fn trouble(&mut self, message: &str) -> Result<(), BoxError>;
     /// What is wished from outside; called between steps, may wait while paused.
     fn wish(&mut self) -> Wish;
 }
@@ -61,12 +67,15 @@ pub(crate) struct Watch<'a> {
     /// 0: a checkpoint at the end alone.
     pub(crate) save_steps: u64,
     pub(crate) checkpoints: PathBuf,
+    /// What a step or an evaluation takes beyond what the run holds between steps.
+    pub(crate) step_bytes: u64,
     /// What one takes on the disk.
     pub(crate) checkpoint_bytes: u64,
-    /// The step that this process began after; what was due there was done.
+    /// The step that this process began after, which has its checkpoint.
     pub(crate) resumed_at: Option<u64>,
     pub(crate) started: Instant,
     pub(crate) steps_here: u64,
+    /// The newest evaluation, which may have been made before the run was resumed.
     pub(crate) last_eval: Option<EvalRow>,
     pub(crate) around: Around,
 }
@@ -103,7 +112,7 @@ impl Watch<'_> {
 
     fn eval_is_due(&self, step: u64) -> bool {
         self.eval_steps > 0
-            && self.resumed_at != Some(step)
+            && self.last_eval.as_ref().is_none_or(|row| row.step != step)
             && (step.is_multiple_of(self.eval_steps) || step == self.total_steps)
     }
 
@@ -203,9 +212,27 @@ impl Observer for Watch<'_> {
         Ok(Some(self.checkpoints.join(format!("{CHECKPOINT_PREFIX}{step}"))))
     }
 
+    /// Taken only where it is known that the run's next peak fits beside it.
+    fn has_room_for_copy(&mut self, bytes: u64) -> bool {
+        (self.room)().is_some_and(|room| room >= bytes.saturating_add(self.step_bytes))
+    }
+
     fn checkpoint_written(&mut self, step: u64, path: &Path) -> Result<(), BoxError> {
         self.ledger.begin(Phase::Train);
         self.sink.checkpoint(step, path)
+    }
+
+    /// A disk that failed once may take the next one; a full one is waited for.
+    fn checkpoint_failed(&mut self, step: u64, error: TrainError) -> Result<(), TrainError> {
+        self.ledger.begin(Phase::Train);
+        if is_full(&error)
+            || matches!(&error, TrainError::Durable(error) if error.is_out_of_space())
+        {
+            return Err(error);
+        }
+        let words =
+            format!("step {step}: no checkpoint, training goes on: {}", in_one_line(&error));
+        self.sink.trouble(&words).map_err(TrainError::Observer)
     }
 
     fn checkpoint_extra(&mut self) -> serde_json::Value {

@@ -55,7 +55,10 @@ pub(super) fn free_name(folder: &Path, name: &str) -> PathBuf {
     };
     std::iter::once(folder.join(name))
         .chain((2..=u64::MAX).map(|number| folder.join(format!("{stem}-{number}{extension}"))))
-        .find(|path| path.symlink_metadata().is_err())
+        .find(|path| {
+            // A name that cannot be looked at may be in use.
+            path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        })
         .unwrap_or_else(|| folder.join(name))
 }
 

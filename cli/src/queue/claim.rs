@@ -64,7 +64,7 @@ pub(super) fn job_of_place(path: &Path) -> Option<i64> {
     number.parse().ok()
 }
 
-fn hash(path: &Path) -> io::Result<String> {
+pub(super) fn hash(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     let mut hasher = Sha256::new();
     let mut chunk = vec![0; HASH_CHUNK_BYTES];

@@ -2,13 +2,14 @@
 //!
 //! Called while the state directory's lock is held, so nobody else is working.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use chandler_durable::{self as durable, RealFs};
 
 use super::add::free_name;
-use super::claim::job_of_place;
+use super::claim::{hash, job_of_place};
 use super::error::QueueError;
+use super::mark::report_of_model;
 use super::report::FailureReport;
 use super::settle;
 use crate::priority::Priority;
@@ -22,6 +23,8 @@ pub struct Recovered {
     pub requeued: Vec<Job>,
     /// Jobs whose last allowed attempt was cut off.
     pub given_up: Vec<Job>,
+    /// Jobs that were over, but for their entry in the database.
+    pub settled: Vec<Job>,
     /// Files without a job that went back to the inbox, where they are found anew.
     pub returned: Vec<PathBuf>,
     /// Leftovers of interrupted writes that were removed.
@@ -64,7 +67,11 @@ fn recover_job(
     max_attempts: u64,
     recovered: &mut Recovered,
 ) -> Result<(), QueueError> {
-    if !job.path.exists() {
+    if !durable::is_there(&job.path)? {
+        if let Some(settled) = finish_settlement(state, store, &job)? {
+            recovered.settled.push(settled);
+            return Ok(());
+        }
         let report = cut_off(&job, "its file is gone from processing/");
         recovered.given_up.push(settle::fail(state, store, &job, &report, JobState::Failed)?);
         return Ok(());
@@ -77,6 +84,43 @@ fn recover_job(
         recovered.given_up.push(settle::fail(state, store, &job, &report, JobState::Failed)?);
     }
     Ok(())
+}
+
+/// Where the file had been moved to `done/` or `failed/` already, the database follows.
+fn finish_settlement(
+    state: &StateDir,
+    store: &Store,
+    job: &Job,
+) -> Result<Option<Job>, QueueError> {
+    let sha256 = job.sha256.as_deref().unwrap_or_default();
+    if let Some(place) = moved_to(&state.done(), store, job)? {
+        let report = report_of_model(state, job.id, sha256)?.unwrap_or_default();
+        return Ok(Some(store.settle(job.id, JobState::Done, &place, &report)?));
+    }
+    if let Some(place) = moved_to(&state.failed(), store, job)? {
+        let report = cut_off(job, "the process ended while the file was put into failed/");
+        let report = serde_json::to_value(report).unwrap_or_default();
+        return Ok(Some(store.settle(job.id, JobState::Failed, &place, &report)?));
+    }
+    Ok(None)
+}
+
+/// The file of `job` in `folder`: it has the same bytes, and no other job has it.
+fn moved_to(folder: &Path, store: &Store, job: &Job) -> Result<Option<PathBuf>, QueueError> {
+    let failed = |source| QueueError::List { path: folder.to_owned(), source };
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let path = entry.path();
+        let metadata = entry.metadata().map_err(failed)?;
+        if !metadata.is_file() || metadata.len() != job.size_bytes || store.has_job_at(&path)? {
+            continue;
+        }
+        let read = |source| QueueError::Read { path: path.clone(), source };
+        if job.sha256.as_deref() == Some(&hash(&path).map_err(read)?) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
 }
 
 fn cut_off(job: &Job, what: &str) -> FailureReport {
@@ -104,7 +148,7 @@ fn return_orphans(
         let job = job_of_place(&path).and_then(|id| store.job(id).ok());
         match job {
             Some(job) if job.path == path => {}
-            Some(job) if job.state == JobState::Queued && !job.path.exists() => {
+            Some(job) if job.state == JobState::Queued && !durable::is_there(&job.path)? => {
                 store.requeue(job.id, &path, false)?;
             }
             owner => {
@@ -123,13 +167,11 @@ fn return_orphans(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-    use std::path::Path;
-
     use super::*;
     use crate::config::Config;
     use crate::queue::{add_file, claim};
     use crate::store::StepRow;
+    use std::collections::BTreeMap;
 
     struct Fixture {
         folder: tempfile::TempDir,
@@ -200,6 +242,23 @@ mod tests {
         on.die_at(&job, 5);
         let job = recover(&on.state, &on.store, 3).unwrap().requeued[0].clone();
         assert_eq!(job.attempts, 1, "it got no further than the time before");
+    }
+
+    #[test]
+    fn a_file_that_was_put_away_before_the_crash_is_settled() {
+        let on = fixture();
+        for (folder, expected) in
+            [(on.state.done(), JobState::Done), (on.state.failed(), JobState::Failed)]
+        {
+            let job = on.add("a.jsonl");
+            on.die_at(&job, 0);
+            let job = on.store.job(job.id).unwrap();
+            let place = folder.join("a.jsonl");
+            durable::rename_durably(&RealFs, &job.path, &place).unwrap();
+            let settled = recover(&on.state, &on.store, 3).unwrap().settled;
+            assert_eq!((settled[0].state, &settled[0].path), (expected, &place));
+            assert!(recover(&on.state, &on.store, 3).unwrap().settled.is_empty());
+        }
     }
 
     #[test]

@@ -31,8 +31,9 @@ pub fn fail(
     report: &FailureReport,
     state_after: JobState,
 ) -> Result<Job, QueueError> {
-    let place = if job.path.exists() { move_to(&state.failed(), job)? } else { job.path.clone() };
-    if place.exists() {
+    let is_there = durable::is_there(&job.path)?;
+    let place = if is_there { move_to(&state.failed(), job)? } else { job.path.clone() };
+    if is_there {
         report.write_beside(&place)?;
     }
     let report = serde_json::to_value(report).unwrap_or(serde_json::Value::Null);
@@ -80,7 +81,7 @@ pub fn retry(state: &StateDir, store: &Store, id: i64) -> Result<Job, QueueError
         }
         .into());
     }
-    if !job.path.exists() {
+    if !durable::is_there(&job.path)? {
         return Err(QueueError::Vanished { id, path: job.path });
     }
     remove_beside(&job.path)?;

@@ -97,6 +97,16 @@ impl StoreError {
                 Some(rusqlite::ErrorCode::DatabaseBusy) => {
                     Some("another process holds the database; try again".into())
                 }
+                Some(rusqlite::ErrorCode::SystemIoFailure) => {
+                    Some("the disk does not answer as it should: look at `dmesg`".into())
+                }
+                Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+                    Some(
+                        "move chandler.db and its -wal and -shm aside: the files in inbox/ are \
+                         queued anew; look at `dmesg` for what the disk says"
+                            .into(),
+                    )
+                }
                 _ => None,
             },
             Self::Json { .. } => None,

@@ -126,33 +126,65 @@ impl Job {
 }
 
 impl Store {
+    fn take_job(&self) -> impl FnMut(&Row<'_>) -> rusqlite::Result<Job> {
+        |row| {
+            let job = Job::from_row(row)?;
+            Ok(Job { path: self.unfolded(job.path), ..job })
+        }
+    }
+
+    /// Makes a change and returns the job as it is afterwards.
+    ///
+    /// In a transaction of its own: without one, a row is handed out before the change is on the
+    /// disk, and a failure to bring it there is not told.
+    fn change_job(
+        &self,
+        statement: &str,
+        values: impl rusqlite::Params,
+    ) -> rusqlite::Result<Option<Job>> {
+        let transaction = self.connection.unchecked_transaction()?;
+        let job = transaction
+            .query_row(&format!("{statement} RETURNING {COLUMNS}"), values, self.take_job())
+            .optional()?;
+        transaction.commit()?;
+        Ok(job)
+    }
+
     /// Puts a file at the end of its priority's queue.
     pub fn enqueue(&self, job: &NewJob<'_>) -> Result<Job, StoreError> {
-        self.connection
-            .query_row(
-                &format!(
-                    "INSERT INTO jobs (file_name, path, size_bytes, priority, state, created_at)
-                     VALUES (?1, ?2, ?3, ?4, 'queued', ?5) RETURNING {COLUMNS}"
-                ),
-                params![
-                    job.file_name,
-                    job.path.to_string_lossy(),
-                    job.size_bytes as i64,
-                    job.priority.rank(),
-                    now()
-                ],
-                Job::from_row,
-            )
-            .doing("queue a file")
+        self.change_job(
+            "INSERT INTO jobs (file_name, path, size_bytes, priority, state, created_at)
+                 VALUES (?1, ?2, ?3, ?4, 'queued', ?5)",
+            params![
+                job.file_name,
+                self.kept(job.path),
+                job.size_bytes as i64,
+                job.priority.rank(),
+                now()
+            ],
+        )
+        .and_then(|job| job.ok_or(rusqlite::Error::QueryReturnedNoRows))
+        .doing("queue a file")
     }
 
     /// The job with this number.
     pub fn job(&self, id: i64) -> Result<Job, StoreError> {
         self.connection
-            .query_row(&format!("SELECT {COLUMNS} FROM jobs WHERE id = ?1"), [id], Job::from_row)
+            .query_row(&format!("SELECT {COLUMNS} FROM jobs WHERE id = ?1"), [id], self.take_job())
             .optional()
             .doing("read a job")?
             .ok_or(StoreError::NoSuchJob { id })
+    }
+
+    /// Whether a job's file is the one at `path`.
+    pub fn has_job_at(&self, path: &Path) -> Result<bool, StoreError> {
+        self.connection
+            .query_row(
+                "SELECT EXISTS (SELECT 1 FROM jobs WHERE path = ?1)",
+                [self.kept(path)],
+                |row| row.get(0),
+            )
+            .doing("look for a job")
     }
 
     /// The jobs in this state, in the order in which they are (or were) served.
@@ -178,7 +210,7 @@ impl Store {
             .connection
             .prepare(&format!("SELECT {COLUMNS} FROM jobs {rest}"))
             .doing("list the jobs")?;
-        let jobs = statement.query_map(values, Job::from_row).doing("list the jobs")?;
+        let jobs = statement.query_map(values, self.take_job()).doing("list the jobs")?;
         jobs.collect::<Result<_, _>>().doing("list the jobs")
     }
 
@@ -206,7 +238,7 @@ impl Store {
             "UPDATE jobs SET state = 'running', path = ?2, sha256 = ?3, attempts = attempts + 1,
                     started_at = ?4, finished_at = NULL
              WHERE id = ?1",
-            params![id, path.to_string_lossy(), sha256, now()],
+            params![id, self.kept(path), sha256, now()],
             "begin an attempt",
             id,
         )
@@ -219,7 +251,7 @@ impl Store {
             "UPDATE jobs SET state = 'queued', path = ?2, started_at = NULL, finished_at = NULL,
                     attempts = max(attempts - ?3, 0)
              WHERE id = ?1",
-            params![id, path.to_string_lossy(), i64::from(forgive)],
+            params![id, self.kept(path), i64::from(forgive)],
             "put a job back",
             id,
         )
@@ -231,7 +263,7 @@ impl Store {
             "UPDATE jobs SET state = 'queued', path = ?2, attempts = 0, started_at = NULL,
                     finished_at = NULL, report = NULL
              WHERE id = ?1",
-            params![id, path.to_string_lossy()],
+            params![id, self.kept(path)],
             "start a job over",
             id,
         )
@@ -247,7 +279,7 @@ impl Store {
     ) -> Result<Job, StoreError> {
         self.update_job(
             "UPDATE jobs SET state = ?2, path = ?3, report = ?4, finished_at = ?5 WHERE id = ?1",
-            params![id, state.as_str(), path.to_string_lossy(), report.to_string(), now()],
+            params![id, state.as_str(), self.kept(path), report.to_string(), now()],
             "settle a job",
             id,
         )
@@ -278,11 +310,7 @@ impl Store {
         operation: &'static str,
         id: i64,
     ) -> Result<Job, StoreError> {
-        self.connection
-            .query_row(&format!("{statement} RETURNING {COLUMNS}"), values, Job::from_row)
-            .optional()
-            .doing(operation)?
-            .ok_or(StoreError::NoSuchJob { id })
+        self.change_job(statement, values).doing(operation)?.ok_or(StoreError::NoSuchJob { id })
     }
 }
 

@@ -57,6 +57,18 @@ impl Store {
         Ok((verdict != "ok").then_some(verdict))
     }
 
+    /// A path as it is kept: within the state directory without that, so that the directory may be
+    /// moved, or reached by another name.
+    fn kept<'a>(&self, path: &'a Path) -> std::borrow::Cow<'a, str> {
+        let root = self.path.parent().unwrap_or(Path::new(""));
+        path.strip_prefix(root).unwrap_or(path).to_string_lossy()
+    }
+
+    /// A kept path as it is now.
+    fn unfolded(&self, kept: PathBuf) -> PathBuf {
+        self.path.parent().unwrap_or(Path::new("")).join(kept)
+    }
+
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path

@@ -48,9 +48,9 @@ fn a_second_daemon_is_told_who_the_first_is() {
         sleep(Duration::from_millis(20));
     }
     let refusal = fails(3, &["run", "--once", "--dir", &state]);
-    assert!(refusal.contains(&format!("pid {}", first.id())), "{refusal}");
-    assert!(refusal.contains("run --dir"), "{refusal}");
     let status: Value = serde_json::from_str(&ok(&["status", "--dir", &state, "--json"])).unwrap();
+    assert!(refusal.contains(&format!("pid {}", status["daemon"]["pid"])), "{refusal}");
+    assert!(refusal.contains("run --dir"), "{refusal}");
     assert!(status.to_string().contains("paused"), "{status}");
     ok(&["resume", "--dir", &state]);
     ok(&["stop", "--dir", &state]);
@@ -182,4 +182,23 @@ fn a_file_that_cannot_be_used_goes_to_failed_with_a_report() {
         .collect();
     assert!(texts.contains("line 7") || texts.contains(":7"), "{texts}");
     assert!(texts.contains("not valid JSON"), "{texts}");
+}
+
+#[test]
+fn a_loss_that_is_no_number_never_reaches_the_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_of(folder.path());
+    let data = goldens().join("data/chat.jsonl");
+    ok(&["add", "--dir", &state, text_of(&data)]);
+    assert!(once(&state).status.success());
+    let weights = || std::fs::read(Path::new(&state).join("model/model.safetensors")).unwrap();
+    let before = weights();
+    ok(&["add", "--dir", &state, text_of(&data)]);
+    let wild = ["--set", "train.learning_rate=1e38", "--set", "train.max_grad_norm=0"];
+    let output = run(&[&["run", "--once", "--dir", &state], &QUICK[..], &wild].concat());
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(4), "{log}");
+    assert!(log.contains("attempt 2 of 3 failed") && log.contains("is NaN"), "{log}");
+    assert!(weights() == before, "the model is what it was");
+    assert!(Path::new(&state).join("failed/chat.jsonl").exists(), "it is given up: {log}");
 }

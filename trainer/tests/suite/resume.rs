@@ -56,7 +56,9 @@ fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
         }
         whole.write_checkpoint(&RealFs, &path, json!({ "note": 7 })).unwrap();
         let mut resumed = new();
-        assert_eq!(resumed.resume(&path).unwrap(), json!({ "note": 7 }));
+        let taken_over = resumed.resume(&path).unwrap();
+        assert_eq!(taken_over.extra, json!({ "note": 7 }));
+        assert_eq!(taken_over.rounds_differently, None);
         assert_eq!(resumed.steps_done(), 3);
         for _ in 3..8 {
             let (a, b) = (whole.step().unwrap(), resumed.step().unwrap());

@@ -20,6 +20,7 @@ fn colour(category: Category) -> &'static str {
         Category::KvCache => "#cc79a7",
         Category::Data => "#f0e442",
         Category::Workspace => "#999999",
+        Category::Checkpoint => "#000000",
     }
 }
 

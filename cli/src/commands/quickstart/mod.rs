@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::App;
 use super::run::work;
 use crate::config::{ConfigSources, ResolvedConfig};
-use crate::daemon::Until;
+use crate::daemon::{Controls, Until};
 use crate::engine::EngineError;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -98,7 +98,7 @@ pub(super) fn quickstart(app: &App, _args: &QuickstartArgs) -> Result<Exit, Fail
         ..ConfigSources::default()
     })?
     .config;
-    let tally = work(&state, &config, &app.terminal, Until::Empty)?;
+    let tally = work(&state, &config, &app.terminal, &Controls::default(), Until::Empty, None)?;
     if tally.done == 0 {
         let hint = Some(format!("the log is in {}", state.logs().display()));
         return Err(Failure::new(Exit::Error, anyhow::anyhow!("the file was not learned"), hint));

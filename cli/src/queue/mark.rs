@@ -1,0 +1,31 @@
+//! The mark that a model carries of the file it learned last: how a crash between the model's
+//! publication and the file's settlement is told from one before.
+
+use serde_json::{Value, json};
+
+use super::error::QueueError;
+use crate::state_dir::StateDir;
+
+/// The mark of a model that has learned from a job's file, for its manifest.
+pub fn mark(job_id: i64, sha256: &str, report: &Value) -> Value {
+    json!({ "job_id": job_id, "sha256": sha256, "report": report })
+}
+
+/// The report of a job whose model is the one in `model/`; `None` if that has not learned from it.
+pub fn report_of_model(
+    state: &StateDir,
+    job_id: i64,
+    sha256: &str,
+) -> Result<Option<Value>, QueueError> {
+    let path = state.model().join(chandler_durable::MANIFEST_NAME);
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        // To take this for a no would be to learn from the file twice.
+        Err(source) => return Err(QueueError::Read { path, source }),
+    };
+    let manifest: Value = serde_json::from_str(&text).unwrap_or_default();
+    let mark = &manifest["extra"];
+    let same = mark["job_id"] == job_id && mark["sha256"] == sha256;
+    Ok(same.then(|| mark["report"].clone()))
+}

@@ -1,0 +1,216 @@
+//! The daemon's parent: it starts the daemon, and starts it again when it was killed, when it
+//! crashed, and when nothing has moved in it for too long.
+//!
+//! The daemon does everything else, the lock included, so that this process has nothing in it that
+//! could fail. Whatever the daemon writes to its standard output is a sign of life.
+
+use std::io::{self, BufRead, BufReader};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::exit::Exit;
+
+/// The wait before the daemon is started again, and the longest, for one that ends at once.
+const SHORTEST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Who lived so long did not end at once.
+const LONG_LIFE: Duration = Duration::from_secs(60);
+
+/// What a supervisor hears.
+enum News {
+    /// The daemon is alive.
+    Beat,
+    /// Its standard output was closed: it is over, or about to be.
+    Silence,
+    /// Somebody asked for an end.
+    Asked(i32),
+}
+
+/// How a life of the daemon ended.
+enum Ending {
+    /// By its own decision.
+    Exit(u8),
+    /// In a way that another life may not.
+    Cut(String),
+}
+
+/// Starts daemons until one ends by its own decision, and returns its code.
+///
+/// `command` is given the words of the last crash, if there was one, and makes the command that
+/// starts the daemon. `tell` is told of each crash. A daemon that gives no sign of life for `hang`
+/// is killed; `None` waits for ever.
+pub fn supervise(
+    command: &mut dyn FnMut(Option<&str>) -> Command,
+    tell: &mut dyn FnMut(&str),
+    hang: Option<Duration>,
+) -> io::Result<u8> {
+    let (sender, news) = mpsc::channel();
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let asked = sender.clone();
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        for signal in signals.forever() {
+            if asked.send(News::Asked(signal)).is_err() {
+                return;
+            }
+        }
+    })?;
+    let mut wait = SHORTEST_WAIT;
+    let mut crash: Option<String> = None;
+    loop {
+        let begun = Instant::now();
+        let life = Life::begin(&mut command(crash.as_deref()), sender.clone())?;
+        let words = match life.watch(&news, hang)? {
+            (Ending::Exit(code), _) => return Ok(code),
+            (Ending::Cut(words), true) => {
+                tell(&words);
+                return Ok(Exit::Interrupted.code());
+            }
+            (Ending::Cut(words), false) => words,
+        };
+        wait = if begun.elapsed() > LONG_LIFE { SHORTEST_WAIT } else { wait };
+        tell(&format!("{words}; it is started again in {} s", wait.as_secs()));
+        if is_asked_to_end(&news, wait) {
+            return Ok(Exit::Ok.code());
+        }
+        wait = (wait * 2).min(LONGEST_WAIT);
+        crash = Some(words);
+    }
+}
+
+/// Whether an end is asked for within `wait`.
+fn is_asked_to_end(news: &Receiver<News>, wait: Duration) -> bool {
+    let until = Instant::now() + wait;
+    loop {
+        match news.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(News::Asked(_)) => return true,
+            Ok(_) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// A daemon at work.
+struct Life {
+    child: Child,
+}
+
+impl Life {
+    fn begin(command: &mut Command, sender: mpsc::Sender<News>) -> io::Result<Self> {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        if let Some(output) = child.stdout.take() {
+            std::thread::Builder::new().name("pulse".to_owned()).spawn(move || {
+                for line in BufReader::new(output).split(b'\n') {
+                    if line.is_err() || sender.send(News::Beat).is_err() {
+                        break;
+                    }
+                }
+                let _ = sender.send(News::Silence);
+            })?;
+        }
+        Ok(Self { child })
+    }
+
+    /// Waits for the end; whether it was asked for.
+    fn watch(
+        mut self,
+        news: &Receiver<News>,
+        hang: Option<Duration>,
+    ) -> io::Result<(Ending, bool)> {
+        let (mut asked, mut beaten) = (false, Instant::now());
+        loop {
+            let patience =
+                hang.map(|hang| (beaten + hang).saturating_duration_since(Instant::now()));
+            match news.recv_timeout(patience.unwrap_or(LONGEST_WAIT)) {
+                Ok(News::Beat) => beaten = Instant::now(),
+                Ok(News::Silence) => {
+                    let status = self.child.wait()?;
+                    return Ok((ending_of(status), asked));
+                }
+                Ok(News::Asked(signal)) => {
+                    asked = true;
+                    self.pass_on(signal);
+                }
+                Err(RecvTimeoutError::Timeout) if hang.is_some() => {
+                    let words = format!(
+                        "the daemon (pid {}) gave no sign of life for {} s and was killed",
+                        self.child.id(),
+                        beaten.elapsed().as_secs()
+                    );
+                    self.child.kill()?;
+                    self.child.wait()?;
+                    return Ok((Ending::Cut(words), asked));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// The daemon is in a process group of its own, so that it hears each signal once.
+    fn pass_on(&self, signal: i32) {
+        let signal = Signal::from_named_raw(signal).unwrap_or(Signal::TERM);
+        if let Some(pid) = Pid::from_raw(self.child.id().cast_signed()) {
+            // It may be over already, which is what was asked for.
+            let _ = kill_process(pid, signal);
+        }
+    }
+}
+
+fn ending_of(status: ExitStatus) -> Ending {
+    use std::os::unix::process::ExitStatusExt;
+    /// What Rust ends with after a panic of the main thread.
+    const PANICKED: i32 = 101;
+    match (status.code(), status.signal()) {
+        (Some(PANICKED), _) => Ending::Cut("the daemon panicked".to_owned()),
+        (Some(code), _) => Ending::Exit(code as u8),
+        (None, Some(signal)) => {
+            let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+            let hint =
+                if name == "SIGKILL" { " (`dmesg` says whether memory ran out)" } else { "" };
+            Ending::Cut(format!("the daemon was killed by {name}{hint}"))
+        }
+        (None, None) => Ending::Cut("the daemon ended without a word".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Supervises shell scripts, one for each life.
+    fn supervised(scripts: &[&str], hang: Option<Duration>) -> (u8, Vec<String>, Vec<String>) {
+        let (mut told, mut crashes, mut lives) = (Vec::new(), Vec::new(), scripts.iter());
+        let code = supervise(
+            &mut |crash| {
+                crashes.extend(crash.map(str::to_owned));
+                let mut command = Command::new("sh");
+                command.args(["-c", lives.next().unwrap()]);
+                command
+            },
+            &mut |words| told.push(words.to_owned()),
+            hang,
+        );
+        (code.unwrap(), told, crashes)
+    }
+
+    #[test]
+    fn a_crash_is_followed_by_another_life_and_an_exit_by_none() {
+        let (code, told, crashes) = supervised(&["kill -SEGV $$", "exit 6"], None);
+        assert_eq!(code, 6);
+        assert!(told[0].contains("killed by SIGSEGV") && told[0].contains("in 1 s"), "{told:?}");
+        assert_eq!(crashes, ["the daemon was killed by SIGSEGV"]);
+    }
+
+    #[test]
+    fn who_gives_no_sign_of_life_is_killed() {
+        let hang = Some(Duration::from_millis(300));
+        let beating = "for i in 1 2 3 4 5 6 7 8; do echo; sleep 0.1; done; exit 3";
+        let (code, told, crashes) = supervised(&["echo; sleep 100", beating], hang);
+        assert_eq!(code, 3, "signs of life keep it alive: {told:?}");
+        assert!(crashes.len() == 1 && crashes[0].contains("no sign of life"), "{crashes:?}");
+    }
+}

@@ -1,0 +1,161 @@
+//! Short versions of the campaigns of `chandler-faults`: kills, failing operations, power losses.
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+use std::fs;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use chandler_faults::io_errors::{self, Failing, Outcome};
+use chandler_faults::kills;
+use chandler_faults::power::{self, Effort};
+use chandler_faults::{Call, Oracle, Random, Scenario};
+
+use crate::support::put;
+
+/// The undisturbed run, made once.
+fn scene() -> &'static (Scenario, Oracle) {
+    static SCENE: OnceLock<(Scenario, Oracle)> = OnceLock::new();
+    SCENE.get_or_init(|| {
+        let scenario = Scenario::small(Path::new(env!("CARGO_BIN_EXE_chandler")), 4).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let oracle = Oracle::ask(&scenario, &folder.path().join("state")).unwrap();
+        (scenario, oracle)
+    })
+}
+
+/// Both halves at the same time: the tests of a file run beside each other anyhow.
+fn kill(seed: u64) {
+    let (scenario, oracle) = scene();
+    let tally = kills::at_random(scenario, oracle, 150, seed).unwrap();
+    assert!(tally.kills >= 150 && tally.finished > 0, "{tally:?}");
+}
+
+#[test]
+fn a_hundred_and_fifty_random_kills() {
+    kill(1);
+}
+
+#[test]
+fn a_hundred_and_fifty_others() {
+    kill(2);
+}
+
+#[test]
+fn kills_at_boundaries_and_again_in_the_recovery() {
+    const EVERY: usize = 9;
+    let (scenario, oracle) = scene();
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().canonicalize().unwrap().join("state");
+    scenario.prepare(&state).unwrap();
+    let all = kills::boundaries(scenario, &state).unwrap();
+    assert!(all.len() > 50, "{all:?}");
+    let mut random = Random::new(3);
+    let mut tally = kills::Tally::default();
+    for first in all.iter().step_by(EVERY) {
+        let mut one = |second: Vec<kills::Boundary>| {
+            let at = random.below(second.len() as u64) as usize;
+            vec![second[at].clone()]
+        };
+        kills::at_boundary(scenario, oracle, first, &mut one, &mut tally).unwrap();
+    }
+    assert!(tally.finished as usize >= 2 * (all.len() / EVERY), "{tally:?}");
+}
+
+/// Has every so many operations fail until the run has no more.
+fn fail(failing: Failing, first: u64, stride: usize) {
+    let (scenario, oracle) = scene();
+    let (mut survived, mut ended) = (0, 0);
+    for number in (first..).step_by(stride) {
+        match io_errors::at(scenario, oracle, failing, number).unwrap() {
+            Outcome::NotReached => break,
+            Outcome::Survived => survived += 1,
+            Outcome::Ended(code) => {
+                assert_ne!(code, 0);
+                ended += 1;
+            }
+        }
+    }
+    assert!(ended > 0 && survived + ended > 10, "{survived} survived, {ended} ended");
+}
+
+#[test]
+fn a_broken_checkpoint_is_put_aside_and_the_one_before_it_used() {
+    type Damage = fn(&Path);
+    let flip: Damage = |folder| {
+        let path = folder.join("weights.safetensors");
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        put(&path, bytes);
+    };
+    let cut: Damage = |folder| {
+        let path = folder.join("optimizer.safetensors");
+        let bytes = fs::read(&path).unwrap();
+        put(&path, &bytes[..bytes.len() - 1]);
+    };
+    let missing: Damage = |folder| fs::remove_file(folder.join("optimizer.safetensors")).unwrap();
+    let swapped: Damage = |folder| {
+        let [a, b, c] =
+            ["weights.safetensors", "optimizer.safetensors", "x"].map(|n| folder.join(n));
+        for (from, to) in [(&a, &c), (&b, &a), (&c, &b)] {
+            fs::copy(from, to).unwrap();
+            fs::remove_file(from).unwrap();
+        }
+    };
+    let garbled: Damage = |folder| put(&folder.join("manifest.json"), "{\"version\": 1, \"fil");
+    let (scenario, oracle) = scene();
+    for (number, damage) in [flip, cut, missing, swapped, garbled].into_iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().canonicalize().unwrap().join("state");
+        scenario.prepare(&state).unwrap();
+        let at_model = |call: &Call| call.to.as_deref() == Some(Path::new("model"));
+        assert!(kills::kill_when(scenario, &state, at_model).unwrap());
+        damage(&state.join("checkpoints/job-1/checkpoint-4"));
+        let output = scenario.live(&state).unwrap();
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(log.contains("checkpoint-4 is broken"), "damage {number}:\n{log}");
+        assert!(log.contains("goes on after step 2"), "damage {number}:\n{log}");
+        oracle.check(&state).unwrap();
+        let aside = fs::read_dir(state.join("checkpoints/job-1/quarantine")).unwrap().count();
+        assert_eq!(aside, 1, "damage {number}");
+    }
+}
+
+#[test]
+fn signals_at_any_moment() {
+    const EVERY: usize = 47;
+    let (scenario, oracle) = scene();
+    let mut signals = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP].into_iter().cycle();
+    let mut moments = (3..).step_by(EVERY);
+    let sent = moments
+        .find(|at| !kills::at_signal(scenario, oracle, signals.next().unwrap(), *at).unwrap());
+    assert!(sent.unwrap() > 400, "there were so few operations");
+}
+
+#[test]
+fn operations_that_fail() {
+    fail(Failing::Once(libc::EIO), 1, 29);
+}
+
+#[test]
+fn a_disk_that_is_full_from_some_operation_on() {
+    fail(Failing::Full, 5, 61);
+}
+
+#[test]
+fn a_full_disk_is_waited_for() {
+    let (scenario, oracle) = scene();
+    let words = io_errors::full_for_a_while(scenario, oracle, 300, 3).unwrap();
+    assert!(
+        words.contains("waiting, nothing is lost") && words.contains("free some room"),
+        "{words}"
+    );
+}
+
+#[test]
+fn power_losses() {
+    let (scenario, oracle) = scene();
+    let effort = Effort { losses: 6, life_every: 40, stride: 5 };
+    let tally = power::campaign(scenario, oracle, effort, 4, &mut |_| {}).unwrap();
+    assert!(tally.states > 100 && tally.lives > 5, "{tally:?}");
+}

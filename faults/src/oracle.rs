@@ -1,0 +1,141 @@
+//! What an undisturbed run leaves, and whether another one left the same.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use rusqlite::Connection;
+use sha2::{Digest, Sha256};
+
+use crate::scenario::Scenario;
+
+/// The folders in which a file that was given to the daemon may lie.
+const PLACES: [&str; 4] = ["inbox", "processing", "done", "failed"];
+
+/// The bits of a step: loss, norm of the gradient, and tokens learned from so far.
+type StepBits = (u64, u64, i64);
+
+/// What counts of a finished run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Oracle {
+    /// Every step's bits.
+    steps: BTreeMap<i64, StepBits>,
+    /// Every evaluation's figures and samples.
+    evals: BTreeMap<i64, String>,
+    /// SHA-256 of the model's files.
+    model: BTreeMap<String, String>,
+    /// SHA-256 of the file that was learned from.
+    pub data: String,
+}
+
+impl Oracle {
+    /// Runs the scenario undisturbed in `state`, which does not exist yet.
+    pub fn ask(scenario: &Scenario, state: &Path) -> Result<Self> {
+        scenario.prepare(state)?;
+        let output = scenario.live(state)?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "the undisturbed run failed: {errors}");
+        let oracle = Self {
+            steps: steps(state)?,
+            evals: evals(state)?,
+            model: model(state)?,
+            data: digest(&fs::read(&scenario.data)?),
+        };
+        ensure!(!oracle.steps.is_empty() && !oracle.evals.is_empty(), "it did nothing");
+        oracle.check(state)?;
+        Ok(oracle)
+    }
+
+    /// Says where a state directory whose daemon has finished differs from the undisturbed one.
+    pub fn check(&self, state: &Path) -> Result<()> {
+        let found = steps(state)?;
+        ensure!(found == self.steps, "other steps: {:?}, not {:?}", found, self.steps);
+        let found = evals(state)?;
+        ensure!(found == self.evals, "other evaluations: {found:?}, not {:?}", self.evals);
+        ensure!(model(state)? == self.model, "another model");
+        let places = places(state, &self.data)?;
+        // Under another name where its own could not be looked at.
+        let is_done = places.len() == 1 && places[0].starts_with("done");
+        ensure!(is_done, "the file lies in {places:?}");
+        let left = fs::read_dir(state.join("processing"))?.count();
+        ensure!(left == 0, "{left} files are left in processing/");
+        let jobs: Vec<String> = rows(state, "SELECT state FROM jobs", |row| row.get(0))?;
+        ensure!(jobs == ["done"], "jobs are {jobs:?}");
+        Ok(())
+    }
+}
+
+/// Where files with these contents lie.
+fn places(state: &Path, sha256: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for place in PLACES {
+        for entry in fs::read_dir(state.join(place))? {
+            let path = entry?.path();
+            if path.is_file() && digest(&fs::read(&path)?) == sha256 {
+                found.push(path.strip_prefix(state)?.to_owned());
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn rows<T>(
+    state: &Path,
+    query: &str,
+    take: impl FnMut(&rusqlite::Row) -> rusqlite::Result<T>,
+) -> Result<Vec<T>> {
+    let connection = Connection::open(state.join("chandler.db"))?;
+    let mut statement = connection.prepare(query)?;
+    Ok(statement.query_map([], take)?.collect::<rusqlite::Result<_>>()?)
+}
+
+/// The steps of all runs. A step that was done again after a crash must have had the same bits.
+fn steps(state: &Path) -> Result<BTreeMap<i64, StepBits>> {
+    let found = rows(state, "SELECT step, loss, grad_norm, num_tokens FROM metrics", |row| {
+        let bits = |at| row.get::<_, f64>(at).map(f64::to_bits);
+        Ok((row.get(0)?, (bits(1)?, bits(2)?, row.get(3)?)))
+    })?;
+    once(found, "step")
+}
+
+fn evals(state: &Path) -> Result<BTreeMap<i64, String>> {
+    let query = "SELECT e.step, COALESCE(e.loss, '-') || ' ' || COALESCE(e.exact_match, '-') || ' ' || COALESCE((
+            SELECT group_concat(s.position || s.prompt || s.text || s.new_tokens, '|')
+            FROM eval_samples s WHERE s.run_id = e.run_id AND s.step = e.step), '-')
+        FROM evals e";
+    once(rows(state, query, |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))?, "evaluation at")
+}
+
+fn once<T: PartialEq>(found: Vec<(i64, T)>, what: &str) -> Result<BTreeMap<i64, T>> {
+    let mut all = BTreeMap::new();
+    for (step, value) in found {
+        if let Some(before) = all.get(&step)
+            && *before != value
+        {
+            bail!("{what} {step} came out differently the second time");
+        }
+        all.insert(step, value);
+    }
+    Ok(all)
+}
+
+fn model(state: &Path) -> Result<BTreeMap<String, String>> {
+    let folder = state.join("model");
+    let entries = fs::read_dir(&folder).context("there is no model")?;
+    entries
+        .map(|entry| {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            Ok((name, digest(&fs::read(&path)?)))
+        })
+        // The manifest has times and paths in it.
+        .filter(|file: &Result<(String, String)>| {
+            file.as_ref().map_or(true, |(name, _)| name != chandler_durable::MANIFEST_NAME)
+        })
+        .collect()
+}
+
+pub(crate) fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,287 @@
+//! The power goes, after any operation, and takes any of the changes with it that were not synced.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read};
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use chandler_durable::{FolderEntry, Fs, FsFile, Verdict, verify};
+use rusqlite::Connection;
+
+use crate::disk::{Contents, Disk, Loss};
+use crate::oracle::{Oracle, digest};
+use crate::random::Random;
+use crate::recorder::{Event, Recorder, Replay};
+use crate::scenario::Scenario;
+use crate::tracer::{self, Ending};
+
+/// What a campaign did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Tally {
+    /// Operations after which the power went.
+    pub operations: u64,
+    /// States of the disk that were looked at.
+    pub states: u64,
+    /// Of these, states from which the daemon was started and ran to its end.
+    pub lives: u64,
+}
+
+/// How thoroughly to look.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Losses drawn for each operation.
+    pub losses: u64,
+    /// Every so many states, the daemon is started from one.
+    pub life_every: u64,
+    /// Of the operations, every so many are looked at.
+    pub stride: u64,
+}
+
+/// Records a life and loses the power after its operations.
+pub fn campaign(
+    scenario: &Scenario,
+    oracle: &Oracle,
+    effort: Effort,
+    seed: u64,
+    progress: &mut dyn FnMut(&Tally),
+) -> Result<Tally> {
+    let folder = tempfile::tempdir()?;
+    let root = folder.path().canonicalize()?;
+    let state = root.join("state");
+    scenario.prepare(&state)?;
+    let mut replay = Replay::new(Disk::of(&state)?);
+    let events = record(scenario, &state)?;
+    oracle.check(&state)?;
+    std::fs::remove_dir_all(&state)?;
+    let mut random = Random::new(seed);
+    let mut tally = Tally::default();
+    let mut kept = Kept::default();
+    for (at, event) in events.iter().enumerate() {
+        replay.step(event);
+        // What is there with every unsynced change lost is safe, and must stay so.
+        let worst = Found::on(&replay.disk.after(Loss::Everything), oracle)
+            .with_context(|| format!("after operation {at} ({})", event.label))?;
+        kept.raise(&worst);
+        if !(at as u64).is_multiple_of(effort.stride) {
+            continue;
+        }
+        tally.operations += 1;
+        for loss in losses(&mut random, effort.losses) {
+            let contents = replay.disk.after(loss);
+            let found = Found::on(&contents, oracle).and_then(|found| kept.check(&found));
+            found.with_context(|| format!("{loss:?} after operation {at} ({})", event.label))?;
+            tally.states += 1;
+            if tally.states.is_multiple_of(effort.life_every) {
+                live(scenario, oracle, &contents).with_context(|| {
+                    format!("a life from {loss:?} after operation {at} ({})", event.label)
+                })?;
+                tally.lives += 1;
+            }
+        }
+        progress(&tally);
+    }
+    Ok(tally)
+}
+
+fn losses(random: &mut Random, count: u64) -> Vec<Loss> {
+    let mut all = vec![Loss::Everything, Loss::Nothing];
+    while (all.len() as u64) < count {
+        let seed = random.below(u64::MAX);
+        all.push(if all.len() % 2 == 0 { Loss::Any(seed) } else { Loss::Journal(seed) });
+    }
+    all
+}
+
+fn record(scenario: &Scenario, state: &Path) -> Result<Vec<Event>> {
+    let mut recorder = Recorder::new(state);
+    let mut command = scenario.daemon(state)?;
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let ending = tracer::run(&mut command, state, &mut recorder)?;
+    ensure!(ending == Ending::Code(0), "the recorded life ended with {ending:?}");
+    ensure!(recorder.trouble.is_none(), "not understood: {:?}", recorder.trouble);
+    Ok(recorder.events)
+}
+
+/// Starts the daemon on what a power loss left.
+fn live(scenario: &Scenario, oracle: &Oracle, contents: &Contents) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let state = folder.path().canonicalize()?.join("state");
+    lay_out(contents, &state, |_| true)?;
+    let output = scenario.live(&state)?;
+    let words = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "it ended with {}: {words}", output.status);
+    oracle.check(&state).with_context(|| words.into_owned())
+}
+
+/// Writes the chosen contents to a real folder.
+fn lay_out(contents: &Contents, to: &Path, choose: impl Fn(&str) -> bool) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for (path, bytes) in contents.iter().filter(|(path, _)| choose(path)) {
+        match bytes {
+            Some(bytes) => {
+                #[expect(clippy::disallowed_methods, reason = "nothing here has to survive")]
+                std::fs::write(to.join(path), bytes)?;
+            }
+            None => std::fs::create_dir(to.join(path))?,
+        }
+    }
+    Ok(())
+}
+
+/// What is worth keeping among the contents of a disk.
+#[derive(Debug, Default)]
+struct Found {
+    /// The step of the newest checkpoint that is whole.
+    checkpoint: Option<u64>,
+    /// Whether `model/` is whole.
+    model: bool,
+    /// Steps in the database.
+    steps: BTreeSet<i64>,
+    /// Jobs in the database, with their states.
+    jobs: BTreeMap<i64, String>,
+}
+
+impl Found {
+    fn on(contents: &Contents, oracle: &Oracle) -> Result<Self> {
+        let data = contents.iter().filter(|(path, _)| {
+            ["inbox/", "processing/", "done/", "failed/"].iter().any(|at| path.starts_with(at))
+        });
+        let whole = |bytes: &Option<Vec<u8>>| {
+            bytes.as_ref().is_some_and(|bytes| digest(bytes) == oracle.data)
+        };
+        ensure!(data.into_iter().any(|(_, bytes)| whole(bytes)), "the file is gone");
+        let mut found = Self { model: is_whole(contents, "model")?, ..Self::default() };
+        for path in contents.keys() {
+            if let Some(step) = path.strip_prefix("checkpoints/job-1/checkpoint-")
+                && let Ok(step) = step.parse()
+                && is_whole(contents, path)?
+            {
+                found.checkpoint = found.checkpoint.max(Some(step));
+            }
+        }
+        found.read_database(contents)?;
+        let done = found.jobs.values().any(|state| state == "done");
+        ensure!(!done || found.model, "the job is done and there is no model");
+        Ok(found)
+    }
+
+    fn read_database(&mut self, contents: &Contents) -> Result<()> {
+        const NAME: &str = "chandler.db";
+        if !matches!(contents.get(NAME), Some(Some(bytes)) if !bytes.is_empty()) {
+            return Ok(());
+        }
+        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())?;
+        lay_out(contents, folder.path(), |path| path.starts_with(NAME))?;
+        let connection = Connection::open(folder.path().join(NAME))?;
+        let verdict: String = connection
+            .query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
+            .context("the database is damaged")?;
+        ensure!(verdict == "ok", "the database is damaged: {verdict}");
+        let has_tables = "SELECT count(*) FROM sqlite_schema WHERE name = 'metrics'";
+        if connection.query_row(has_tables, [], |row| row.get::<_, i64>(0))? == 0 {
+            return Ok(());
+        }
+        let mut steps = connection.prepare("SELECT DISTINCT step FROM metrics")?;
+        self.steps = steps.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        let mut jobs = connection.prepare("SELECT id, state FROM jobs")?;
+        self.jobs =
+            jobs.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
+        Ok(())
+    }
+}
+
+fn is_whole(contents: &Contents, folder: &str) -> Result<bool> {
+    if !contents.contains_key(folder) {
+        return Ok(false);
+    }
+    Ok(matches!(verify(&Shown(contents), Path::new(folder))?, Verdict::Whole(_)))
+}
+
+/// What was safe once, and so must be found ever after.
+#[derive(Debug, Default)]
+struct Kept(Found);
+
+impl Kept {
+    fn raise(&mut self, found: &Found) {
+        self.0.checkpoint = self.0.checkpoint.max(found.checkpoint);
+        self.0.model |= found.model;
+        self.0.steps.extend(&found.steps);
+        for (id, state) in &found.jobs {
+            self.0.jobs.insert(*id, state.clone());
+        }
+    }
+
+    fn check(&self, found: &Found) -> Result<()> {
+        let kept = &self.0;
+        ensure!(
+            found.checkpoint >= kept.checkpoint,
+            "checkpoint {:?} was safe, and {:?} is left",
+            kept.checkpoint,
+            found.checkpoint
+        );
+        ensure!(found.model || !kept.model, "the model was safe, and is not whole");
+        let lost: Vec<_> = kept.steps.difference(&found.steps).collect();
+        ensure!(lost.is_empty(), "steps {lost:?} were safe, and are gone from the database");
+        for id in kept.jobs.keys() {
+            ensure!(found.jobs.contains_key(id), "job {id} was safe, and is gone");
+        }
+        Ok(())
+    }
+}
+
+/// The contents of a disk as a file system to read from.
+struct Shown<'a>(&'a Contents);
+
+fn name_of(path: &Path) -> String {
+    path.to_string_lossy().trim_end_matches('/').to_owned()
+}
+
+fn read_only<T>() -> io::Result<T> {
+    Err(io::ErrorKind::ReadOnlyFilesystem.into())
+}
+
+impl Fs for Shown<'_> {
+    fn open(&self, path: &Path) -> io::Result<Box<dyn Read + Send>> {
+        match self.0.get(&name_of(path)) {
+            Some(Some(bytes)) => Ok(Box::new(io::Cursor::new(bytes.clone()))),
+            Some(None) => Err(io::ErrorKind::IsADirectory.into()),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<FolderEntry>> {
+        let prefix = format!("{}/", name_of(path));
+        let entry = |(path, bytes): (&String, &Option<Vec<u8>>)| {
+            let name = path.strip_prefix(&prefix)?;
+            (!name.contains('/'))
+                .then(|| FolderEntry { name: name.into(), is_folder: bytes.is_none() })
+        };
+        Ok(self.0.iter().filter_map(entry).collect())
+    }
+
+    fn create_new(&self, _: &Path, _: u32) -> io::Result<Box<dyn FsFile>> {
+        read_only()
+    }
+    fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
+        read_only()
+    }
+    fn rename_new(&self, _: &Path, _: &Path) -> io::Result<()> {
+        read_only()
+    }
+    fn sync_folder(&self, _: &Path) -> io::Result<()> {
+        read_only()
+    }
+    fn remove_file(&self, _: &Path) -> io::Result<()> {
+        read_only()
+    }
+    fn remove_folder_all(&self, _: &Path) -> io::Result<()> {
+        read_only()
+    }
+    fn create_folder(&self, _: &Path, _: u32) -> io::Result<()> {
+        read_only()
+    }
+    fn free_bytes(&self, _: &Path) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
+}
