@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::process::start_ticks;
+
 /// A process that holds a lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
@@ -16,6 +18,10 @@ pub struct Holder {
     pub since_unix_seconds: u64,
     /// GPU memory that it uses, in bytes, where it has said so.
     pub vram_bytes: Option<u64>,
+    /// When it began, in clock ticks since the machine did: a later process may have its pid, but
+    /// not both. `None` where it could not tell.
+    #[serde(default)]
+    pub start_ticks: Option<u64>,
 }
 
 impl Holder {
@@ -28,13 +34,21 @@ impl Holder {
             command_line: words.collect::<Vec<_>>().join(" "),
             since_unix_seconds: now.as_secs(),
             vram_bytes: None,
+            start_ticks: start_ticks(std::process::id()),
         }
+    }
+
+    /// Whether this very process still runs. The text of a lock outlives a process that was killed,
+    /// and its pid may by now be another's.
+    pub fn is_running(&self) -> bool {
+        let found = start_ticks(self.pid);
+        found.is_some() && (self.start_ticks.is_none() || self.start_ticks == found)
     }
 }
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Self { pid, command_line, since_unix_seconds, vram_bytes } = self;
+        let Self { pid, command_line, since_unix_seconds, vram_bytes, .. } = self;
         write!(f, "pid {pid}, `{command_line}`, since {}", UtcTime(*since_unix_seconds))?;
         match vram_bytes {
             Some(bytes) => write!(f, ", {:.2} GiB of VRAM", *bytes as f64 / f64::from(1 << 30)),
@@ -88,9 +102,30 @@ mod tests {
             command_line: "chandler run".to_owned(),
             since_unix_seconds: 0,
             vram_bytes: None,
+            start_ticks: None,
         };
         assert_eq!(holder.to_string(), "pid 7, `chandler run`, since 1970-01-01 00:00:00 UTC");
         holder.vram_bytes = Some(13 << 29);
         assert!(holder.to_string().ends_with(", 6.50 GiB of VRAM"));
+    }
+
+    #[test]
+    fn a_pid_that_is_anothers_by_now_is_not_the_holder() {
+        let this = Holder::this_process();
+        assert!(this.is_running());
+        let started = this.start_ticks.map(|ticks| ticks - 1);
+        assert!(!Holder { start_ticks: started, ..this.clone() }.is_running(), "its pid is reused");
+        assert!(!Holder { pid: u32::MAX, ..this.clone() }.is_running());
+        // As written by a version that did not tell when it began.
+        let old = r#"{"pid":1,"command_line":"x","since_unix_seconds":0,"vram_bytes":null}"#;
+        assert!(serde_json::from_str::<Holder>(old).unwrap().is_running());
+    }
+
+    #[test]
+    fn a_clock_that_jumps_changes_nothing() {
+        for since_unix_seconds in [0, u64::from(u32::MAX) * 4] {
+            let holder = Holder { since_unix_seconds, ..Holder::this_process() };
+            assert!(holder.is_running(), "{holder}");
+        }
     }
 }
