@@ -105,7 +105,7 @@ pub(crate) fn main() -> Result<()> {
         }
         Campaign::Signals { stride } => signals(&arguments, &scenario, &oracle, stride)?,
         Campaign::Power { losses, life_every, stride } => {
-            let effort = Effort { losses, life_every, stride };
+            let effort = Effort { losses, life_every, stride, disk_lies: false };
             power_losses(&arguments, &scenario, &oracle, effort)?
         }
         Campaign::List => {

@@ -155,7 +155,15 @@ fn a_full_disk_is_waited_for() {
 #[test]
 fn power_losses() {
     let (scenario, oracle) = scene();
-    let effort = Effort { losses: 6, life_every: 40, stride: 5 };
+    let effort = Effort { losses: 6, life_every: 40, stride: 5, disk_lies: false };
     let tally = power::campaign(scenario, oracle, effort, 4, &mut |_| {}).unwrap();
     assert!(tally.states > 100 && tally.lives > 5, "{tally:?}");
+}
+
+#[test]
+fn a_disk_that_lies_about_its_syncs_is_found_out() {
+    let (scenario, oracle) = scene();
+    let effort = Effort { losses: 6, life_every: 1000, stride: 5, disk_lies: true };
+    let found = power::campaign(scenario, oracle, effort, 4, &mut |_| {}).unwrap_err();
+    assert!(format!("{found:#}").contains("after operation"), "{found:#}");
 }

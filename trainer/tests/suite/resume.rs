@@ -2,11 +2,16 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use chandler_durable::RealFs;
-use chandler_trainer::{MomentsDtype, TrainError, TrainSettings, Trainer, checkpoint_step};
-use chandler_vram::Ledger;
+use chandler_model::CausalLm;
+use chandler_trainer::{
+    BoxError, Control, MomentsDtype, Observer, StepMetrics, TrainError, TrainSettings, Trainer,
+    checkpoint_step,
+};
+use chandler_vram::{Category, Ledger};
 use serde_json::json;
 
 use crate::support::{golden, goldens, load, rows, settings};
@@ -108,4 +113,66 @@ fn a_loss_that_is_no_number_stops_the_run_before_the_weights_move() {
     let error = (0..9).find_map(|_| trainer.step().err()).unwrap();
     assert!(matches!(error, TrainError::NotFinite { .. }), "{error}");
     assert!(error.hint().unwrap().contains("learning_rate"));
+}
+
+/// Has a checkpoint written after every second step.
+struct Saver {
+    folder: PathBuf,
+    has_room: bool,
+    written: Vec<u64>,
+    losses: Vec<u64>,
+}
+
+impl Observer for Saver {
+    fn at_boundary(&mut self, step: u64, _: &CausalLm) -> Result<Control, BoxError> {
+        let is_due = step > 0 && step.is_multiple_of(2);
+        Ok(if is_due { Control::Checkpoint } else { Control::Continue })
+    }
+
+    fn step_done(&mut self, metrics: &StepMetrics) -> Result<(), BoxError> {
+        self.losses.push(metrics.loss.to_bits());
+        Ok(())
+    }
+
+    fn checkpoint_path(&mut self, step: u64) -> Result<Option<PathBuf>, BoxError> {
+        Ok(Some(self.folder.join(format!("checkpoint-{step}"))))
+    }
+
+    fn has_room_for_copy(&mut self, bytes: u64) -> bool {
+        assert!(bytes > 0);
+        self.has_room
+    }
+
+    fn checkpoint_written(&mut self, step: u64, path: &Path) -> Result<(), BoxError> {
+        assert!(path.join("manifest.json").exists(), "it is told when it is there");
+        self.written.push(step);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_checkpoint_written_beside_the_training_has_the_bytes_of_one_written_between_steps() {
+    let train = golden("qwen3", "train.json");
+    let rows = rows(&train["tokenized"]);
+    let settings = TrainSettings { max_steps: Some(6), ..settings(&train["hp"]) };
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::new();
+    let run = |name: &str, has_room: bool| {
+        let folder = folder.path().join(name);
+        let mut trainer =
+            Trainer::new(load("qwen3", DType::F32), &rows, settings.clone(), &ledger).unwrap();
+        let mut saver = Saver { folder: folder.clone(), has_room, written: vec![], losses: vec![] };
+        trainer.train(&mut saver).unwrap();
+        assert_eq!(saver.written, [2, 4, 6]);
+        let files = ["weights.safetensors", "optimizer.safetensors", "manifest.json"];
+        let bytes = |step: u64| {
+            files
+                .map(|file| fs::read(folder.join(format!("checkpoint-{step}")).join(file)).unwrap())
+        };
+        (saver.losses, [2, 4, 6].map(bytes))
+    };
+    assert!(run("between", false) == run("beside", true));
+    let categories = ledger.snapshot().categories;
+    let copy = categories.iter().find(|line| line.category == Category::Checkpoint).unwrap();
+    assert!(copy.peak > 0 && copy.bytes == 0, "the copy was entered, and is gone: {copy:?}");
 }
