@@ -23,20 +23,6 @@ pub(crate) enum By {
     PidFile,
 }
 
-impl By {
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Self::Folder => "folder",
-            Self::File => "file",
-            Self::PidFile => "pid-file",
-        }
-    }
-
-    fn parse(word: &str) -> Option<Self> {
-        [Self::Folder, Self::File, Self::PidFile].into_iter().find(|by| by.word() == word)
-    }
-}
-
 /// What a contestant is told: by what, how many times it tries, how long an owner stays (or until
 /// it is dealt its blow), where.
 pub(crate) struct Task {
@@ -46,38 +32,19 @@ pub(crate) struct Task {
     pub(crate) folder: PathBuf,
 }
 
-impl Task {
-    pub(crate) fn to_text(&self) -> String {
-        let Self { by, tries, stay, folder } = self;
-        let stay = stay.map_or_else(|| "blow".to_owned(), |stay| stay.as_micros().to_string());
-        format!("{} {tries} {stay} {}", by.word(), folder.display())
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        let mut words = text.splitn(4, ' ');
-        Some(Self {
-            by: By::parse(words.next()?)?,
-            tries: words.next()?.parse().ok()?,
-            stay: words.next()?.parse().ok().map(Duration::from_micros),
-            folder: words.next()?.into(),
-        })
-    }
-}
-
 enum Held {
     Lock(Lock),
     PidFile(PathBuf),
 }
 
 /// Says that it is ready, waits until the gate (its input) closes, and tries.
-pub(crate) fn contend(task: &str) -> Result<(), Box<dyn std::error::Error>> {
-    let task = Task::parse(task).ok_or("not a task")?;
+pub(crate) fn contend(task: &Task) -> Result<(), Box<dyn std::error::Error>> {
     let mut witness = Witness::open(&task.folder.join("witness"))?;
     say("ready")?;
     io::stdin().read_to_end(&mut Vec::new())?;
     for _ in 0..task.tries {
-        if let Some(held) = lock(&task)? {
-            own(&held, &mut witness, &task)?;
+        if let Some(held) = lock(task)? {
+            own(&held, &mut witness, task)?;
         }
     }
     Ok(())

@@ -1,28 +1,29 @@
 //! Many processes want one lock at the same moment: never do two have it.
 //!
 //! ```sh
-//! cargo test --release -p chandler-daemon-lock --test races -- --races 20000
+//! cargo test -p chandler-daemon-lock --test races -- --races 20000
 //! ```
 //!
-//! Each race starts fresh processes, which wait at a gate until all are there. Owners write into a
+//! Each race forks fresh processes, which wait at a gate until all are there. Owners write into a
 //! witness file when they begin and when they end. In some races the owner is killed, its lock file
 //! is removed or replaced under it, or a text was left behind in the file. Before all that the same
 //! race is run with a lock that is none, which the witness must see through.
 
 mod contestant;
+mod fork;
 mod witness;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, PipeReader, Write};
 use std::path::Path;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use chandler_daemon_lock::Holder;
 use contestant::{By, STRUCK, Task};
+use fork::{Contestant, Course};
 use witness::{Account, Witness};
 
-const TASK_VARIABLE: &str = "CHANDLER_TEST_RACE";
 const CONTESTANTS: usize = 50;
 /// So many in `cargo test`.
 const SHORT: u64 = 200;
@@ -53,11 +54,7 @@ struct Tally {
 }
 
 fn main() -> ExitCode {
-    let result = match std::env::var(TASK_VARIABLE) {
-        Ok(task) => contestant::contend(&task).map(|()| true),
-        Err(_) => campaign(&std::env::args().skip(1).collect::<Vec<_>>()),
-    };
-    match result {
+    match campaign(&std::env::args().skip(1).collect::<Vec<_>>()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -145,26 +142,22 @@ fn race(task: &Task, blow: Blow, tally: &mut Tally) -> Outcome<()> {
     if folder.join(STRUCK).exists() {
         fs::remove_file(folder.join(STRUCK))?;
     }
-    let task = task.to_text();
-    let (gate, keeper_of_the_gate) = io::pipe()?;
+    let (gate, keeper) = io::pipe()?;
     let (lines, out) = io::pipe()?;
-    let mut contestants = Vec::with_capacity(CONTESTANTS);
-    for _ in 0..CONTESTANTS {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.env(TASK_VARIABLE, &task).stdin(gate.try_clone()?).stdout(out.try_clone()?);
-        contestants.push(command.stderr(Stdio::inherit()).spawn()?);
-    }
-    drop((gate, out));
+    let course = Course { gate, keeper, out };
+    let start = || Contestant::start(&course, || contend(task));
+    let contestants = (0..CONTESTANTS).map(|_| start()).collect::<io::Result<Vec<_>>>()?;
     let mut lines = BufReader::new(lines);
     for _ in 0..CONTESTANTS {
         lines.read_line(&mut String::new())?;
     }
-    drop(keeper_of_the_gate);
-    let killed = watch(lines, folder, blow, &mut contestants, &mut witness, tally)?;
-    for mut contestant in contestants {
-        let status = contestant.wait()?;
-        if !status.success() && killed != Some(contestant.id()) {
-            return Err(format!("a contestant ended with {status}").into());
+    // The gate opens.
+    drop(course);
+    let killed = watch(lines, folder, blow, &contestants, &mut witness, tally)?;
+    for contestant in contestants {
+        let id = contestant.id();
+        if !contestant.wait()? && killed != Some(id) {
+            return Err(format!("contestant {id} did not end well").into());
         }
     }
     let Account { owners, overlaps, noticed } = witness.account()?;
@@ -175,13 +168,18 @@ fn race(task: &Task, blow: Blow, tally: &mut Tally) -> Outcome<()> {
     Ok(())
 }
 
+/// Whether a contestant did what it was told.
+fn contend(task: &Task) -> bool {
+    contestant::contend(task).map_err(|error| eprintln!("{error}")).is_ok()
+}
+
 /// Follows what the contestants say until the last of them has ended, and deals the blow to the
 /// first owner. Returns whom it killed.
 fn watch(
     lines: BufReader<PipeReader>,
     folder: &Path,
     blow: Blow,
-    contestants: &mut [Child],
+    contestants: &[Contestant],
     witness: &mut Witness,
     tally: &mut Tally,
 ) -> Outcome<Option<u32>> {
@@ -194,7 +192,7 @@ fn watch(
             continue;
         }
         let pid: u32 = pid.parse()?;
-        let owner = contestants.iter_mut().find(|contestant| contestant.id() == pid);
+        let owner = contestants.iter().find(|contestant| contestant.id() == pid);
         match blow {
             Blow::None => {}
             Blow::Kill => {
