@@ -4,6 +4,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::time::Duration;
 
 use super::protocol::{Request, Response};
+use super::socket::ControlFolder;
 use super::{ControlError, socket};
 use crate::state_dir::StateDir;
 
@@ -14,7 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub fn ask(state: &StateDir, request: &Request) -> Result<Response, ControlError> {
     let folder = state.control();
     let path = socket::socket_path(&folder);
-    let mut stream = socket::connect(&folder).map_err(|source| match source.kind() {
+    let connected = ControlFolder::find(&folder).and_then(|folder| folder.connect());
+    let mut stream = connected.map_err(|source| match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             ControlError::NotRunning { state_dir: state.root().to_owned() }
         }

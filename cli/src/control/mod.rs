@@ -1,8 +1,11 @@
 //! Talking to a running daemon: one JSON object a line, over a Unix socket.
 //!
-//! The socket lies in `control/`, a folder that only its owner may enter.
+//! The socket lies in `control/`, a folder that only its owner may enter. Both sides check that it
+//! is so, and who is at the other end: the daemon talks to its own user and to root, a command to
+//! the folder's owner and to root.
 
 mod client;
+mod conversation;
 mod protocol;
 mod server;
 mod socket;
@@ -10,9 +13,10 @@ mod socket;
 pub use client::ask;
 pub use protocol::{LiveStatus, Request, Response};
 pub use server::{ControlServer, Handler};
+pub use socket::Distrust;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a daemon could not be talked to, or could not listen.
 #[derive(Debug, thiserror::Error)]
@@ -77,8 +81,11 @@ impl ControlError {
             Self::NotRunning { state_dir } => {
                 Some(format!("`chandler run --dir {}` starts one", state_dir.display()))
             }
-            Self::Folder { path, .. } | Self::Listen { path, .. } | Self::Connect { path, .. } => {
-                Some(format!("check the owner and mode of {}", path.display()))
+            Self::Folder { path, source } | Self::Listen { path, source } => {
+                Some(distrust_hint(path, source))
+            }
+            Self::Connect { path, source } => {
+                Some(distrust_hint(path.parent().unwrap_or(path), source))
             }
             Self::Silent { .. } => {
                 Some("`chandler status` says what it is doing; its logs are in logs/".to_owned())
@@ -87,5 +94,25 @@ impl ControlError {
                 Some("the daemon may be of another version; stop it with a signal".to_owned())
             }
         }
+    }
+}
+
+/// What to do about a folder or a socket that cannot be used, of which `folder` is the folder.
+fn distrust_hint(folder: &Path, source: &io::Error) -> String {
+    let shown = folder.display();
+    match source.get_ref().and_then(|inner| inner.downcast_ref::<Distrust>()) {
+        Some(Distrust::Open { .. }) => {
+            format!("`chmod 700 {shown}` closes it, as the daemon does when it starts")
+        }
+        Some(Distrust::NoFolder | Distrust::NoSocket) => {
+            format!("remove {shown} and start the daemon again, which makes it anew")
+        }
+        Some(Distrust::Foreign { owner, .. }) => {
+            format!("be user {owner}, or use a state directory of your own")
+        }
+        Some(Distrust::Impostor { .. }) => {
+            format!("somebody else put a socket there: look at {shown} before going on")
+        }
+        None => format!("check the owner and mode of {shown}"),
     }
 }

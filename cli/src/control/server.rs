@@ -1,23 +1,21 @@
 //! The answering side: a thread that accepts, and a short-lived one for each conversation.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
+use rustix::process::geteuid;
+
+use super::ControlError;
+use super::conversation::{Patience, answer, converse};
 use super::protocol::{Request, Response};
-use super::{ControlError, socket};
+use super::socket::{ControlFolder, peer_uid, socket_path};
 use crate::state_dir::StateDir;
 
-/// How long a client may leave its line unfinished.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// No request is nearly as long.
-const LONGEST_LINE_BYTES: u64 = 64 * 1024;
+/// Conversations at one time. A command needs one for a moment; an idle one ends by itself.
+const MOST_CONVERSATIONS: usize = 16;
 
 /// Who answers requests; called from several threads.
 pub type Handler = dyn Fn(Request) -> Response + Send + Sync;
@@ -25,7 +23,7 @@ pub type Handler = dyn Fn(Request) -> Response + Send + Sync;
 /// A listening daemon; dropping it ends the listening and removes the socket.
 #[derive(Debug)]
 pub struct ControlServer {
-    folder: PathBuf,
+    folder: ControlFolder,
     ending: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -36,15 +34,11 @@ impl ControlServer {
     /// The caller holds the state directory's lock, so that a socket found there is one that a dead
     /// daemon left behind; it is replaced.
     pub fn start(state: &StateDir, handler: Arc<Handler>) -> Result<Self, ControlError> {
-        let folder = state.control();
-        prepare(&folder).map_err(|source| ControlError::Folder { path: folder.clone(), source })?;
-        let path = socket::socket_path(&folder);
-        let listen = |source| ControlError::Listen { path: path.clone(), source };
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(listen(error)),
-            _ => {}
-        }
-        let listener = socket::bind(&folder).map_err(listen)?;
+        let path = state.control();
+        let folder = ControlFolder::prepare(&path)
+            .map_err(|source| ControlError::Folder { path: path.clone(), source })?;
+        let listen = |source| ControlError::Listen { path: socket_path(&path), source };
+        let listener = folder.bind().map_err(listen)?;
         let ending = Arc::new(AtomicBool::new(false));
         let ends = Arc::clone(&ending);
         let thread = std::thread::Builder::new()
@@ -59,35 +53,35 @@ impl Drop for ControlServer {
     fn drop(&mut self) {
         self.ending.store(true, Ordering::SeqCst);
         // The connection wakes `accept`; if it cannot be made, the thread ends with the process.
-        if socket::connect(&self.folder).is_ok()
+        if self.folder.connect().is_ok()
             && let Some(thread) = self.thread.take()
         {
             // A panic over there was already reported there.
             let _ = thread.join();
         }
-        let _ = std::fs::remove_file(socket::socket_path(&self.folder));
+        let _ = self.folder.remove_socket();
     }
-}
-
-fn prepare(folder: &std::path::Path) -> io::Result<()> {
-    match std::fs::create_dir(folder) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
 }
 
 fn accept(listener: &UnixListener, ending: &AtomicBool, handler: &Arc<Handler>) {
+    // Each conversation has a copy for as long as it goes on.
+    let going_on = Arc::new(());
     for stream in listener.incoming() {
         if ending.load(Ordering::SeqCst) {
             return;
         }
         let Ok(stream) = stream else { continue };
-        let handler = Arc::clone(handler);
+        let busy = Arc::strong_count(&going_on) > MOST_CONVERSATIONS;
+        if let Err(refusal) = admit(&stream, busy) {
+            refuse(&stream, &refusal);
+            continue;
+        }
+        let (handler, turn) = (Arc::clone(handler), Arc::clone(&going_on));
         let conversation =
             std::thread::Builder::new().name("control-answer".to_owned()).spawn(move || {
+                let _turn = turn;
                 // A client that went away takes its errors with it.
-                let _ = converse(&stream, &*handler);
+                let _ = converse(&stream, Patience::default(), &*handler);
             });
         if let Err(error) = conversation {
             tracing::warn!(%error, "cannot answer on the control socket");
@@ -95,36 +89,52 @@ fn accept(listener: &UnixListener, ending: &AtomicBool, handler: &Arc<Handler>) 
     }
 }
 
-/// Answers line by line until the client closes.
-fn converse(stream: &UnixStream, handler: &Handler) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let mut reader = BufReader::new(stream);
-    let mut writer = stream;
-    loop {
-        let mut line = String::new();
-        if reader.by_ref().take(LONGEST_LINE_BYTES).read_line(&mut line)? == 0 {
-            return Ok(());
+/// Whether to talk to who connected; the answer otherwise.
+fn admit(stream: &UnixStream, busy: bool) -> Result<(), Response> {
+    let refused =
+        |error: String, hint: &str| Err(Response::Refused { error, hint: Some(hint.to_owned()) });
+    let own = geteuid().as_raw();
+    match peer_uid(stream) {
+        Ok(peer) if is_allowed(peer, own) && busy => refused(
+            format!("the daemon is talking to {MOST_CONVERSATIONS} others"),
+            "ask again in a few seconds",
+        ),
+        Ok(peer) if is_allowed(peer, own) => Ok(()),
+        Ok(peer) => refused(
+            format!("this daemon belongs to user {own} and does not talk to user {peer}"),
+            "ask as its user, or as root",
+        ),
+        Err(error) => {
+            refused(format!("it is unknown who asks: {error}"), "ask as the daemon's user")
         }
-        let response = match serde_json::from_str(&line) {
-            Ok(request) => handler(request),
-            Err(error) => Response::Refused {
-                error: format!("the request is not understood: {error}"),
-                hint: Some("client and daemon may be of different versions".to_owned()),
-            },
-        };
-        let mut answer = serde_json::to_string(&response).map_err(io::Error::other)?;
-        answer.push('\n');
-        writer.write_all(answer.as_bytes())?;
     }
+}
+
+/// The daemon's own user, and root.
+fn is_allowed(peer: u32, own: u32) -> bool {
+    peer == own || peer == 0
+}
+
+/// An answer fits the socket's buffer, so that a client which does not read holds nobody up.
+fn refuse(stream: &UnixStream, refusal: &Response) {
+    let told: io::Result<()> =
+        stream.set_nonblocking(true).and_then(|()| answer(stream, Patience::default(), refusal));
+    // Who is refused may be gone already.
+    drop(told);
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Read};
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
     use std::path::Path;
+    use std::process::Command;
 
     use super::super::client::ask;
     use super::*;
+
+    const SOCKET_VARIABLE: &str = "CHANDLER_TEST_FOREIGN_SOCKET";
 
     fn echo() -> Arc<Handler> {
         Arc::new(|request| Response::Done { message: format!("{request:?}") })
@@ -134,6 +144,10 @@ mod tests {
         let state = StateDir::choose(Some(Path::new(name)), folder);
         state.init("").unwrap();
         state
+    }
+
+    fn connect(state: &StateDir) -> UnixStream {
+        ControlFolder::find(&state.control()).unwrap().connect().unwrap()
     }
 
     #[test]
@@ -157,9 +171,8 @@ mod tests {
     fn a_socket_left_behind_is_no_daemon_and_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let state = state_in(folder.path(), "state");
-        prepare(&state.control()).unwrap();
-        drop(socket::bind(&state.control()).unwrap());
-        assert!(socket::socket_path(&state.control()).exists());
+        drop(ControlFolder::prepare(&state.control()).unwrap().bind().unwrap());
+        assert!(socket_path(&state.control()).exists());
         assert!(matches!(ask(&state, &Request::Stop), Err(ControlError::NotRunning { .. })));
         let _server = ControlServer::start(&state, echo()).unwrap();
         ask(&state, &Request::Stop).unwrap();
@@ -174,14 +187,78 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_no_request_is_refused_and_the_next_is_answered() {
+    fn a_folder_that_cannot_be_trusted_is_said_to_be_so() {
         let folder = tempfile::tempdir().unwrap();
         let state = state_in(folder.path(), "state");
         let _server = ControlServer::start(&state, echo()).unwrap();
-        let stream = socket::connect(&state.control()).unwrap();
-        (&stream).write_all(b"{\"command\":\"dance\"}\n{\"command\":\"stop\"}\n").unwrap();
-        let mut lines = BufReader::new(&stream).lines();
-        assert!(lines.next().unwrap().unwrap().contains("not understood"));
-        assert!(lines.next().unwrap().unwrap().contains("Stop"));
+        std::fs::set_permissions(state.control(), PermissionsExt::from_mode(0o755)).unwrap();
+        let error = ask(&state, &Request::Status).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains("others may enter it (mode 755)"), "{cause}");
+        assert!(error.hint().unwrap().contains("chmod 700"));
+    }
+
+    #[test]
+    fn there_are_only_so_many_conversations() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = state_in(folder.path(), "state");
+        let _server = ControlServer::start(&state, echo()).unwrap();
+        let idle: Vec<UnixStream> = (0..MOST_CONVERSATIONS).map(|_| connect(&state)).collect();
+        let one_more = connect(&state);
+        let mut answer = String::new();
+        BufReader::new(&one_more).read_line(&mut answer).unwrap();
+        assert!(answer.contains("talking to 16 others"), "{answer}");
+        drop(idle);
+        // Each of them is noticed to be gone by a thread of its own.
+        let served = (0..500).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            matches!(ask(&state, &Request::Status), Ok(Response::Done { .. }))
+        });
+        assert!(served);
+    }
+
+    #[test]
+    fn only_root_and_the_daemons_own_user_are_talked_to() {
+        for (peer, own, allowed) in [(7, 7, true), (0, 7, true), (7, 0, false), (8, 7, false)] {
+            assert_eq!(is_allowed(peer, own), allowed, "{peer} to {own}");
+        }
+    }
+
+    /// Not a test of its own: what a process of another user does.
+    #[test]
+    fn foreigner() {
+        let Some(path) = std::env::var_os(SOCKET_VARIABLE) else { return };
+        let mut answer = String::new();
+        UnixStream::connect(path).unwrap().read_to_string(&mut answer).unwrap();
+        println!("{answer}");
+    }
+
+    #[test]
+    fn another_user_is_told_why_not() {
+        if !geteuid().is_root() {
+            eprintln!("left out: only root can become another user");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let state = state_in(folder.path(), "state");
+        let _server = ControlServer::start(&state, echo()).unwrap();
+        // As if somebody had opened the folders.
+        for path in [folder.path(), state.root(), &state.control()] {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        let socket = socket_path(&state.control());
+        std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o777)).unwrap();
+        let program = folder.path().join("program");
+        std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        let output = Command::new(program)
+            .args(["control::server::tests::foreigner", "--exact", "--nocapture"])
+            .env(SOCKET_VARIABLE, socket)
+            .uid(65_534)
+            .gid(65_534)
+            .current_dir("/")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("belongs to user 0 and does not talk to user 65534"), "{said}");
     }
 }
