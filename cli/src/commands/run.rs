@@ -98,9 +98,12 @@ pub(super) fn work(
 ) -> Result<Tally, Failure> {
     state.create_folders()?;
     state.check_writable()?;
-    let _lock = crate::lock::hold(state)?;
+    let lock = crate::lock::hold(state)?;
     logging::init(&config.log, terminal, Some(&state.logs()))?;
     signals::stop_on_signals(controls)?;
+    if let Some(error) = lock.naming_error() {
+        tracing::warn!(%error, "the lock is held, but {} does not say so", lock.path().display());
+    }
     let mut store = Store::open(&state.database())?;
     if let Some(words) = after {
         tracing::warn!("{words}");
@@ -115,6 +118,7 @@ pub(super) fn work(
     let tally = JobLoop {
         state,
         config,
+        lock: &lock,
         store: &mut store,
         controls,
         progress: &progress,

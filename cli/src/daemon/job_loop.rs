@@ -3,6 +3,8 @@
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant, SystemTime};
 
+use chandler_daemon_lock::{Lock, LockError};
+
 use crate::config::Config;
 use crate::daemon::controls::{Controls, CurrentJob};
 use crate::daemon::obstacle::{self, Obstacle, Patience};
@@ -47,6 +49,10 @@ pub enum DaemonError {
     /// The database did not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The state directory is not ours any more, and may be another process's: nothing was written
+    /// after this was found, and the job is left as after a crash.
+    #[error("this daemon has lost its state directory and ends, rather than be one of two")]
+    Lost(#[from] LockError),
     /// A job cannot be run by this machine or with this configuration; it keeps its place.
     #[error("job {job_id} ({file_name}) cannot be run here")]
     Setup {
@@ -70,6 +76,7 @@ impl DaemonError {
         match self {
             Self::Queue(error) => error.hint(),
             Self::Store(error) => error.hint(),
+            Self::Lost(error) => error.hint(),
             Self::Setup { hint, .. } => hint.clone(),
         }
     }
@@ -79,17 +86,20 @@ impl DaemonError {
         match self {
             Self::Setup { exit, .. } => *exit,
             Self::Queue(_) | Self::Store(_) if obstacle::is_full(self) => Exit::NoSpace,
+            Self::Lost(_) => Exit::LockHeld,
             Self::Queue(_) | Self::Store(_) => Exit::Error,
         }
     }
 }
 
-/// The daemon at work on one state directory, whose lock the caller holds.
+/// The daemon at work on one state directory.
 pub struct JobLoop<'a> {
     /// The state directory.
     pub state: &'a StateDir,
     /// The resolved configuration.
     pub config: &'a Config,
+    /// The lock of the state directory, looked after at each turn.
+    pub lock: &'a Lock,
     /// The database.
     pub store: &'a mut Store,
     /// Stop, pause and evaluate-now.
@@ -154,6 +164,7 @@ impl JobLoop<'_> {
         let mut inbox = Inbox::new(self.state, settle);
         let mut idle_since = Instant::now();
         while self.controls.stop().requested() != Some(StopReason::Shutdown) {
+            self.lock.still_ours()?;
             let look = inbox.look(self.store, SystemTime::now())?;
             self.tell(&look)?;
             if self.controls.is_paused() {
@@ -242,6 +253,7 @@ impl JobLoop<'_> {
         let result = self.attempt(&claimed);
         self.progress.end();
         self.controls.set_current(None);
+        self.lock.still_ours()?;
         let settled = self.settle(&claimed, result, tally);
         self.controls.stop().forget_skip();
         settled
@@ -255,6 +267,7 @@ impl JobLoop<'_> {
                 store: self.store,
                 progress: self.progress,
                 controls: self.controls,
+                lock: self.lock,
                 run_id: job.run_id,
             };
             let estimate = self.runner.validate(job, &mut context)?;

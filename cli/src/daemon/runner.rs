@@ -1,5 +1,7 @@
 //! The seam between the daemon and the engine: what it asks of whoever trains.
 
+use chandler_daemon_lock::{Lock, LockError};
+
 use crate::config::Config;
 use crate::daemon::controls::Controls;
 use crate::exit::Exit;
@@ -44,11 +46,19 @@ pub struct RunContext<'a> {
     pub progress: &'a Progress,
     /// Stop, pause and evaluate-now.
     pub controls: &'a Controls,
+    /// The lock of the state directory.
+    pub lock: &'a Lock,
     /// The run.
     pub run_id: i64,
 }
 
 impl RunContext<'_> {
+    /// An error where the state directory is not ours any more; a run asks before it records a
+    /// step, and ends without recording anything.
+    pub fn still_ours(&self) -> Result<(), LockError> {
+        self.lock.still_ours()
+    }
+
     /// Records a step, and shows it on the terminal and in `status`.
     pub fn step(&mut self, row: &StepRow, progress: &StepProgress) -> Result<(), StoreError> {
         self.store.record_step(self.run_id, row)?;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use chandler_daemon_lock::LockError;
 use chandler_data::DataError;
 use chandler_durable::DurableError;
 use chandler_evaluator::EvalError;
@@ -44,6 +45,9 @@ pub enum EngineError {
     /// A file of the queue could not be read.
     #[error(transparent)]
     Queue(#[from] QueueError),
+    /// The state directory is not ours any more.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The state directory descends from another model.
     #[error(transparent)]
     Binding(#[from] Box<BindingMismatch>),
@@ -116,6 +120,7 @@ impl EngineError {
             Self::Durable(error) => error.hint(),
             Self::Store(error) => error.hint(),
             Self::Queue(error) => error.hint(),
+            Self::Lock(error) => error.hint(),
             Self::Binding(mismatch) => Some(mismatch.hint()),
             Self::Read { .. } => Some("check the path and that this user may read it".to_owned()),
             Self::Write { .. } => Some("check the owner, the mode and the free space".to_owned()),
@@ -141,6 +146,7 @@ impl EngineError {
                 within(error).map_or(Exit::Error, Self::exit)
             }
             Self::NoModel => Exit::Usage,
+            Self::Lock(_) => Exit::LockHeld,
             Self::DoesNotFit { .. } | Self::Pressure(_) => Exit::DoesNotFit,
             Self::Data(error) if blames_the_file(error) => Exit::BadData,
             Self::Durable(error) | Self::Train(TrainError::Durable(error))

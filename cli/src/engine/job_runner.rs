@@ -177,6 +177,7 @@ impl EngineRunner {
             "memory": memory::beside_plan(&plan, &self.ledger),
             "model": self.state.model(),
         });
+        sink.context.still_ours()?;
         let mark = mark(job.job.id, &job.sha256, &report);
         write_merged_model(&mut trainer, &self.state.model(), &base, mark)?;
         Ok(JobOutcome::Finished { report })
@@ -344,6 +345,7 @@ struct JobSink<'a, 'c> {
 
 impl Sink for JobSink<'_, '_> {
     fn step(&mut self, row: &StepRow, progress: &StepProgress) -> Result<(), BoxError> {
+        self.context.still_ours().map_err(EngineError::from)?;
         Ok(self.context.step(row, progress)?)
     }
 
