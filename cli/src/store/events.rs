@@ -9,6 +9,8 @@ use super::{Store, now};
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Event {
+    /// Its number, which also says what came first.
+    pub id: i64,
     /// When.
     pub at: String,
     /// To which job.
@@ -45,26 +47,62 @@ impl Store {
 
     /// The last `limit` events, newest first.
     pub fn recent_events(&self, limit: usize) -> Result<Vec<Event>, StoreError> {
+        self.events_before(i64::MAX, limit)
+    }
+
+    /// The last `limit` events before the one with this number, newest first.
+    pub fn events_before(&self, id: i64, limit: usize) -> Result<Vec<Event>, StoreError> {
+        self.select_events("id < ?1 ORDER BY id DESC", id, limit)
+    }
+
+    /// The first `limit` events after the one with this number, oldest first.
+    pub fn events_after(&self, id: i64, limit: usize) -> Result<Vec<Event>, StoreError> {
+        self.select_events("id > ?1 ORDER BY id", id, limit)
+    }
+
+    fn select_events(&self, rest: &str, id: i64, limit: usize) -> Result<Vec<Event>, StoreError> {
         let mut statement = self
             .connection
-            .prepare_cached(
-                "SELECT at, job_id, run_id, kind, message, details
-                 FROM events ORDER BY id DESC LIMIT ?1",
-            )
+            .prepare_cached(&format!(
+                "SELECT id, at, job_id, run_id, kind, message, details
+                 FROM events WHERE {rest} LIMIT ?2",
+            ))
             .doing("read events")?;
         let rows = statement
-            .query_map([limit as i64], |row| {
-                let details: Option<String> = row.get(5)?;
+            .query_map([id, limit as i64], |row| {
+                let details: Option<String> = row.get(6)?;
                 Ok(Event {
-                    at: row.get(0)?,
-                    job_id: row.get(1)?,
-                    run_id: row.get(2)?,
-                    kind: row.get(3)?,
-                    message: row.get(4)?,
+                    id: row.get(0)?,
+                    at: row.get(1)?,
+                    job_id: row.get(2)?,
+                    run_id: row.get(3)?,
+                    kind: row.get(4)?,
+                    message: row.get(5)?,
                     details: details.and_then(|text| serde_json::from_str(&text).ok()),
                 })
             })
             .doing("read events")?;
         rows.collect::<Result<_, _>>().doing("read events")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_read_from_either_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("chandler.db")).unwrap();
+        for word in ["a", "b", "c", "d"] {
+            store.record_event("kind", None, None, word, None).unwrap();
+        }
+        let words = |events: Vec<Event>| {
+            events.into_iter().map(|event| event.message).collect::<Vec<_>>().concat()
+        };
+        assert_eq!(words(store.recent_events(3).unwrap()), "dcb");
+        let second = store.recent_events(3).unwrap()[2].id;
+        assert_eq!(words(store.events_before(second, 9).unwrap()), "a");
+        assert_eq!(words(store.events_after(second, 1).unwrap()), "c");
     }
 }

@@ -92,16 +92,26 @@ impl Store {
 
     /// The steps of a run, in order.
     pub fn steps(&self, run_id: i64) -> Result<Vec<StepRow>, StoreError> {
+        self.steps_after(run_id, 0, i64::MAX as usize)
+    }
+
+    /// The first `limit` steps of a run after `step`, in order.
+    pub fn steps_after(
+        &self,
+        run_id: i64,
+        step: u64,
+        limit: usize,
+    ) -> Result<Vec<StepRow>, StoreError> {
         let mut statement = self
             .connection
             .prepare_cached(
                 "SELECT step, loss, grad_norm, lr, num_tokens, mean_token_accuracy, tokens_per_s,
                         peak_bytes, memory
-                 FROM metrics WHERE run_id = ?1 ORDER BY step",
+                 FROM metrics WHERE run_id = ?1 AND step > ?2 ORDER BY step LIMIT ?3",
             )
             .doing("read steps")?;
         let rows = statement
-            .query_map([run_id], |row| {
+            .query_map(params![run_id, step as i64, limit as i64], |row| {
                 Ok(StepRow {
                     step: row.get::<_, i64>(0)? as u64,
                     loss: row.get(1)?,
@@ -119,6 +129,16 @@ impl Store {
             })
             .doing("read steps")?;
         rows.collect::<Result<_, _>>().doing("read steps")
+    }
+
+    /// The last step of a run.
+    pub fn last_step(&self, run_id: i64) -> Result<Option<u64>, StoreError> {
+        self.connection
+            .query_row("SELECT max(step) FROM metrics WHERE run_id = ?1", [run_id], |row| {
+                row.get::<_, Option<i64>>(0)
+            })
+            .doing("read the last step")
+            .map(|step| step.map(|step| step as u64))
     }
 
     /// Tokens a second of the newest step of any run.

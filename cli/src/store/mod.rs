@@ -4,6 +4,7 @@
 //! Several processes may use the file at once, so commands work while the daemon runs.
 
 mod binding;
+mod curve;
 mod error;
 mod events;
 mod jobs;
@@ -15,15 +16,16 @@ mod settings;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OpenFlags};
 
 pub use binding::{Binding, BindingMismatch};
+pub use curve::{Bucket, Curve, SERIES, Span};
 use error::Doing;
 pub use error::StoreError;
 pub use events::Event;
 pub use jobs::{Job, JobState, NewJob};
 pub use metrics::{EvalRow, EvalSample, StepRow};
-pub use runs::{Run, RunState};
+pub use runs::{Run, RunState, RunSummary};
 
 /// How long a statement waits for another process to let go of the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,6 +48,34 @@ impl Store {
         connection.pragma_update(None, "foreign_keys", true).map_err(open)?;
         schema::migrate(&mut connection, path)?;
         Ok(Self { connection, path: path.to_owned() })
+    }
+
+    /// Opens the database for reading alone: a writer is never kept waiting, and what is there is
+    /// not brought to a newer version. It must exist.
+    pub fn open_to_read(path: &Path) -> Result<Self, StoreError> {
+        let open = |source| StoreError::Open { path: path.to_owned(), source };
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(open)?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(open)?;
+        Ok(Self { connection, path: path.to_owned() })
+    }
+
+    /// Reads several things as they are at one moment, whatever is written meanwhile.
+    pub fn at_one_moment<T>(
+        &self,
+        read: impl FnOnce(&Self) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let moment = self.connection.unchecked_transaction().doing("begin to read")?;
+        let value = read(self)?;
+        moment.commit().doing("end reading")?;
+        Ok(value)
+    }
+
+    /// A number that is another one once anybody else has written to the database.
+    pub fn data_version(&self) -> Result<i64, StoreError> {
+        self.connection
+            .query_row("PRAGMA data_version", [], |row| row.get(0))
+            .doing("look for changes")
     }
 
     /// Reads the whole file through; what is damaged is said in words.
@@ -98,6 +128,30 @@ mod tests {
         store.connection.pragma_update(None, "user_version", 99).unwrap();
         drop(store);
         assert!(matches!(Store::open(&path), Err(StoreError::TooNew { found: 99, .. })));
+    }
+
+    #[test]
+    fn a_reader_sees_what_is_written_and_writes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("chandler.db");
+        assert!(matches!(Store::open_to_read(&path), Err(StoreError::Open { .. })));
+        let writer = Store::open(&path).unwrap();
+        let reader = Store::open_to_read(&path).unwrap();
+        let before = reader.data_version().unwrap();
+        assert_eq!(reader.data_version().unwrap(), before);
+        writer.set_paused(true).unwrap();
+        assert_ne!(reader.data_version().unwrap(), before);
+        assert!(reader.is_paused().unwrap());
+        reader
+            .at_one_moment(|reader| {
+                assert!(reader.is_paused()?);
+                writer.set_paused(false)?;
+                assert!(reader.is_paused()?, "as it was when reading began");
+                Ok(())
+            })
+            .unwrap();
+        assert!(!reader.is_paused().unwrap());
+        assert!(reader.set_paused(false).is_err());
     }
 
     #[test]

@@ -71,21 +71,65 @@ pub struct Run {
     pub error: Option<String>,
 }
 
+/// A run in a list, with how far it came.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunSummary {
+    /// Its number.
+    pub id: i64,
+    /// The job, or nothing for a run outside the queue.
+    pub job_id: Option<i64>,
+    /// The name the user gave the job's file.
+    pub file_name: Option<String>,
+    /// Which attempt at the job it is, from 1.
+    pub attempt: u64,
+    /// How it stands or ended.
+    pub state: RunState,
+    /// When it began.
+    pub started_at: String,
+    /// When it ended.
+    pub finished_at: Option<String>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Its last step.
+    pub last_step: Option<u64>,
+    /// The loss of that step.
+    pub last_loss: Option<f64>,
+}
+
+impl RunSummary {
+    fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: row.get(0)?,
+            job_id: row.get(1)?,
+            file_name: row.get(2)?,
+            attempt: row.get::<_, i64>(3)? as u64,
+            state: state_in(row, 4)?,
+            started_at: row.get(5)?,
+            finished_at: row.get(6)?,
+            error: row.get(7)?,
+            last_step: row.get::<_, Option<i64>>(8)?.map(|step| step as u64),
+            last_loss: row.get(9)?,
+        })
+    }
+}
+
+fn state_in(row: &Row<'_>, column: usize) -> rusqlite::Result<RunState> {
+    let word: String = row.get(column)?;
+    RunState::ALL.into_iter().find(|state| state.as_str() == word).ok_or_else(|| {
+        rusqlite::Error::InvalidColumnType(column, word, rusqlite::types::Type::Text)
+    })
+}
+
 const COLUMNS: &str = "id, job_id, attempt, state, started_at, finished_at, plan, error";
 
 impl Run {
     fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
-        let word: String = row.get(3)?;
-        let state =
-            RunState::ALL.into_iter().find(|state| state.as_str() == word).ok_or_else(|| {
-                rusqlite::Error::InvalidColumnType(3, word, rusqlite::types::Type::Text)
-            })?;
         let plan: Option<String> = row.get(6)?;
         Ok(Self {
             id: row.get(0)?,
             job_id: row.get(1)?,
             attempt: row.get::<_, i64>(2)? as u64,
-            state,
+            state: state_in(row, 3)?,
             started_at: row.get(4)?,
             finished_at: row.get(5)?,
             plan: plan.and_then(|text| serde_json::from_str(&text).ok()),
@@ -145,6 +189,59 @@ impl Store {
                 [now()],
             )
             .doing("mark crashed runs")
+    }
+
+    /// The run with this number.
+    pub fn run(&self, run_id: i64) -> Result<Option<Run>, StoreError> {
+        self.connection
+            .query_row(
+                &format!("SELECT {COLUMNS} FROM runs WHERE id = ?1"),
+                [run_id],
+                Run::from_row,
+            )
+            .optional()
+            .doing("read a run")
+    }
+
+    /// The newest run of all.
+    pub fn newest_run(&self) -> Result<Option<i64>, StoreError> {
+        self.connection
+            .query_row("SELECT max(id) FROM runs", [], |row| row.get(0))
+            .doing("read the newest run")
+    }
+
+    /// The first run after the one with this number.
+    pub fn run_after(&self, run_id: i64) -> Result<Option<i64>, StoreError> {
+        self.connection
+            .query_row("SELECT min(id) FROM runs WHERE id > ?1", [run_id], |row| row.get(0))
+            .doing("read the next run")
+    }
+
+    /// The last `limit` runs before the one with this number, newest first; of one job where
+    /// `job_id` says so.
+    pub fn run_summaries(
+        &self,
+        before: i64,
+        limit: usize,
+        job_id: Option<i64>,
+    ) -> Result<Vec<RunSummary>, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare_cached(
+                "SELECT r.id, r.job_id, j.file_name, r.attempt, r.state, r.started_at,
+                        r.finished_at, r.error, m.step, m.loss
+                 FROM runs r
+                 LEFT JOIN jobs j ON j.id = r.job_id
+                 LEFT JOIN metrics m ON m.run_id = r.id
+                      AND m.step = (SELECT max(step) FROM metrics WHERE run_id = r.id)
+                 WHERE r.id < ?1 AND (?3 IS NULL OR r.job_id = ?3)
+                 ORDER BY r.id DESC LIMIT ?2",
+            )
+            .doing("list the runs")?;
+        let rows = statement
+            .query_map(params![before, limit as i64, job_id], RunSummary::from_row)
+            .doing("list the runs")?;
+        rows.collect::<Result<_, _>>().doing("list the runs")
     }
 
     /// The newest run of a job.

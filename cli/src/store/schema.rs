@@ -103,6 +103,66 @@ const STEPS: &[&str] = &[
     "
     ALTER TABLE metrics ADD COLUMN memory TEXT;
 ",
+    // The curves of long runs: 32 steps to a row, and 1024. Row `bucket` has the steps after
+    // `bucket * width` up to `(bucket + 1) * width`, and is made when the last of them is there.
+    "
+    CREATE TABLE curves (
+        run_id        INTEGER NOT NULL REFERENCES runs (id),
+        width         INTEGER NOT NULL,
+        bucket        INTEGER NOT NULL,
+        first_step    INTEGER NOT NULL,
+        last_step     INTEGER NOT NULL,
+        count         INTEGER NOT NULL,
+        num_tokens    INTEGER NOT NULL,
+        peak_bytes    INTEGER,
+        loss_min      REAL, loss_mean      REAL, loss_max      REAL,
+        grad_norm_min REAL, grad_norm_mean REAL, grad_norm_max REAL,
+        lr_min        REAL, lr_mean        REAL, lr_max        REAL,
+        accuracy_min  REAL, accuracy_mean  REAL, accuracy_max  REAL,
+        speed_min     REAL, speed_mean     REAL, speed_max     REAL,
+        memory        TEXT,
+        PRIMARY KEY (run_id, width, bucket)
+    ) WITHOUT ROWID;
+
+    CREATE TRIGGER curves_grow AFTER INSERT ON metrics WHEN NEW.step % 32 = 0 BEGIN
+        INSERT OR REPLACE INTO curves
+        SELECT NEW.run_id, 32, NEW.step / 32 - 1, min(step), max(step), count(*),
+               max(num_tokens), max(peak_bytes),
+               min(loss), avg(loss), max(loss),
+               min(grad_norm), avg(grad_norm), max(grad_norm),
+               min(lr), avg(lr), max(lr),
+               min(mean_token_accuracy), avg(mean_token_accuracy), max(mean_token_accuracy),
+               min(tokens_per_s), avg(tokens_per_s), max(tokens_per_s),
+               (SELECT json_group_object(key, value) FROM
+                    (SELECT key, max(value) AS value FROM metrics, json_each(metrics.memory)
+                     WHERE run_id = NEW.run_id AND step > NEW.step - 32 AND step <= NEW.step
+                     GROUP BY key))
+        FROM metrics
+        WHERE run_id = NEW.run_id AND step > NEW.step - 32 AND step <= NEW.step;
+
+        INSERT OR REPLACE INTO curves
+        SELECT NEW.run_id, 1024, NEW.step / 1024 - 1, min(first_step), max(last_step), sum(count),
+               max(num_tokens), max(peak_bytes),
+               min(loss_min), sum(loss_mean * count) / sum(count), max(loss_max),
+               min(grad_norm_min), sum(grad_norm_mean * count) / sum(count), max(grad_norm_max),
+               min(lr_min), sum(lr_mean * count) / sum(count), max(lr_max),
+               min(accuracy_min), sum(accuracy_mean * count) / sum(count), max(accuracy_max),
+               min(speed_min), sum(speed_mean * count) / sum(count), max(speed_max),
+               (SELECT json_group_object(key, value) FROM
+                    (SELECT key, max(value) AS value FROM curves, json_each(curves.memory)
+                     WHERE run_id = NEW.run_id AND width = 32
+                       AND bucket >= NEW.step / 32 - 32 AND bucket < NEW.step / 32
+                     GROUP BY key))
+        FROM curves
+        WHERE run_id = NEW.run_id AND width = 32
+          AND bucket >= NEW.step / 32 - 32 AND bucket < NEW.step / 32
+          AND NEW.step % 1024 = 0
+        GROUP BY run_id;
+    END;
+
+    -- For the steps that are there already.
+    INSERT OR REPLACE INTO metrics SELECT * FROM metrics WHERE step % 32 = 0 ORDER BY run_id, step;
+",
 ];
 
 /// Applies the steps that the database has not seen, each in a transaction of its own.
