@@ -6,6 +6,7 @@ use crate::config::ConfigError;
 use crate::control::ControlError;
 use crate::daemon::{DaemonError, JobError};
 use crate::exit::Exit;
+use crate::http::HttpError;
 use crate::logging::LoggingError;
 use crate::queue::QueueError;
 use crate::state_dir::StateDirError;
@@ -92,6 +93,7 @@ failure_from! {
     StateDirError => Exit::StateDir,
     LoggingError => Exit::Usage,
     StoreError => Exit::Error,
+    HttpError => Exit::Error,
 }
 
 impl From<QueueError> for Failure {

@@ -23,6 +23,7 @@ pub mod exit;
 pub mod failure;
 pub mod heap;
 pub mod host;
+pub mod http;
 mod lock;
 pub mod logging;
 pub mod output;

@@ -13,6 +13,7 @@
 //! logs/           JSON lines
 //! cache/          tokenised files, by hash
 //! control/        the socket that commands talk through
+//! token           what the HTTP server asks for; for its owner alone
 //! lock            held while a daemon runs; never removed
 //! ```
 
@@ -219,6 +220,10 @@ impl StateDir {
     /// `control/`, with the socket that commands talk through.
     pub fn control(&self) -> PathBuf {
         self.root.join("control")
+    }
+    /// `token`, which the HTTP server asks for.
+    pub fn token_file(&self) -> PathBuf {
+        self.root.join("token")
     }
     /// `lock`, never removed.
     pub fn lock_file(&self) -> PathBuf {

@@ -3,6 +3,7 @@
 mod add;
 mod bench;
 mod config;
+mod dashboard;
 mod data;
 mod doctor;
 mod eval;
@@ -58,6 +59,8 @@ enum Command {
     Run(run::RunArgs),
     /// Say what the daemon is doing
     Status(status::StatusArgs),
+    /// Print the address of the daemon's page in the browser, with its token
+    Dashboard(dashboard::DashboardArgs),
     /// List the jobs
     Jobs(jobs::JobsArgs),
     /// Take no more steps until told to resume
@@ -70,6 +73,8 @@ enum Command {
     Stop,
     /// Queue a failed, skipped or done job again
     Retry(steer::RetryArgs),
+    /// Move a queued job before or behind others
+    Priority(steer::PriorityArgs),
     /// Evaluate the model after the step that is going on
     EvalNow,
     /// Train once, without a daemon
@@ -105,12 +110,14 @@ pub fn dispatch(cli: Cli, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Add(args) => add::add(&app, &args),
         Command::Run(args) => run::run(&app, &args),
         Command::Status(args) => status::status(&app, &args),
+        Command::Dashboard(args) => dashboard::dashboard(&app, &args),
         Command::Jobs(args) => jobs::jobs(&app, &args),
         Command::Pause => steer::pause(&app, true),
         Command::Resume => steer::pause(&app, false),
         Command::Skip(args) => steer::skip(&app, &args),
         Command::Stop => steer::stop(&app),
         Command::Retry(args) => steer::retry(&app, &args),
+        Command::Priority(args) => steer::priority(&app, &args),
         Command::EvalNow => steer::eval_now(&app),
         Command::Train(args) => train::train(&app, &args),
         Command::Eval(args) => eval::eval(&app, &args),

@@ -10,11 +10,12 @@ use clap::Args;
 
 use super::App;
 use crate::config::Config;
-use crate::control::ControlServer;
+use crate::control::{ControlServer, Handler};
 use crate::daemon::{Answers, Controls, JobLoop, Tally, Until};
 use crate::engine;
 use crate::exit::Exit;
-use crate::failure::Failure;
+use crate::failure::{Failure, in_one_line};
+use crate::http::HttpServer;
 use crate::logging::{self, Progress, Terminal};
 use crate::signals;
 use crate::state_dir::StateDir;
@@ -110,11 +111,29 @@ pub(super) fn work(
         store.record_event("restarted", None, None, words, None)?;
     }
     let ledger = Ledger::new();
-    let answers = Answers::new(state, controls, &ledger);
-    let _server = ControlServer::start(state, Arc::new(move |request| answers.answer(request)))?;
+    let answers = Arc::new(Answers::new(state, controls, &ledger));
+    let asked = Arc::clone(&answers);
+    let handler: Arc<Handler> = Arc::new(move |request| asked.answer(request));
+    let _server = ControlServer::start(state, Arc::clone(&handler))?;
+    let page = config.http.enabled.then(|| HttpServer::start(state, &config.http, handler));
+    // Whoever trains can do without a page.
+    let page = page.and_then(|started| {
+        started
+            .inspect_err(|error| {
+                let hint = error.hint().unwrap_or_default();
+                tracing::warn!("no page: {} ({hint})", in_one_line(error));
+            })
+            .ok()
+    });
+    if let Some(page) = &page {
+        answers.tell_http(&page.url());
+    }
     let progress = Progress::new(terminal);
     let mut runner = engine::runner(state, config, &ledger);
     tracing::info!("chandler {} on {}", env!("CARGO_PKG_VERSION"), state.root().display());
+    if let Some(page) = &page {
+        tracing::info!("page at {}: `chandler dashboard` opens it", page.url());
+    }
     let tally = JobLoop {
         state,
         config,

@@ -8,6 +8,7 @@ use crate::control::{self, ControlError, Request, Response};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output;
+use crate::priority::Priority;
 use crate::queue;
 use crate::state_dir::StateDir;
 use crate::store::Store;
@@ -22,6 +23,23 @@ pub(super) struct SkipArgs {
 pub(super) struct RetryArgs {
     /// The job
     job: i64,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PriorityArgs {
+    /// The job
+    job: i64,
+    /// Its new priority
+    priority: Priority,
+}
+
+pub(super) fn priority(app: &App, args: &PriorityArgs) -> Result<Exit, Failure> {
+    let state = app.state()?;
+    let PriorityArgs { job, priority } = *args;
+    asked_or(&state, &Request::Priority { job, priority }, |store| {
+        let job = queue::set_priority(store, job, priority)?;
+        Ok(format!("job {} ({}) has priority {priority}", job.id, job.file_name))
+    })
 }
 
 pub(super) fn pause(app: &App, paused: bool) -> Result<Exit, Failure> {

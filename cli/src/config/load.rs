@@ -2,6 +2,7 @@
 
 use chandler_vram::Bytes;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use figment::Figment;
@@ -119,6 +120,14 @@ impl ResolvedConfig {
                 );
             }
             _ => {}
+        }
+        let address = &self.config.http.address;
+        if address.parse::<IpAddr>().is_err() {
+            conflict(
+                "http.address",
+                format!("is \"{address}\", not an address"),
+                "127.0.0.1 is for this machine alone, 0.0.0.0 for all that reach it",
+            );
         }
         if let Some(min_lr) = kwargs.min_lr
             && min_lr > train.learning_rate
@@ -341,5 +350,12 @@ mod tests {
         .unwrap();
         assert_eq!(wsd.config.train.lr_scheduler_type, LrSchedulerType::WarmupStableDecay);
         assert!(refused(&["train.max_steps=0"]).contains("-1"));
+    }
+
+    #[test]
+    fn an_address_is_one() {
+        assert!(refused(&["http.address=localhost"]).contains("127.0.0.1 is for this machine"));
+        let config = with_set(&["http.address=::1", "http.port=0"]).unwrap().config;
+        assert_eq!((config.http.address.as_str(), config.http.port), ("::1", 0));
     }
 }

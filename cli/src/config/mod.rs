@@ -18,6 +18,7 @@ pub use layers::FlagValue;
 pub use load::{ConfigSources, ResolvedConfig};
 pub use reference::{as_toml, markdown as reference_markdown, template as config_template};
 pub use sections::{
-    Config, DaemonConfig, DataConfig, EvalConfig, LogConfig, LoraConfig, LrSchedulerKwargs,
-    MemoryConfig, MemorySize, ModelConfig, ModelPath, SECTIONS, Section, TrainConfig, key, keys,
+    Config, DaemonConfig, DataConfig, EvalConfig, HttpConfig, LogConfig, LoraConfig,
+    LrSchedulerKwargs, MemoryConfig, MemorySize, ModelConfig, ModelPath, SECTIONS, Section,
+    TrainConfig, key, keys,
 };

@@ -238,6 +238,23 @@ section! {
 }
 
 section! {
+    /// The daemon's page and API for the browser.
+    HttpConfig in "http" {
+        /// Whether the daemon listens at all; `chandler dashboard` prints the address with the token
+        /// that opens it.
+        enabled: bool = true;
+        /// The address to listen on. One that others can reach lets them try; what is sent is not
+        /// encrypted, the token included.
+        address: String = "127.0.0.1".to_owned();
+        /// The port; where it is taken the daemon says so and takes a free one, as with 0.
+        port: u64 = 7917, Bounds::between(0.0, 65_535.0);
+        /// Names by which the page may be asked for besides `localhost` and the address, such as
+        /// that of a proxy before it.
+        hosts: Vec<String> = Vec::new();
+    }
+}
+
+section! {
     /// What is logged, and where.
     LogConfig in "log" {
         /// error, warn, info, debug or trace, or a filter such as `info,chandler_trainer=debug`.
@@ -269,6 +286,8 @@ pub struct Config {
     pub memory: MemoryConfig,
     /// The inbox, its attempts, and what is kept.
     pub daemon: DaemonConfig,
+    /// The daemon's page and API for the browser.
+    pub http: HttpConfig,
     /// What is logged, and where.
     pub log: LogConfig,
 }
@@ -304,6 +323,7 @@ pub const SECTIONS: &[Section] = listed![
     EvalConfig,
     MemoryConfig,
     DaemonConfig,
+    HttpConfig,
     LogConfig,
 ];
 

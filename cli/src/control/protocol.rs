@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::{CurrentJob, LiveMemory};
+use crate::priority::Priority;
 
 /// What a command asks of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +26,13 @@ pub enum Request {
     Retry {
         /// The job.
         job: i64,
+    },
+    /// Move a queued job before or behind others.
+    Priority {
+        /// The job.
+        job: i64,
+        /// Its new priority.
+        priority: Priority,
     },
     /// Evaluate after the step that is going on.
     EvalNow,
@@ -72,6 +80,9 @@ pub struct LiveStatus {
     pub waiting: Option<String>,
     /// Its memory.
     pub memory: LiveMemory,
+    /// Where its HTTP server listens, if it has one.
+    #[serde(default)]
+    pub http: Option<String>,
 }
 
 #[cfg(test)]
@@ -84,6 +95,10 @@ mod tests {
             (Request::Status, r#"{"command":"status"}"#),
             (Request::Skip { job: None }, r#"{"command":"skip","job":null}"#),
             (Request::Retry { job: 3 }, r#"{"command":"retry","job":3}"#),
+            (
+                Request::Priority { job: 3, priority: Priority::High },
+                r#"{"command":"priority","job":3,"priority":"high"}"#,
+            ),
             (Request::EvalNow, r#"{"command":"eval_now"}"#),
         ] {
             assert_eq!(serde_json::to_string(&request).unwrap(), line);

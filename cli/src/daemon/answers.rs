@@ -1,4 +1,6 @@
-//! What the daemon answers on its socket.
+//! What the daemon answers on its socket and over HTTP.
+
+use std::sync::OnceLock;
 
 use chandler_vram::{Ledger, NvmlMeter};
 
@@ -6,11 +8,12 @@ use crate::control::{LiveStatus, Request, Response};
 use crate::daemon::controls::Controls;
 use crate::daemon::live_memory::LiveMemory;
 use crate::daemon::stop::StopReason;
+use crate::priority::Priority;
 use crate::queue::{self, QueueError};
 use crate::state_dir::StateDir;
 use crate::store::{Store, StoreError};
 
-/// Answers requests from the control socket's threads.
+/// Answers requests from the threads of the control socket and of the HTTP server.
 #[derive(Debug)]
 pub struct Answers {
     state: StateDir,
@@ -18,6 +21,7 @@ pub struct Answers {
     ledger: Ledger,
     nvml: NvmlMeter,
     started_at: String,
+    http: OnceLock<String>,
 }
 
 impl Answers {
@@ -29,7 +33,14 @@ impl Answers {
             ledger: ledger.clone(),
             nvml: NvmlMeter::new(),
             started_at: jiff::Timestamp::now().to_string(),
+            http: OnceLock::new(),
         }
+    }
+
+    /// Says from now on where the HTTP server listens, such as `http://127.0.0.1:7917`.
+    pub fn tell_http(&self, url: &str) {
+        // There is one server in the life of a daemon.
+        let _ = self.http.set(url.to_owned());
     }
 
     /// The answer to `request`, which is acted upon.
@@ -44,6 +55,7 @@ impl Answers {
                 Ok("the daemon ends after the step that is going on".to_owned())
             }
             Request::Retry { job } => self.retry(job),
+            Request::Priority { job, priority } => self.set_priority(job, priority),
             Request::EvalNow => self.eval_now(),
             Request::Look => {
                 self.controls.wake();
@@ -66,6 +78,7 @@ impl Answers {
             current: self.controls.current(),
             waiting: self.controls.waiting(),
             memory: LiveMemory::read(&self.ledger, &self.nvml),
+            http: self.http.get().cloned(),
         }
     }
 
@@ -103,6 +116,11 @@ impl Answers {
         let job = queue::retry(&self.state, &self.store()?, id)?;
         self.controls.wake();
         Ok(format!("job {id} ({}) is queued again", job.file_name))
+    }
+
+    fn set_priority(&self, id: i64, priority: Priority) -> Result<String, AnswerError> {
+        let job = queue::set_priority(&self.store()?, id, priority)?;
+        Ok(format!("job {id} ({}) has priority {priority}", job.file_name))
     }
 
     fn eval_now(&self) -> Result<String, AnswerError> {

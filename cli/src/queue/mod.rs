@@ -20,4 +20,4 @@ pub use inbox::{Inbox, Look, Refusal};
 pub use mark::{mark, report_of_model};
 pub use recover::{Recovered, recover};
 pub use report::{BadLine, FailureReport};
-pub use settle::{archive, fail, put_back, retry, skip_queued, skipped};
+pub use settle::{archive, fail, put_back, retry, set_priority, skip_queued, skipped};

@@ -9,6 +9,7 @@ use chandler_durable::{self as durable, RealFs};
 use super::add::free_name;
 use super::error::QueueError;
 use super::report::{FailureReport, remove_beside};
+use crate::priority::Priority;
 use crate::state_dir::StateDir;
 use crate::store::{Job, JobState, Store, StoreError};
 
@@ -87,6 +88,21 @@ pub fn retry(state: &StateDir, store: &Store, id: i64) -> Result<Job, QueueError
     remove_beside(&job.path)?;
     let place = move_to(&state.inbox(job.priority), &job)?;
     Ok(store.reset_job(id, &place)?)
+}
+
+/// Moves a job that waits in the queue before or behind others.
+pub fn set_priority(store: &Store, id: i64, priority: Priority) -> Result<Job, QueueError> {
+    let job = store.job(id)?;
+    if job.state != JobState::Queued {
+        return Err(StoreError::WrongState {
+            id,
+            found: job.state,
+            action: "given another priority",
+            allowed: &["queued"],
+        }
+        .into());
+    }
+    Ok(store.set_priority(id, priority)?)
 }
 
 fn move_to(folder: &Path, job: &Job) -> Result<PathBuf, QueueError> {

@@ -1,0 +1,63 @@
+//! A curve as the browser wants it: a column for each quantity.
+
+use std::collections::BTreeMap;
+
+use chandler_vram::Category;
+use serde::Serialize;
+
+use crate::store::{Curve, SERIES};
+
+/// `GET /api/runs/{id}/metrics`. All columns are of one length; what is unknown is `null`.
+#[derive(Debug, Serialize)]
+pub(super) struct Course {
+    run_id: i64,
+    /// Steps in a point.
+    bucket_steps: u64,
+    /// The last step of each point.
+    step: Vec<u64>,
+    /// Tokens seen up to that step.
+    num_tokens: Vec<u64>,
+    /// Most memory in use, in bytes.
+    peak_bytes: Vec<Option<u64>>,
+    /// Smallest, mean and largest value of each quantity.
+    #[serde(flatten)]
+    series: BTreeMap<&'static str, Columns>,
+    /// Most bytes of each category that there ever were.
+    memory: BTreeMap<Category, Vec<u64>>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Columns {
+    min: Vec<Option<f64>>,
+    mean: Vec<Option<f64>>,
+    max: Vec<Option<f64>>,
+}
+
+impl Course {
+    pub(super) fn new(run_id: i64, curve: &Curve) -> Self {
+        let buckets = &curve.buckets;
+        let mut series: BTreeMap<&'static str, Columns> = BTreeMap::new();
+        for (place, name) in SERIES.into_iter().enumerate() {
+            let columns = series.entry(name).or_default();
+            for span in buckets.iter().map(|bucket| bucket.series[place]) {
+                columns.min.push(span.map(|span| span.min));
+                columns.mean.push(span.map(|span| span.mean));
+                columns.max.push(span.map(|span| span.max));
+            }
+        }
+        let of = |category: Category| {
+            let bytes = buckets.iter().map(|bucket| bucket.memory.get(&category).copied());
+            let bytes: Vec<u64> = bytes.map(Option::unwrap_or_default).collect();
+            bytes.iter().any(|bytes| *bytes > 0).then_some((category, bytes))
+        };
+        Self {
+            run_id,
+            bucket_steps: curve.bucket_steps,
+            step: buckets.iter().map(|bucket| bucket.last_step).collect(),
+            num_tokens: buckets.iter().map(|bucket| bucket.num_tokens).collect(),
+            peak_bytes: buckets.iter().map(|bucket| bucket.peak_bytes).collect(),
+            series,
+            memory: Category::ALL.into_iter().filter_map(of).collect(),
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! The daemon's page and API for the browser.
+//!
+//! A thread of its own with a single-threaded runtime listens, by default on this machine's own
+//! address alone. It reads the database through a connection of its own and asks the daemon through
+//! the handler of the control socket, so that the training loop never waits for it.
+//!
+//! ```text
+//! listen.rs      the port, connections and their limits; stalled.rs cuts clients that do not read
+//! limits.rs      how much of everything there is
+//! guard.rs       who may ask: Host, Origin, token; headers that every answer has
+//! token.rs       the file `token`, and the cookie made from it
+//! routes.rs      which path is answered by what
+//! read.rs        GET /api/…
+//! steer.rs       POST /api/…
+//! stream.rs      GET /api/stream, from position to position (position.rs)
+//! prometheus.rs  GET /metrics
+//! assets.rs      the page
+//! reply.rs       refusals as JSON
+//! ```
+
+mod assets;
+mod curve;
+mod guard;
+mod limits;
+mod listen;
+mod position;
+mod prometheus;
+mod read;
+mod reply;
+mod routes;
+mod stalled;
+mod steer;
+mod stream;
+mod token;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use chandler_durable::DurableError;
+use tokio::sync::{Semaphore, watch};
+
+pub use limits::Limits;
+pub use token::{Token, read_token};
+
+use crate::config::HttpConfig;
+use crate::control::Handler;
+use crate::state_dir::StateDir;
+use crate::store::{Store, StoreError};
+use guard::Guard;
+use routes::App;
+
+/// Threads that read the database; the one that listens never does.
+const READING_THREADS: usize = 4;
+
+/// Why there is no server.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// The address cannot be listened on.
+    #[error("cannot listen for HTTP on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The token could not be read.
+    #[error("cannot read the token {}", path.display())]
+    ReadToken {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file holds no token.
+    #[error("{} holds no token", path.display())]
+    BadToken {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The token could not be written.
+    #[error(transparent)]
+    WriteToken(#[from] DurableError),
+    /// There are no random numbers.
+    #[error("cannot make a token")]
+    Random {
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The database could not be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The thread or its runtime could not be made.
+    #[error("cannot start the HTTP server")]
+    Start {
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl HttpError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Listen { .. } => Some(
+                "set http.address to an address of this machine, or http.enabled to false".into(),
+            ),
+            Self::ReadToken { path, .. } => {
+                Some(format!("check the owner and mode of {}", path.display()))
+            }
+            Self::BadToken { path } => {
+                Some(format!("remove {}: the daemon makes another when it starts", path.display()))
+            }
+            Self::WriteToken(source) => source.hint(),
+            Self::Store(source) => source.hint(),
+            Self::Random { .. } | Self::Start { .. } => {
+                Some("http.enabled = false does without".to_owned())
+            }
+        }
+    }
+}
+
+/// A listening server; dropping it ends every conversation.
+#[derive(Debug)]
+pub struct HttpServer {
+    address: SocketAddr,
+    ending: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl HttpServer {
+    /// Listens as `config` says. The caller holds the lock of `state`, whose database exists.
+    pub fn start(
+        state: &StateDir,
+        config: &HttpConfig,
+        handler: Arc<Handler>,
+    ) -> Result<Self, HttpError> {
+        Self::start_within(Limits::default(), state, config, handler)
+    }
+
+    /// Listens as `config` says, with other limits.
+    pub fn start_within(
+        limits: Limits,
+        state: &StateDir,
+        config: &HttpConfig,
+        handler: Arc<Handler>,
+    ) -> Result<Self, HttpError> {
+        let start = |source| HttpError::Start { source };
+        let token = token::make_or_read(&state.token_file())?;
+        let (listener, address) = listen::bind(config)?;
+        let reader = Store::open_to_read(&state.database())?;
+        let (changes, changed) = watch::channel(0);
+        let app = Arc::new(App {
+            root: state.root().to_owned(),
+            handler,
+            guard: Guard::new(token, address, &config.hosts),
+            reader: Mutex::new(reader),
+            viewers: Arc::new(Semaphore::new(limits.viewers)),
+            limits,
+            changed,
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .max_blocking_threads(READING_THREADS)
+            .build()
+            .map_err(start)?;
+        let (ending, ends) = watch::channel(false);
+        let thread = std::thread::Builder::new()
+            .name("http".to_owned())
+            .spawn(move || {
+                runtime.spawn(stream::watch_database(Arc::clone(&app), changes));
+                runtime.block_on(listen::serve(listener, routes::router(app), limits, ends));
+                // What is being read is let go of, not waited for.
+                runtime.shutdown_background();
+            })
+            .map_err(start)?;
+        Ok(Self { address, ending, thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where a browser on this machine finds it, such as `http://127.0.0.1:7917`.
+    pub fn url(&self) -> String {
+        let mut address = self.address;
+        if address.ip().is_unspecified() {
+            let own: std::net::IpAddr = if address.is_ipv4() {
+                std::net::Ipv4Addr::LOCALHOST.into()
+            } else {
+                std::net::Ipv6Addr::LOCALHOST.into()
+            };
+            address.set_ip(own);
+        }
+        format!("http://{address}")
+    }
+}
+
+impl Drop for HttpServer {
+    fn drop(&mut self) {
+        // A thread that has ended listens no more, which is as wanted.
+        let _ = self.ending.send(true);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Which path is answered by what.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{StatusCode, Uri};
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+use tokio::sync::{Semaphore, watch};
+
+use super::guard::{self, Guard};
+use super::limits::Limits;
+use super::reply::Refusal;
+use super::{assets, prometheus, read, steer, stream};
+use crate::control::{Handler, LiveStatus, Request, Response};
+use crate::store::{Store, StoreError};
+
+/// No request has a body nearly as long.
+const MOST_BODY_BYTES: usize = 16 * 1024;
+
+/// What every answer is made from.
+pub(super) struct App {
+    /// The state directory.
+    pub(super) root: PathBuf,
+    /// Who answers for the daemon.
+    pub(super) handler: Arc<Handler>,
+    pub(super) guard: Guard,
+    /// The database, for threads that may wait.
+    pub(super) reader: Mutex<Store>,
+    pub(super) limits: Limits,
+    /// Places for those who follow the stream.
+    pub(super) viewers: Arc<Semaphore>,
+    /// Changes when the database does.
+    pub(super) changed: watch::Receiver<i64>,
+}
+
+impl App {
+    /// Reads the database on a thread that may wait.
+    pub(super) async fn read<T: Send + 'static>(
+        self: &Arc<Self>,
+        reading: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let app = Arc::clone(self);
+        let read = tokio::task::spawn_blocking(move || {
+            // Reading leaves nothing half done behind.
+            let store = app.reader.lock().unwrap_or_else(PoisonError::into_inner);
+            store.at_one_moment(reading)
+        });
+        Ok(read.await.map_err(|_| broken())??)
+    }
+
+    /// Asks the daemon on a thread that may wait.
+    pub(super) async fn ask(self: &Arc<Self>, request: Request) -> Result<Response, Refusal> {
+        let handler = Arc::clone(&self.handler);
+        tokio::task::spawn_blocking(move || handler(request)).await.map_err(|_| broken())
+    }
+
+    /// What the daemon says of itself.
+    pub(super) async fn live(self: &Arc<Self>) -> Result<LiveStatus, Refusal> {
+        match self.ask(Request::Status).await? {
+            Response::Status(status) => Ok(*status),
+            _ => Err(broken()),
+        }
+    }
+}
+
+fn broken() -> Refusal {
+    Refusal::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "the daemon could not answer",
+        "the newest file in logs/ says why",
+    )
+}
+
+/// Everything there is, behind the guard.
+pub(super) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/metrics", get(prometheus::metrics))
+        .route("/api/status", get(read::status))
+        .route("/api/jobs", get(read::jobs))
+        .route("/api/jobs/{id}", get(read::job))
+        .route("/api/runs", get(read::runs))
+        .route("/api/runs/{id}", get(read::run))
+        .route("/api/runs/{id}/metrics", get(read::metrics))
+        .route("/api/runs/{id}/evals", get(read::evals))
+        .route("/api/runs/{id}/samples", get(read::samples))
+        .route("/api/events", get(read::events))
+        .route("/api/plan", get(read::plan))
+        .route("/api/stream", get(stream::stream))
+        .route("/api/pause", post(steer::pause))
+        .route("/api/resume", post(steer::resume))
+        .route("/api/skip", post(steer::skip))
+        .route("/api/stop", post(steer::stop))
+        .route("/api/retry", post(steer::retry))
+        .route("/api/priority", post(steer::priority))
+        .route("/api/eval-now", post(steer::eval_now))
+        .fallback(get(assets::asset).fallback(not_so))
+        .method_not_allowed_fallback(not_so)
+        .layer(DefaultBodyLimit::max(MOST_BODY_BYTES))
+        .layer(from_fn_with_state(Arc::clone(&app), guard::stand))
+        .with_state(app)
+}
+
+#[expect(clippy::unused_async, reason = "axum wants handlers so")]
+async fn not_so(uri: Uri) -> Refusal {
+    let error = format!("{} is not asked for in this way", uri.path());
+    Refusal { status: StatusCode::METHOD_NOT_ALLOWED, ..Refusal::not_found(error) }
+}

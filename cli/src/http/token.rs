@@ -1,0 +1,155 @@
+//! The token: 256 random bits in a file that only its owner may read.
+
+use std::fmt::Write as _;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use chandler_durable::{DurableFile, RealFs};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::geteuid;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::HttpError;
+
+const TOKEN_BYTES: usize = 32;
+
+/// What the cookie is made with, so that it is not the token itself.
+const COOKIE_PURPOSE: &[u8] = b"chandler dashboard cookie\0";
+
+/// The secret of one state directory, in hexadecimal.
+#[derive(Clone)]
+pub struct Token(String);
+
+impl std::fmt::Debug for Token {
+    /// Without the secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+impl Token {
+    fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        let fits = text.len() == 2 * TOKEN_BYTES && text.bytes().all(|b| b.is_ascii_hexdigit());
+        fits.then(|| Self(text.to_owned()))
+    }
+
+    fn random() -> io::Result<Self> {
+        let mut bytes = [0; TOKEN_BYTES];
+        let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+        if filled < bytes.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(Self(hex(&bytes)))
+    }
+
+    /// The text, for the address that opens the page.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether this is the token; how long it takes does not tell where they differ.
+    pub(super) fn is(&self, offered: &[u8]) -> bool {
+        self.0.as_bytes().ct_eq(offered).into()
+    }
+
+    /// What a browser keeps in its place. Cookies of one machine are shown to all its ports, so it
+    /// is derived and opens nothing but this server, until the token is another one.
+    pub(super) fn cookie(&self) -> String {
+        let mut hasher = Sha256::new();
+        hasher.update(COOKIE_PURPOSE);
+        hasher.update(self.0.as_bytes());
+        hex(&hasher.finalize())
+    }
+
+    /// Whether this is the cookie, as [`Self::is`].
+    pub(super) fn is_cookie(&self, offered: &[u8]) -> bool {
+        self.cookie().as_bytes().ct_eq(offered).into()
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The token in `path`.
+pub fn read_token(path: &Path) -> Result<Token, HttpError> {
+    let read = |source| HttpError::ReadToken { path: path.to_owned(), source };
+    let (text, _) = read_text(path).map_err(read)?;
+    Token::parse(&text).ok_or_else(|| HttpError::BadToken { path: path.to_owned() })
+}
+
+fn read_text(path: &Path) -> io::Result<(String, std::fs::Metadata)> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file: std::fs::File = rustix::fs::open(path, flags, Mode::empty())?.into();
+    let metadata = file.metadata()?;
+    let mut text = String::new();
+    file.take(4096).read_to_string(&mut text)?;
+    Ok((text, metadata))
+}
+
+/// The token in `path`; a new one where there is none, or where others could have read it.
+pub(super) fn make_or_read(path: &Path) -> Result<Token, HttpError> {
+    match read_text(path) {
+        Ok((text, metadata)) => {
+            let is_private = metadata.mode() & 0o077 == 0 && metadata.uid() == geteuid().as_raw();
+            match Token::parse(&text) {
+                Some(token) if is_private => return Ok(token),
+                Some(_) => {
+                    tracing::warn!("others could read {}: it is replaced", path.display());
+                }
+                None => tracing::warn!("{} held no token: it is replaced", path.display()),
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(HttpError::ReadToken { path: path.to_owned(), source }),
+    }
+    let token = Token::random().map_err(|source| HttpError::Random { source })?;
+    let mut file = DurableFile::create_private(&RealFs, path)?;
+    writeln!(file, "{}", token.0)
+        .map_err(|source| HttpError::ReadToken { path: path.to_owned(), source })?;
+    file.commit()?;
+    Ok(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_token_is_made_once_kept_private_and_replaced_when_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let first = make_or_read(&path).unwrap();
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+        assert_eq!(first.as_str().len(), 64);
+        assert_eq!(make_or_read(&path).unwrap().as_str(), first.as_str());
+        assert_eq!(read_token(&path).unwrap().as_str(), first.as_str());
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
+        let second = make_or_read(&path).unwrap();
+        assert_ne!(second.as_str(), first.as_str());
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+        chandler_durable::write(&path, b"short").unwrap();
+        assert!(matches!(read_token(&path), Err(HttpError::BadToken { .. })));
+        assert_eq!(make_or_read(&path).unwrap().as_str().len(), 64);
+    }
+
+    #[test]
+    fn only_the_token_is_the_token() {
+        let token = Token::random().unwrap();
+        let text = token.as_str().to_owned();
+        assert!(token.is(text.as_bytes()) && token.is_cookie(token.cookie().as_bytes()));
+        for other in ["", &text[1..], &format!("{text}0"), &token.cookie()] {
+            assert!(!token.is(other.as_bytes()), "{other:?}");
+        }
+        assert!(!token.is_cookie(text.as_bytes()));
+        assert_eq!(format!("{token:?}"), "Token");
+    }
+}
