@@ -11,6 +11,7 @@ use crate::logging::LoggingError;
 use crate::queue::QueueError;
 use crate::state_dir::StateDirError;
 use crate::store::StoreError;
+use crate::visible::visible;
 
 /// Why a command ended without doing what was asked.
 #[derive(Debug)]
@@ -37,7 +38,7 @@ impl Failure {
         let mut text = String::new();
         let mut above = String::new();
         for (depth, cause) in self.error.chain().enumerate() {
-            let cause = cause.to_string();
+            let cause = visible(&cause.to_string());
             // Transparent errors repeat what stands above them.
             if depth > 0 && above.contains(&cause) {
                 continue;
@@ -47,7 +48,7 @@ impl Failure {
             above = cause;
         }
         if let Some(hint) = self.hint.clone().or_else(|| hint_of_system(&self.error)) {
-            let _ = writeln!(text, "{}: {hint}", paint("1;36", "hint"));
+            let _ = writeln!(text, "{}: {}", paint("1;36", "hint"), visible(&hint));
         }
         text
     }

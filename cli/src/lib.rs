@@ -33,3 +33,5 @@ pub mod signals;
 pub mod state_dir;
 pub mod store;
 pub mod supervisor;
+mod visible;
+pub mod worker;

@@ -13,9 +13,14 @@ use clap::Parser;
 static ALLOCATOR: CountingAllocator<System> = CountingAllocator::new(System);
 
 fn main() -> ExitCode {
-    heap::keep_pages();
     let cli = Cli::parse();
+    if !cli.is_worker() {
+        heap::keep_pages();
+    }
     let terminal = Terminal::stderr();
+    let place = terminal.clone();
+    // As any other line, so that nothing in it acts on the terminal.
+    std::panic::set_hook(Box::new(move |panic| place.print(&format!("{panic}\n"))));
     match commands::dispatch(cli, &terminal) {
         Ok(exit) => exit.into(),
         Err(failure) => {

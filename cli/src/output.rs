@@ -1,12 +1,21 @@
 //! Standard output: what a command was asked for, and nothing else.
+//!
+//! Text is for people: what would act on a terminal is spelt out. JSON is for programs: its values
+//! are exact.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::visible::{visible, visible_json, visible_painted};
 
-/// Prints `text` as it is. A reader that went away, as `head` does, is no error.
+/// Prints text for people, made [`visible`]. A reader that went away, as `head` does, is no error.
 pub fn print(text: &str) -> Result<(), Failure> {
+    let painted = io::stdout().is_terminal();
+    write(&if painted { visible_painted(text) } else { visible(text) })
+}
+
+fn write(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -21,7 +30,14 @@ pub fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let mut text = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::new(Exit::Error, error, None))?;
     text.push('\n');
-    print(&text)
+    write(&visible_json(&text))
+}
+
+/// Prints a value as JSON on one line.
+pub fn print_json_line(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text =
+        serde_json::to_string(value).map_err(|error| Failure::new(Exit::Error, error, None))?;
+    write(&format!("{}\n", visible_json(&text)))
 }
 
 /// Columns, each as wide as its widest cell; numbers of columns may differ from row to row.

@@ -4,7 +4,8 @@
 //! (its methods, `json.dumps`, how values print) is added here, and so is the `{% generation %}`
 //! block, by which a template marks what the assistant writes.
 
-use std::fs;
+use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
@@ -13,12 +14,22 @@ use minijinja::{Environment, Error, ErrorKind, Output, State};
 use serde_json::{Map, Value, json};
 
 use crate::DataError;
+use crate::files::read_bounded;
 use crate::python_text::{JsonStyle, json_dumps, python_str};
 use crate::record::Messages;
-use crate::tokenizer::{Tokenizer, optional_json};
+use crate::tokenizer::{MAX_SETTINGS_BYTES, Tokenizer, optional_json};
 
 /// Operations that one rendering may take: far beyond any honest template.
 const FUEL: u64 = 50_000_000;
+/// Bytes that one rendering may print. What a template makes of strings before it prints them is
+/// bounded by nothing but the memory of the process: see the book's page on the safety of inputs.
+const MAX_PRINTED_BYTES: usize = 256 << 20;
+/// Blocks, macros and loops within one another; a thread's stack holds many more.
+const MAX_NESTING: usize = 200;
+
+/// What the engine itself says about a rendering.
+const ENGINE_WORDS: [&str; 3] =
+    ["recursion limit exceeded", "repeated string is too large", "repeated sequence is too large"];
 
 /// Noncharacters that stand for the ends of generated text while a template renders.
 const GENERATION_START: char = '\u{FDD0}';
@@ -60,10 +71,11 @@ impl ChatTemplate {
     /// `chat_template.json` or `tokenizer_config.json`. `None` if it has none.
     pub fn open(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<Self>, DataError> {
         let path = folder.join("chat_template.jinja");
-        match fs::read_to_string(&path) {
-            Ok(source) => return Self::new(source, tokenizer).map(Some),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(source) => return Err(DataError::Read { path, source }),
+        if let Some(bytes) = read_bounded(&path, MAX_SETTINGS_BYTES)? {
+            let source = String::from_utf8(bytes).map_err(|_| DataError::BadTemplate {
+                reason: "chat_template.jinja is not UTF-8".to_owned(),
+            })?;
+            return Self::new(source, tokenizer).map(Some);
         }
         for name in ["chat_template.json", "tokenizer_config.json"] {
             let config = optional_json(&folder.join(name))?;
@@ -86,6 +98,7 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| bad_template(&error))?);
         environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(MAX_NESTING);
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_formatter(print_like_python);
@@ -120,14 +133,96 @@ impl ChatTemplate {
         context.insert("tools".to_owned(), options.tools.clone().unwrap_or(Value::Null));
         context.insert("documents".to_owned(), Value::Null);
         context.extend(options.kwargs.clone());
-        let failed = |error: &Error| DataError::Render { reason: reason_of(error) };
-        let template = self.environment.get_template("chat").map_err(|error| failed(&error))?;
-        let marked = template.render(minijinja::value::Serde(context)).map_err(|e| failed(&e))?;
+        let marked = self.print(context)?;
         let mut rendered = unmark(&marked);
         if options.continue_final_message {
             cut_after_final_message(&mut rendered, messages)?;
         }
         Ok(rendered)
+    }
+
+    /// What the template prints, which may not be longer than [`MAX_PRINTED_BYTES`].
+    fn print(&self, context: Map<String, Value>) -> Result<String, DataError> {
+        let failed = |reason: String| DataError::Render { reason };
+        let beyond = |reason: String| DataError::TemplateBounds { reason };
+        let mut printed = Bounded { text: vec![], most: MAX_PRINTED_BYTES };
+        let template = self.environment.get_template("chat");
+        let template = template.map_err(|error| failed(self.reason_of(&error)))?;
+        let context = minijinja::value::Serde(context);
+        let render = || template.render_captured_to(context, &mut printed).map(drop);
+        match catch_unwind(AssertUnwindSafe(render)) {
+            Ok(Ok(())) => String::from_utf8(printed.text)
+                .map_err(|_| failed("it prints what is not UTF-8".to_owned())),
+            Ok(Err(_)) if printed.is_full() => {
+                Err(beyond(format!("it prints more than {MAX_PRINTED_BYTES} bytes")))
+            }
+            Ok(Err(error)) if error.kind() == ErrorKind::OutOfFuel => {
+                Err(beyond(format!("it takes more than {FUEL} operations")))
+            }
+            Ok(Err(error)) => Err(failed(self.reason_of(&error))),
+            Err(_) => Err(failed("the template engine gave up on it".to_owned())),
+        }
+    }
+
+    /// What went wrong in words that repeat nothing of the record: reasons end up in logs.
+    ///
+    /// The words of `raise_exception` are shown where they stand in the template as they are.
+    fn reason_of(&self, error: &Error) -> String {
+        use ErrorKind::{
+            MissingArgument, SyntaxError, TooManyArguments, UndefinedError, UnknownFilter,
+            UnknownFunction, UnknownMethod, UnknownTest,
+        };
+        let place =
+            error.line().map_or_else(String::new, |line| format!(" (line {line} of the template)"));
+        let of_the_template = matches!(
+            error.kind(),
+            MissingArgument
+                | SyntaxError
+                | TooManyArguments
+                | UndefinedError
+                | UnknownFilter
+                | UnknownFunction
+                | UnknownMethod
+                | UnknownTest
+        );
+        match error.detail() {
+            Some(detail)
+                if of_the_template
+                    || ENGINE_WORDS.contains(&detail)
+                    || self.source.contains(detail) =>
+            {
+                format!("{detail}{place}")
+            }
+            Some(_) => format!("{}, in words made of the record{place}", error.kind()),
+            None => format!("{}{place}", error.kind()),
+        }
+    }
+}
+
+/// Text up to a bound.
+struct Bounded {
+    text: Vec<u8>,
+    most: usize,
+}
+
+impl Bounded {
+    fn is_full(&self) -> bool {
+        self.text.len() > self.most
+    }
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = (self.most + 1).saturating_sub(self.text.len());
+        self.text.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        if self.is_full() {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -138,14 +233,6 @@ fn bad_template(error: &Error) -> DataError {
 fn default_of(named: &[Value]) -> Option<&str> {
     let by_name = |name: &str| named.iter().find(|t| t.get("name").is_some_and(|n| n == name));
     by_name("default").or(named.first())?.get("template")?.as_str()
-}
-
-/// The innermost message, which for `raise_exception` is the template's own.
-fn reason_of(error: &Error) -> String {
-    match error.detail() {
-        Some(detail) => detail.to_owned(),
-        None => error.to_string(),
-    }
 }
 
 /// Replaces `{% generation %}` and `{% endgeneration %}` by blocks that print a mark and keep the

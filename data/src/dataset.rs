@@ -5,15 +5,18 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use chandler_durable::{RealFs, create_folder_all};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::cache::{self, Cache, CacheWriter, Report, TOKEN_BYTES};
 use crate::error::{BadLine, DataError};
 use crate::example::Example;
+use crate::files::open_regular;
 use crate::lines::{Line, Lines};
 use crate::options::{DataOptions, OnBadLine, Packing};
 use crate::packing::{Piece, pack};
@@ -22,22 +25,24 @@ use crate::row::{IGNORE_INDEX, Row};
 use crate::stats::LengthStats;
 use crate::tokenizer::hexadecimal;
 
-/// Lines that are tokenized at a time; all that is in memory beside the row index.
-const LINES_AT_A_TIME: usize = 4096;
 /// Bad lines that an error or a report spells out.
 const BAD_LINES_SHOWN: usize = 20;
 /// A source is a file's number above these bits, and a line's below.
 const LINE_BITS: u32 = 40;
 /// Changes when the same text would give other tokens.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// How far the tokenizing of files has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct BuildProgress {
-    /// Records done.
+    /// Records done, those that cannot be used included.
     pub records: u64,
-    /// Tokens kept.
-    pub tokens: u64,
+    /// Bytes read, over all files.
+    pub bytes: u64,
+    /// The number of the file that is being read, from 0.
+    pub file: usize,
+    /// The first and the last line of those that are in hand, from 1.
+    pub lines: (u64, u64),
 }
 
 /// Rows of tokens on disk, of which memory holds only where they are.
@@ -57,35 +62,59 @@ struct Store {
     sources: Vec<u64>,
     files: Vec<PathBuf>,
     report: Report,
+    cache_file: PathBuf,
+    /// Of the files; empty where only the tokens were opened.
+    hashes: Vec<String>,
 }
 
 impl Dataset {
     /// The rows of `files`, tokenized now or read from `cache_folder`, one document each.
     ///
     /// A cache file is found by the hashes of the files, the tokenizer, the template and the
-    /// options; one that is damaged is made anew.
+    /// options; one that is damaged is made anew. `progress` is told of every record and of every
+    /// stretch of lines, from any thread.
     pub fn open(
         files: &[PathBuf],
         pipeline: &TextPipeline,
         options: &DataOptions,
         cache_folder: &Path,
-        progress: &mut dyn FnMut(BuildProgress),
+        progress: &(dyn Fn(BuildProgress) + Sync),
     ) -> Result<Self, DataError> {
         create_folder_all(&RealFs, cache_folder)?;
-        let path = cache_folder.join(format!("{}.tokens", key(files, pipeline, options)?));
+        let mut hashes = vec![];
+        for path in files {
+            hashes.push(hash_of(path, &|| progress(BuildProgress::default()))?);
+        }
+        let path = cache_folder.join(format!("{}.tokens", key(&hashes, pipeline, options)));
         if let Some(cache) = cache::open(&path) {
-            return Ok(Self::of(cache, files));
+            return Ok(Self::of(cache, files, &path, hashes));
         }
         cache::write(&RealFs, &path, |writer| {
-            Builder { pipeline, options, writer, progress, report: Report::default() }.build(files)
+            let (report, done) = (Report::default(), AtomicU64::new(0));
+            let builder = Builder { pipeline, options, writer, progress, report, done, bytes: 0 };
+            builder.build(files, &hashes)
         })?;
-        let damaged = || io::Error::new(io::ErrorKind::InvalidData, "it was damaged at once");
-        let cache = cache::open(&path)
-            .ok_or_else(|| DataError::Read { path: path.clone(), source: damaged() })?;
-        Ok(Self::of(cache, files))
+        let cache = cache::open(&path).ok_or_else(|| DataError::BadCache { path: path.clone() })?;
+        Ok(Self::of(cache, files, &path, hashes))
     }
 
-    fn of(cache: Cache, files: &[PathBuf]) -> Self {
+    /// The rows that [`open`](Self::open) made of `files` and keeps in `cache_file`; reads no text.
+    pub fn reopen(cache_file: &Path, files: &[PathBuf]) -> Result<Self, DataError> {
+        let bad = || DataError::BadCache { path: cache_file.to_owned() };
+        Ok(Self::of(cache::open(cache_file).ok_or_else(bad)?, files, cache_file, vec![]))
+    }
+
+    /// Where the tokens are kept.
+    pub fn cache_file(&self) -> &Path {
+        &self.store.cache_file
+    }
+
+    /// SHA-256 of each file as it was read, in hexadecimal; none where only the tokens were opened.
+    pub fn file_hashes(&self) -> &[String] {
+        &self.store.hashes
+    }
+
+    fn of(cache: Cache, files: &[PathBuf], cache_file: &Path, hashes: Vec<String>) -> Self {
         let Cache { file, lengths, sources, report } = cache;
         let mut end = 0;
         let offsets = lengths
@@ -100,8 +129,9 @@ impl Dataset {
             vec![Piece { document: document as u32, start: 0, len: *len }]
         };
         let rows = lengths.iter().enumerate().map(whole).collect();
-        let files = files.to_vec();
-        let store = Arc::new(Store { file, offsets, lengths, sources, files, report });
+        let (files, cache_file) = (files.to_vec(), cache_file.to_owned());
+        let store = Store { file, offsets, lengths, sources, files, report, cache_file, hashes };
+        let store = Arc::new(store);
         Self { store, rows, packed: false }
     }
 
@@ -179,19 +209,14 @@ impl Dataset {
                 .collect();
             let Some(last) = wanted.iter().map(|(line, _)| *line).max() else { continue };
             let mut lines = Lines::open(path, usize::MAX >> 1)?;
-            loop {
-                let some = lines.take_lines(LINES_AT_A_TIME)?;
-                let done = some.is_empty();
-                for line in some {
+            while let Some(batch) = lines.take_batch()? {
+                for line in batch {
                     let Line::Text(number, text) = line else { continue };
                     for (_, at) in wanted.iter().filter(|(line, _)| *line == number) {
                         found[*at].clone_from(&text);
                     }
-                    if number >= last {
-                        break;
-                    }
                 }
-                if done {
+                if lines.number() >= last {
                     break;
                 }
             }
@@ -229,16 +254,22 @@ struct Builder<'a, 'w> {
     pipeline: &'a TextPipeline,
     options: &'a DataOptions,
     writer: &'a mut CacheWriter<'w>,
-    progress: &'a mut dyn FnMut(BuildProgress),
+    progress: &'a (dyn Fn(BuildProgress) + Sync),
     report: Report,
+    /// Records done.
+    done: AtomicU64,
+    /// Of the files before the one that is being read.
+    bytes: u64,
 }
 
 impl Builder<'_, '_> {
-    fn build(mut self, files: &[PathBuf]) -> Result<Report, DataError> {
+    fn build(mut self, files: &[PathBuf], hashes: &[String]) -> Result<Report, DataError> {
         let mut lengths = vec![];
         for (index, path) in files.iter().enumerate() {
             let before = lengths.len() as u64 + self.report.stats.bad_lines;
-            self.file(index, path, &mut lengths)?;
+            if self.file(index, path, &mut lengths)? != hashes[index] {
+                return Err(DataError::Changed { path: path.clone() });
+            }
             if lengths.len() as u64 + self.report.stats.bad_lines == before {
                 return Err(DataError::Empty { path: path.clone() });
             }
@@ -256,29 +287,21 @@ impl Builder<'_, '_> {
         Ok(self.report)
     }
 
-    fn file(&mut self, index: usize, path: &Path, lengths: &mut Vec<u32>) -> Result<(), DataError> {
+    /// Tokenizes a file and says what its hash is.
+    fn file(
+        &mut self,
+        index: usize,
+        path: &Path,
+        lengths: &mut Vec<u32>,
+    ) -> Result<String, DataError> {
         let mut lines = Lines::open(path, self.options.max_line_bytes)?;
-        loop {
-            let some = lines.take_lines(LINES_AT_A_TIME)?;
-            if some.is_empty() {
-                return Ok(());
-            }
-            let (pipeline, options) = (self.pipeline, self.options);
-            let made: Vec<_> = some
-                .into_par_iter()
-                .map(|line| match line {
-                    Line::Bad(bad) => Err(bad),
-                    Line::Text(number, text) => match pipeline.example(&text, options) {
-                        Ok(example) => Ok((number, example)),
-                        Err(error) => Err(BadLine {
-                            file: path.to_owned(),
-                            line: number,
-                            reason: error.to_string(),
-                        }),
-                    },
-                })
-                .collect();
-            for made in made {
+        let mut first = 1;
+        while let Some(batch) = lines.take_batch()? {
+            let bytes = self.bytes + lines.consumed();
+            let now =
+                BuildProgress { records: 0, bytes, file: index, lines: (first, lines.number()) };
+            first = lines.number() + 1;
+            for made in self.examples(batch, path, now) {
                 match made {
                     Ok((number, example)) => {
                         lengths.push(example.input_ids.len() as u32);
@@ -287,9 +310,37 @@ impl Builder<'_, '_> {
                     Err(bad) => self.report_bad(bad),
                 }
             }
-            let (records, tokens) = (lengths.len() as u64, self.report.stats.tokens);
-            (self.progress)(BuildProgress { records, tokens });
         }
+        self.bytes += lines.consumed();
+        Ok(lines.into_hash())
+    }
+
+    /// Tokenizes lines side by side.
+    fn examples(
+        &self,
+        lines: Vec<Line>,
+        path: &Path,
+        now: BuildProgress,
+    ) -> Vec<Result<(u64, Example), BadLine>> {
+        let (pipeline, options, done) = (self.pipeline, self.options, &self.done);
+        let tell = |records| (self.progress)(BuildProgress { records, ..now });
+        tell(done.load(Ordering::Relaxed));
+        let example = |line| match line {
+            Line::Bad(bad) => Err(bad),
+            Line::Text(number, text) => match pipeline.example(&text, options) {
+                Ok(example) => Ok((number, example)),
+                Err(error) => {
+                    let (file, reason) = (path.to_owned(), error.to_string());
+                    Err(BadLine { file, line: number, reason })
+                }
+            },
+        };
+        let examples = lines.into_par_iter().map(|line| {
+            let made = example(line);
+            tell(done.fetch_add(1, Ordering::Relaxed) + 1);
+            made
+        });
+        examples.collect()
     }
 
     fn keep(&mut self, mut example: Example, source: u64) -> Result<(), DataError> {
@@ -319,12 +370,7 @@ impl Builder<'_, '_> {
     }
 }
 
-fn key(
-    files: &[PathBuf],
-    pipeline: &TextPipeline,
-    options: &DataOptions,
-) -> Result<String, DataError> {
-    let hashes: Vec<String> = files.iter().map(|path| hash_of(path)).collect::<Result<_, _>>()?;
+fn key(hashes: &[String], pipeline: &TextPipeline, options: &DataOptions) -> String {
     // Packing happens after the cache, except that it decides what is cut and dropped.
     let key = json!({
         "format": FORMAT,
@@ -334,12 +380,13 @@ fn key(
         "template": pipeline.template().map(crate::ChatTemplate::source),
         "options": options,
     });
-    Ok(hexadecimal(&Sha256::digest(key.to_string().as_bytes())))
+    hexadecimal(&Sha256::digest(key.to_string().as_bytes()))
 }
 
-fn hash_of(path: &Path) -> Result<String, DataError> {
+/// SHA-256 of a file; `alive` is told of every mebibyte.
+fn hash_of(path: &Path, alive: &dyn Fn()) -> Result<String, DataError> {
     let read = |source| DataError::Read { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(read)?;
+    let mut file = open_regular(path)?;
     let mut hash = Sha256::new();
     let mut chunk = vec![0; 1 << 20];
     loop {
@@ -347,5 +394,6 @@ fn hash_of(path: &Path) -> Result<String, DataError> {
             0 => return Ok(hexadecimal(&hash.finalize())),
             some => hash.update(&chunk[..some]),
         }
+        alive();
     }
 }

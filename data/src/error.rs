@@ -30,6 +30,29 @@ pub enum DataError {
         source: io::Error,
     },
 
+    /// A file is larger than its like may be.
+    #[error("{} is larger than {max_bytes} bytes", path.display())]
+    TooLarge {
+        /// Which.
+        path: PathBuf,
+        /// The most that is read.
+        max_bytes: u64,
+    },
+
+    /// A training file is not what it was when it was hashed.
+    #[error("{} was changed after it was hashed", path.display())]
+    Changed {
+        /// Which.
+        path: PathBuf,
+    },
+
+    /// A cache file that was finished a moment ago cannot be used.
+    #[error("the tokens in {} cannot be used", path.display())]
+    BadCache {
+        /// Which.
+        path: PathBuf,
+    },
+
     /// A file has no record at all.
     #[error("{} holds no record", path.display())]
     Empty {
@@ -99,6 +122,13 @@ pub enum DataError {
         reason: String,
     },
 
+    /// The chat template does more than any template needs to.
+    #[error("the chat template goes beyond what it may do: {reason}")]
+    TemplateBounds {
+        /// What it does.
+        reason: String,
+    },
+
     /// A record that is no record.
     #[error("{reason}")]
     Record {
@@ -152,6 +182,11 @@ impl DataError {
             Self::Read { .. } => "check that the file is there and readable by this user",
             Self::Write(error) => return error.hint(),
             Self::Keep { .. } => "free some room on the disk that holds the cache",
+            Self::TooLarge { .. } => "compare it with the one that the model's authors published",
+            Self::Changed { .. } => "queue it again once whoever writes to it has finished",
+            Self::BadCache { .. } => {
+                "remove it; it is made anew. If it comes back, look at the disk"
+            }
             Self::Empty { .. } => {
                 "write one JSON object a line, such as {\"prompt\": \"…\", \"completion\": \"…\"}"
             }
@@ -165,7 +200,7 @@ impl DataError {
                 "copy tokenizer.json and tokenizer_config.json from the model's page into the folder"
             }
             Self::BadTokenizer { .. } => "download the tokenizer's files again",
-            Self::Tokenize { .. } => return None,
+            Self::Tokenize { .. } => "download the tokenizer's files again",
             Self::MissingTemplate => {
                 "put a chat_template.jinja into the model folder (the instruct variant of the model \
                  has one), or use \"text\" or plain \"prompt\" and \"completion\" records"
@@ -175,6 +210,10 @@ impl DataError {
             }
             Self::Render { .. } => {
                 "many templates want user and assistant in turn, and some have no system role"
+            }
+            Self::TemplateBounds { .. } => {
+                "compare chat_template.jinja with the model's published one; a shorter conversation \
+                 may pass"
             }
             Self::Record { .. } => {
                 "a record has messages, prompt and completion, text, conversations, or instruction \

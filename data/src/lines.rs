@@ -1,12 +1,22 @@
-//! Lines of a file, read with a bound, so that a file without line ends cannot take all memory.
+//! Lines of a file, read with bounds, so that no file takes more memory than a batch of them.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
+use crate::files::open_regular;
+use crate::tokenizer::hexadecimal;
 use crate::{BadLine, DataError};
 
+/// Lines of a batch, at most.
+const BATCH_LINES: usize = 4096;
+/// Bytes after which a batch is full; a longer line is a batch of its own.
+const BATCH_BYTES: u64 = 4 << 20;
+
 /// A line that is there to be used, or the reason why not.
+#[derive(Debug)]
 pub(crate) enum Line {
     /// Its number, from 1, and its text.
     Text(u64, String),
@@ -17,90 +27,136 @@ pub(crate) enum Line {
 /// The non-blank lines of a JSONL file.
 pub(crate) struct Lines {
     path: PathBuf,
-    reader: BufReader<File>,
+    reader: BufReader<Hashed>,
+    /// The bytes of the line that is being read.
+    bytes: Vec<u8>,
     number: u64,
     max_bytes: usize,
+    /// Whether the rest of a line that is too long is still to be passed over.
+    skipping: bool,
+    consumed: u64,
+}
+
+/// What one read came to.
+enum Step {
+    Line(Line),
+    /// A blank line, or a part of one that is too long.
+    Nothing,
+    End,
 }
 
 impl Lines {
     pub(crate) fn open(path: &Path, max_bytes: usize) -> Result<Self, DataError> {
-        let file =
-            File::open(path).map_err(|source| DataError::Read { path: path.to_owned(), source })?;
+        let file = Hashed { file: open_regular(path)?, hash: Sha256::new() };
         let reader = BufReader::with_capacity(1 << 18, file);
-        Ok(Self { path: path.to_owned(), reader, number: 0, max_bytes })
+        Ok(Self {
+            path: path.to_owned(),
+            reader,
+            bytes: vec![],
+            number: 0,
+            max_bytes,
+            skipping: false,
+            consumed: 0,
+        })
     }
 
-    /// At most `count` lines; none at the end.
-    pub(crate) fn take_lines(&mut self, count: usize) -> Result<Vec<Line>, DataError> {
-        let mut lines = Vec::with_capacity(count);
-        while lines.len() < count {
-            match self.next_line() {
-                Ok(Some(line)) => lines.push(line),
-                Ok(None) => break,
-                Err(source) => return Err(DataError::Read { path: self.path.clone(), source }),
+    /// Some lines, perhaps none of them worth anything; `None` at the end of the file.
+    pub(crate) fn take_batch(&mut self) -> Result<Option<Vec<Line>>, DataError> {
+        let mut lines = vec![];
+        let full = self.consumed + BATCH_BYTES;
+        while lines.len() < BATCH_LINES && self.consumed < full {
+            let step = self.step();
+            match step.map_err(|source| DataError::Read { path: self.path.clone(), source })? {
+                Step::Line(line) => lines.push(line),
+                Step::Nothing => {}
+                Step::End => return Ok((!lines.is_empty()).then_some(lines)),
             }
         }
-        Ok(lines)
+        Ok(Some(lines))
     }
 
-    fn next_line(&mut self) -> std::io::Result<Option<Line>> {
-        loop {
-            let mut bytes = Vec::new();
-            let limit = self.max_bytes as u64 + 1;
-            if self.reader.by_ref().take(limit).read_until(b'\n', &mut bytes)? == 0 {
-                return Ok(None);
-            }
-            self.number += 1;
-            if bytes.len() > self.max_bytes && !bytes.ends_with(b"\n") {
-                self.skip_to_line_end()?;
-                let reason = format!("it is longer than {} bytes", self.max_bytes);
-                return Ok(Some(self.bad(reason)));
-            }
-            let mut text = bytes.as_slice();
-            if self.number == 1 {
-                text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
-                if text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff") {
-                    return Ok(Some(self.bad("the file is UTF-16, not UTF-8".to_owned())));
-                }
-                if text.starts_with(b"\x1f\x8b") {
-                    return Ok(Some(self.bad("the file is compressed".to_owned())));
-                }
-            }
-            let text = text.trim_ascii();
-            if text.is_empty() {
-                continue;
-            }
-            return Ok(Some(match std::str::from_utf8(text) {
-                Ok(text) if text.contains('\0') => self.bad("it has a NUL byte".to_owned()),
-                Ok(text) => Line::Text(self.number, text.to_owned()),
-                Err(error) => {
-                    self.bad(format!("it is not UTF-8 from byte {} on", error.valid_up_to()))
-                }
-            }));
-        }
+    /// The line that was read last.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
     }
 
-    fn skip_to_line_end(&mut self) -> std::io::Result<()> {
-        loop {
-            let buffer = self.reader.fill_buf()?;
-            if buffer.is_empty() {
-                return Ok(());
-            }
-            match buffer.iter().position(|byte| *byte == b'\n') {
-                Some(end) => {
-                    self.reader.consume(end + 1);
-                    return Ok(());
-                }
-                None => {
-                    let all = buffer.len();
-                    self.reader.consume(all);
-                }
+    /// Bytes that were read.
+    pub(crate) fn consumed(&self) -> u64 {
+        self.consumed
+    }
+
+    /// SHA-256, in hexadecimal, of the whole file, whose end was reached.
+    pub(crate) fn into_hash(self) -> String {
+        hexadecimal(&self.reader.into_inner().hash.finalize())
+    }
+
+    fn step(&mut self) -> io::Result<Step> {
+        self.bytes.clear();
+        let limit = self.max_bytes as u64 + 1;
+        let read = self.reader.by_ref().take(limit).read_until(b'\n', &mut self.bytes)?;
+        if read == 0 {
+            return Ok(Step::End);
+        }
+        self.consumed += read as u64;
+        let ended = self.bytes.ends_with(b"\n");
+        if std::mem::replace(&mut self.skipping, self.bytes.len() > self.max_bytes && !ended) {
+            self.skipping = !ended;
+            return Ok(Step::Nothing);
+        }
+        self.number += 1;
+        if self.skipping {
+            let reason = format!("it is longer than {} bytes", self.max_bytes);
+            return Ok(Step::Line(self.bad(reason)));
+        }
+        Ok(self.line())
+    }
+
+    fn line(&self) -> Step {
+        let mut text = self.bytes.as_slice();
+        if self.number == 1 {
+            text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+            if let Some(kind) = other_kind(text) {
+                return Step::Line(self.bad(format!("the file is {kind}")));
             }
         }
+        let text = text.trim_ascii();
+        if text.is_empty() {
+            return Step::Nothing;
+        }
+        Step::Line(match std::str::from_utf8(text) {
+            Ok(text) if text.contains('\0') => self.bad("it has a NUL byte".to_owned()),
+            Ok(text) => Line::Text(self.number, text.to_owned()),
+            Err(error) => self.bad(format!("it is not UTF-8 from byte {} on", error.valid_up_to())),
+        })
     }
 
     fn bad(&self, reason: String) -> Line {
         Line::Bad(BadLine { file: self.path.clone(), line: self.number, reason })
+    }
+}
+
+/// What a file is that cannot be JSON lines, by its first bytes.
+fn other_kind(bytes: &[u8]) -> Option<&'static str> {
+    match bytes {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("UTF-16, not UTF-8"),
+        [0x1f, 0x8b, ..] => Some("compressed"),
+        [b'P', b'K', 3, 4, ..] => Some("a ZIP archive, or a PyTorch file"),
+        [0x80, 2..=5, ..] => Some("a pickle, which is a program that chandler does not run"),
+        _ => None,
+    }
+}
+
+/// A file that is hashed while it is read.
+struct Hashed {
+    file: File,
+    hash: Sha256,
+}
+
+impl Read for Hashed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.hash.update(&buffer[..read]);
+        Ok(read)
     }
 }
 
@@ -109,15 +165,25 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    fn read(bytes: &[u8], max_bytes: usize) -> Vec<Result<(u64, String), (u64, String)>> {
+    fn lines_of(bytes: &[u8], max_bytes: usize) -> (tempfile::NamedTempFile, Lines) {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
-        let lines = Lines::open(file.path(), max_bytes).unwrap().take_lines(100).unwrap();
+        let lines = Lines::open(file.path(), max_bytes).unwrap();
+        (file, lines)
+    }
+
+    fn read(bytes: &[u8], max_bytes: usize) -> Vec<Result<(u64, String), (u64, String)>> {
+        let (_file, mut lines) = lines_of(bytes, max_bytes);
         let plain = |line| match line {
             Line::Text(number, text) => Ok((number, text)),
             Line::Bad(bad) => Err((bad.line, bad.reason)),
         };
-        lines.into_iter().map(plain).collect()
+        let mut found = vec![];
+        while let Some(batch) = lines.take_batch().unwrap() {
+            found.extend(batch.into_iter().map(plain));
+        }
+        assert_eq!(lines.into_hash(), hexadecimal(&Sha256::digest(bytes)));
+        found
     }
 
     #[test]
@@ -138,5 +204,34 @@ mod tests {
         assert_eq!(found[4], Ok((5, "last".to_owned())));
         assert!(read(b"\xff\xfe{\0", 100)[0].as_ref().unwrap_err().1.contains("UTF-16"));
         assert!(read(b"\x1f\x8b\x08", 100)[0].as_ref().unwrap_err().1.contains("compressed"));
+    }
+
+    #[test]
+    fn a_line_of_the_allowed_length_is_read_and_a_long_one_is_told_once() {
+        let found = read(b"12345678\n123456789\n1234567890123456789012345\n12345678", 8);
+        let ok = |number: u64| Ok((number, "12345678".to_owned()));
+        let long = |number: u64| Err((number, "it is longer than 8 bytes".to_owned()));
+        assert_eq!(found, [ok(1), long(2), long(3), ok(4)]);
+    }
+
+    #[test]
+    fn a_batch_ends_where_it_would_take_too_much_memory() {
+        let line = "x".repeat(1 << 20) + "\n";
+        let (_file, mut lines) = lines_of(line.repeat(10).as_bytes(), 2 << 20);
+        let mut sizes = vec![];
+        while let Some(batch) = lines.take_batch().unwrap() {
+            sizes.push(batch.len());
+        }
+        assert_eq!(sizes, [4, 4, 2]);
+        // Blank lines end a batch too, so that whoever reads can say that it is alive.
+        let (_file, mut lines) = lines_of(&vec![b'\n'; 10 << 20], 100);
+        assert!(lines.take_batch().unwrap().is_some_and(|batch| batch.is_empty()));
+        assert_eq!((lines.number(), lines.consumed()), (4 << 20, 4 << 20));
+    }
+
+    #[test]
+    fn a_pipe_is_no_file() {
+        let error = Lines::open("/dev/null".as_ref(), 100).err().unwrap();
+        assert!(error.to_string().contains("not a regular file"), "{error}");
     }
 }

@@ -60,7 +60,7 @@ impl Default for DataOptions {
             loss_on: LossOn::default(),
             packing: None,
             on_bad_line: OnBadLine::default(),
-            max_line_bytes: 64 << 20,
+            max_line_bytes: 16 << 20,
             vocab_size: None,
         }
     }

@@ -42,6 +42,21 @@ impl TextPipeline {
         self.template.as_ref()
     }
 
+    /// Tries tokenizer and template on texts of our own, so that one which fails on anything, or
+    /// never ends, is told from a record that it fails on. A template may refuse the conversation.
+    pub fn probe(&self) -> Result<(), DataError> {
+        let runs = ["a", " ", "0", "é", "=-", "\n"].map(|text| text.repeat(48) + "!x");
+        self.text_ids("Hello, world! 2 + 2 = 4.")?;
+        self.text_ids(&runs.concat())?;
+        let message = |role: &str, content: &str| json!({ "role": role, "content": content });
+        let messages = vec![message("user", "Hello"), message("assistant", "Hi!")];
+        match self.render(&messages, &ChatExtras::default(), false) {
+            Err(DataError::Render { .. } | DataError::MissingTemplate) => Ok(()),
+            Err(error) => Err(error),
+            Ok(rendered) => self.tokenizer.encode(&rendered.text, false).map(drop),
+        }
+    }
+
     /// Token ids of a conversation up to where the assistant answers.
     pub fn prompt_ids(
         &self,
@@ -60,12 +75,7 @@ impl TextPipeline {
     /// Reads, renders and tokenizes a line; nothing is cut yet.
     pub fn example(&self, line: &str, options: &DataOptions) -> Result<Example, DataError> {
         let example = self.example_of(Record::parse(line)?, options.loss_on)?;
-        if let Some(vocab_size) = options.vocab_size {
-            let stray = example.input_ids.iter().find(|id| **id as usize >= vocab_size);
-            if let Some(id) = stray.copied() {
-                return Err(DataError::TokenOutOfVocabulary { id, vocab_size });
-            }
-        }
+        check_ids(&example.input_ids, options.vocab_size)?;
         Ok(example)
     }
 
@@ -101,12 +111,23 @@ impl TextPipeline {
         }
     }
 
-    /// The ids of what an evaluation asks, and the expected answer where the record has one.
-    pub fn question(&self, line: &str) -> Result<(Vec<u32>, Option<String>), DataError> {
+    /// The ids of what an evaluation asks, all below `vocab_size` where that is known, and the
+    /// expected answer where the record has one.
+    pub fn question(
+        &self,
+        line: &str,
+        vocab_size: Option<usize>,
+    ) -> Result<(Vec<u32>, Option<String>), DataError> {
+        let question = self.question_of(Record::parse(line)?)?;
+        check_ids(&question.0, vocab_size)?;
+        Ok(question)
+    }
+
+    fn question_of(&self, record: Record) -> Result<(Vec<u32>, Option<String>), DataError> {
         let text_of = |message: &Value| {
             message.get("content").and_then(Value::as_str).map(|text| text.trim().to_owned())
         };
-        match Record::parse(line)? {
+        match record {
             Record::Text(text) => Ok((self.text_ids(&text)?, None)),
             Record::TextCompletion { prompt, completion } => {
                 Ok((self.text_ids(&prompt)?, Some(completion.trim().to_owned())))
@@ -241,6 +262,14 @@ impl TextPipeline {
             Some(eos) if !text.ends_with(eos) => text + eos,
             _ => text,
         }
+    }
+}
+
+fn check_ids(ids: &[u32], vocab_size: Option<usize>) -> Result<(), DataError> {
+    let Some(vocab_size) = vocab_size else { return Ok(()) };
+    match ids.iter().find(|id| **id as usize >= vocab_size) {
+        Some(id) => Err(DataError::TokenOutOfVocabulary { id: *id, vocab_size }),
+        None => Ok(()),
     }
 }
 

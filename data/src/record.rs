@@ -2,10 +2,13 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::DataError;
+use crate::{DataError, strict_json};
 
 /// A conversation: objects with `role`, `content` and whatever else the template reads.
 pub type Messages = Vec<Value>;
+
+/// Keys of a record that a message names.
+const KEYS_SHOWN: usize = 8;
 
 /// What a line says.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,7 +61,7 @@ pub struct ChatExtras {
 impl Record {
     /// Reads a line.
     pub fn parse(line: &str) -> Result<Self, DataError> {
-        let value: Value = serde_json::from_str(line)
+        let value = strict_json::parse(line)
             .map_err(|error| bad(format!("it is not valid JSON: {error}")))?;
         let Value::Object(mut object) = value else {
             return Err(bad(format!("it is {}, not a JSON object", kind(&value))));
@@ -87,8 +90,10 @@ impl Record {
         if let Some(text) = object.remove("text") {
             return Ok(Self::Text(string("text", Some(text))?));
         }
-        let keys: Vec<&str> = object.keys().map(String::as_str).collect();
-        Err(bad(format!("it has none of the keys that a record has, but {keys:?}")))
+        let keys = object.keys().map(|key| word(key)).take(KEYS_SHOWN).collect::<Vec<_>>();
+        let more = if object.len() > KEYS_SHOWN { " and more" } else { "" };
+        let keys = keys.join(", ");
+        Err(bad(format!("it has none of the keys that a record has, but [{keys}]{more}")))
     }
 }
 
@@ -123,7 +128,7 @@ fn extras(object: &mut Map<String, Value>) -> Result<ChatExtras, DataError> {
         None | Some(Value::Null) => None,
         // Data sets that went through Arrow hold them as JSON in a string.
         Some(Value::String(text)) => Some(
-            serde_json::from_str(&text)
+            strict_json::parse(&text)
                 .map_err(|error| bad(format!("tools is a string that is not JSON: {error}")))?,
         ),
         Some(value) => Some(value),
@@ -148,6 +153,7 @@ fn read_messages(key: &str, value: Value) -> Result<Messages, DataError> {
             return Err(bad(format!("message {index} of {key} has no role")));
         };
         if !has("content") && !has("tool_calls") {
+            let role = word(role);
             return Err(bad(format!("message {index} of {key} ({role}) has no content")));
         }
     }
@@ -172,7 +178,10 @@ fn read_turns(value: Value) -> Result<Messages, DataError> {
             "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" => "assistant",
             "system" => "system",
             "tool" | "function_response" | "observation" => "tool",
-            other => return Err(bad(format!("turn {index} is from {other:?}, who is unknown"))),
+            other => {
+                let from = word(other);
+                return Err(bad(format!("turn {index} is from {from}, who is unknown")));
+            }
         };
         Ok(json!({ "role": role, "content": content }))
     };
@@ -198,6 +207,16 @@ fn kind(value: &Value) -> &'static str {
         Value::String(_) => "a string",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
+    }
+}
+
+/// A name as a message may repeat it: reasons end up in logs and reports, the record's text must not.
+fn word(name: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if name.len() <= 32 && name.chars().all(plain) {
+        format!("{name:?}")
+    } else {
+        format!("a text of {} bytes", name.len())
     }
 }
 
@@ -252,6 +271,25 @@ mod tests {
     }
 
     #[test]
+    fn reasons_name_keys_and_not_texts() {
+        let secret = "my password is hunter2";
+        for line in [
+            json!({ secret: 1 }),
+            json!({ "conversations": [{ "from": secret, "value": "a" }] }),
+            json!({ "messages": [{ "role": secret }] }),
+            json!({ "messages": secret }),
+            json!({ "prompt": [secret], "completion": secret }),
+            json!({ "text": [secret] }),
+        ] {
+            let error = Record::parse(&line.to_string()).unwrap_err().to_string();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        let many: Map<String, Value> = (0..100).map(|key| (format!("k{key}"), json!(0))).collect();
+        let error = Record::parse(&json!(many).to_string()).unwrap_err().to_string();
+        assert!(error.ends_with("\"k7\"] and more"), "{error}");
+    }
+
+    #[test]
     fn what_is_wrong_is_said() {
         for (line, reason) in [
             ("{", "not valid JSON"),
@@ -260,7 +298,7 @@ mod tests {
             (r#"{"messages": []}"#, "messages is empty"),
             (r#"{"messages": "hello"}"#, "a string, not a list"),
             (r#"{"messages": [{"content": "a"}]}"#, "message 0 of messages has no role"),
-            (r#"{"messages": [{"role": "user"}]}"#, "(user) has no content"),
+            (r#"{"messages": [{"role": "user"}]}"#, "(\"user\") has no content"),
             (r#"{"prompt": "a"}"#, "completion is missing"),
             (r#"{"prompt": "a", "completion": 4}"#, "completion is a number"),
             (r#"{"prompt": "a", "completion": []}"#, "not both strings or both lists"),

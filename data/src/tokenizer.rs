@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -10,6 +9,19 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::DataError;
+use crate::files::read_bounded;
+use crate::tokenizer_rules;
+
+/// Of `tokenizer.json`; the largest in use have 35 MB.
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+/// Of the files beside it.
+pub(crate) const MAX_SETTINGS_BYTES: u64 = 16 << 20;
+/// Of one token's text. With it, the text of an answer is bounded by the number of its tokens.
+const MAX_TOKEN_BYTES: usize = 16 << 10;
+/// A character of a few bytes may be normalised into dozens, each a token.
+const TOKENS_PER_BYTE: usize = 64;
+/// Those that a post-processor puts around any text.
+const TOKENS_AROUND: usize = 1024;
 
 /// A tokenizer with the special tokens that `tokenizer_config.json` names.
 #[derive(Debug, Clone)]
@@ -32,19 +44,20 @@ impl Tokenizer {
     /// folder; the latter two may be missing.
     pub fn open(folder: &Path) -> Result<Self, DataError> {
         let path = folder.join("tokenizer.json");
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(DataError::MissingTokenizer { folder: folder.to_owned() });
-            }
-            Err(source) => return Err(DataError::Read { path, source }),
-        };
+        let bytes = read_bounded(&path, MAX_TOKENIZER_BYTES)?
+            .ok_or_else(|| DataError::MissingTokenizer { folder: folder.to_owned() })?;
         let bad = |reason: String| DataError::BadTokenizer { path: path.clone(), reason };
+        tokenizer_rules::check(&bytes).map_err(bad)?;
         let loaded = catch_unwind(|| tokenizers::Tokenizer::from_bytes(&bytes))
             .map_err(|_| bad("the tokenizer library gave up on it".to_owned()))?;
         let mut inner = loaded.map_err(|error| bad(error.to_string()))?;
         inner.with_truncation(None).map_err(|error| bad(error.to_string()))?;
         inner.with_padding(None);
+        if let Some(bytes) = longest_token(&inner).filter(|bytes| *bytes > MAX_TOKEN_BYTES) {
+            return Err(bad(format!(
+                "it has a token of {bytes} bytes, and {MAX_TOKEN_BYTES} are the most"
+            )));
+        }
         let config = optional_json(&folder.join("tokenizer_config.json"))?;
         let map = optional_json(&folder.join("special_tokens_map.json"))?;
         let mut special = BTreeMap::new();
@@ -99,6 +112,13 @@ impl Tokenizer {
 
     pub(crate) fn tokens(&self, text: &str, add_special: bool) -> Result<Tokens, DataError> {
         let encoding = guarded(|| self.inner.encode(text, add_special))?;
+        let (tokens, most) = (encoding.len(), TOKENS_PER_BYTE * text.len() + TOKENS_AROUND);
+        if tokens > most {
+            let bytes = text.len();
+            let reason =
+                format!("it made {tokens} tokens of {bytes} bytes, and {most} are the most");
+            return Err(DataError::Tokenize { reason });
+        }
         Ok(Tokens { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
     }
 
@@ -125,13 +145,13 @@ fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, DataErr
     }
 }
 
+fn longest_token(tokenizer: &tokenizers::Tokenizer) -> Option<usize> {
+    tokenizer.get_vocab(true).into_keys().map(|token| token.len()).max()
+}
+
 pub(crate) fn optional_json(path: &Path) -> Result<Option<Value>, DataError> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(DataError::Read { path: path.to_owned(), source }),
-    };
-    serde_json::from_str(&text).map(Some).map_err(|error| DataError::BadTokenizer {
+    let Some(text) = read_bounded(path, MAX_SETTINGS_BYTES)? else { return Ok(None) };
+    serde_json::from_slice(&text).map(Some).map_err(|error| DataError::BadTokenizer {
         path: path.to_owned(),
         reason: error.to_string(),
     })

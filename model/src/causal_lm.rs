@@ -61,10 +61,13 @@ impl CausalLm {
         let known: std::collections::BTreeSet<&str> =
             shapes.iter().map(|(name, _)| name.as_str()).collect();
         let tied_head = config.tie_word_embeddings.then_some("lm_head.weight");
-        for stray in files.names().filter(|name| !known.contains(name)) {
-            if Some(stray) != tied_head && !stray.ends_with("rotary_emb.inv_freq") {
-                tracing::warn!(tensor = stray, "the model folder holds a tensor that is not used");
-            }
+        let strays = files.names().filter(|name| !known.contains(name));
+        let strays = strays
+            .filter(|name| Some(*name) != tied_head && !name.ends_with("rotary_emb.inv_freq"));
+        let (first, count) =
+            strays.fold((None, 0), |(first, count), stray| (first.or(Some(stray)), count + 1));
+        if let Some(first) = first {
+            tracing::warn!(tensor = first, "{count} tensors of the model folder are not used");
         }
         let mut tensors = Vec::with_capacity(shapes.len());
         for (name, shape) in &shapes {

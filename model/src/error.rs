@@ -21,6 +21,42 @@ pub enum ModelError {
     #[error(transparent)]
     Write(#[from] chandler_durable::DurableError),
 
+    /// A file is larger than its like may be.
+    #[error("{} is larger than {max_bytes} bytes", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The most that is read.
+        max_bytes: u64,
+    },
+
+    /// Weights that are a pickle.
+    #[error(
+        "{} is a pickle, which is a program: to load it is to run whatever its maker wrote into \
+         it, so chandler never does",
+        path.display()
+    )]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// A file where a folder should be.
+    #[error("{} is a file, and a model is a folder", path.display())]
+    NoFolder {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// A link out of the model folder.
+    #[error("{} is a link to {}, which is outside of the model folder", path.display(), target.display())]
+    LinkOutside {
+        /// The link.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+    },
+
     /// A JSON file of the model folder is not what it should be.
     #[error("{} is not valid JSON for its place: {source}", path.display())]
     Json {
@@ -32,7 +68,7 @@ pub enum ModelError {
     },
 
     /// `config.json` names an architecture that this crate does not have.
-    #[error("{} has model_type \"{model_type}\", which chandler does not know", path.display())]
+    #[error("{} has model_type {model_type:?}, which chandler does not know", path.display())]
     UnknownModelType {
         /// The configuration file.
         path: PathBuf,
@@ -68,7 +104,7 @@ pub enum ModelError {
     },
 
     /// A tensor has another shape than `config.json` says.
-    #[error("tensor \"{name}\" in {} has shape {found:?}, where config.json makes it {expected:?}", file.display())]
+    #[error("tensor {name:?} in {} has shape {found:?}, where config.json makes it {expected:?}", file.display())]
     Misshapen {
         /// The tensor's name.
         name: String,
@@ -81,7 +117,7 @@ pub enum ModelError {
     },
 
     /// A tensor is stored in a type that weights do not come in.
-    #[error("tensor \"{name}\" in {} is stored as {dtype}, not as f32, f16, bf16 or f64", file.display())]
+    #[error("tensor {name:?} in {} is stored as {dtype}, not as f32, f16, bf16 or f64", file.display())]
     StoredDtype {
         /// The tensor's name.
         name: String,
@@ -101,7 +137,7 @@ pub enum ModelError {
     },
 
     /// A weight is NaN or infinite.
-    #[error("tensor \"{name}\" in {} holds {count} values that are NaN or infinite", file.display())]
+    #[error("tensor {name:?} in {} holds {count} values that are NaN or infinite", file.display())]
     NonFinite {
         /// The tensor's name.
         name: String,
@@ -183,6 +219,16 @@ impl ModelError {
             }
             Self::Read { .. } => "check that the file is there and readable by this user",
             Self::Write(error) => return error.hint(),
+            Self::TooLarge { .. } => "compare it with the one that the model's authors published",
+            Self::Pickle { .. } => {
+                "look for the model's safetensors; if there are none, convert it where a stranger's \
+                 program does no harm: AutoModelForCausalLM.from_pretrained(DIR)\
+                 .save_pretrained(NEW_DIR) in transformers writes safetensors"
+            }
+            Self::NoFolder { .. } => "give the folder that holds config.json and model.safetensors",
+            Self::LinkOutside { .. } => {
+                "put the file itself into the folder (a hard link takes no room)"
+            }
             Self::Json { .. } => "download the file again, or correct it at the place named",
             Self::UnknownModelType { .. } => {
                 "supported are llama, mistral, qwen2, qwen3, gemma2 and gemma3_text"

@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
-use chandler_durable::{Fs, write_file};
+use chandler_durable::{Fs, write_file, write_with};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::ModelError;
 use crate::config::{ModelConfig, OneOrMany};
 use crate::weights::{MAX_SHARD_BYTES, write_shards};
+use crate::{ModelError, foreign};
 
 /// Files beside the weights that belong to a model, copied as they are where they exist.
 pub const COMPANION_FILES: [&str; 13] = [
@@ -45,10 +45,10 @@ pub fn write_model(
     write_file(fs, &folder.join("config.json"), format!("{config:#}\n").as_bytes())?;
     for name in COMPANION_FILES {
         let from = source.join(name);
-        match std::fs::read(&from) {
-            Ok(bytes) => write_file(fs, &folder.join(name), &bytes)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(source) => return Err(ModelError::Read { path: from, source }),
+        if from.exists() {
+            foreign::check_inside(source, &from)?;
+            let mut file = foreign::open_regular(&from)?;
+            write_with(fs, &folder.join(name), |copy| std::io::copy(&mut file, copy))?;
         }
     }
     Ok(())
@@ -89,13 +89,10 @@ impl GenerationConfig {
     /// Reads `generation_config.json` in `folder`.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
         let path = folder.join("generation_config.json");
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Self::default());
-            }
-            Err(source) => return Err(ModelError::Read { path, source }),
-        };
+        if !path.exists() {
+            return Ok(Self::default());
+        }
+        let text = foreign::read_json(&path)?;
         let raw: RawGenerationConfig =
             serde_json::from_str(&text).map_err(|source| ModelError::Json { path, source })?;
         let eos_token_ids = raw.eos_token_id.map(Vec::from);

@@ -136,7 +136,9 @@ impl HubError {
                  token that may read it"
             ),
             Self::NoFile { .. } => {
-                "chandler reads safetensors; look for a repository that has them".to_owned()
+                "chandler reads safetensors, and never pickles (.bin, .pt): look for a repository \
+                 that has them, or convert the model with transformers' save_pretrained"
+                    .to_owned()
             }
             Self::NotCached { .. } => {
                 "unset HF_HUB_OFFLINE once, so that it can be downloaded".to_owned()
@@ -303,7 +305,7 @@ impl Fetch {
 
     fn shards(&self, index: &std::path::Path) -> Result<Vec<String>, HubError> {
         let bad = |reason: String| HubError::BadIndex { id: self.id.clone(), reason };
-        let text = std::fs::read_to_string(index).map_err(|error| bad(error.to_string()))?;
+        let text = crate::foreign::read_json(index).map_err(|error| bad(error.to_string()))?;
         let index: serde_json::Value =
             serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
         let map = index.get("weight_map").and_then(serde_json::Value::as_object);

@@ -44,6 +44,7 @@ mod causal_lm;
 mod config;
 mod error;
 mod folder;
+mod foreign;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod init;

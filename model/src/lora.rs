@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::linear::LowRank;
 use crate::params::Param;
 use crate::weights::{WeightFiles, write_safetensors};
-use crate::{CausalLm, ModelError, init};
+use crate::{CausalLm, ModelError, foreign, init};
 
 const CONFIG_FILE: &str = "adapter_config.json";
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
@@ -70,7 +70,11 @@ impl CausalLm {
     /// Freezes the model and adds the adapter in `folder`, in peft's format; its matrices train.
     pub fn load_adapter(&mut self, folder: &Path) -> Result<(), ModelError> {
         let config = read_config(folder)?;
-        let files = WeightFiles::of_files(folder, [folder.join(WEIGHTS_FILE)])?;
+        let weights = folder.join(WEIGHTS_FILE);
+        if let (false, Some(path)) = (weights.exists(), foreign::pickle_in(folder)) {
+            return Err(ModelError::Pickle { path });
+        }
+        let files = WeightFiles::of_files(folder, [weights])?;
         self.freeze_base();
         let mut used = 0;
         for (module, outputs, inputs) in self.linear_modules() {
@@ -86,7 +90,7 @@ impl CausalLm {
             !self.params.iter().any(|(_, param)| format!("{PREFIX}{}", param.name) == **name)
         });
         if let Some(stray) = stray {
-            let reason = format!("its tensor \"{stray}\" has no place in this model");
+            let reason = format!("its tensor {stray:?} has no place in this model");
             return Err(ModelError::BadAdapter { path: folder.to_path_buf(), reason });
         }
         if used == 0 {
@@ -224,9 +228,7 @@ struct AdapterConfig {
 
 fn read_config(folder: &Path) -> Result<LoraConfig, ModelError> {
     let path = folder.join(CONFIG_FILE);
-    let text = std::fs::read_to_string(&path)
-        .map_err(|source| ModelError::Read { path: path.clone(), source })?;
-    let raw: AdapterConfig = serde_json::from_str(&text)
+    let raw: AdapterConfig = serde_json::from_str(&foreign::read_json(&path)?)
         .map_err(|source| ModelError::Json { path: path.clone(), source })?;
     let refused = if raw.peft_type.as_deref().is_some_and(|kind| kind != "LORA") {
         Some("its peft_type is not LORA")

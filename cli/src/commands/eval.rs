@@ -2,20 +2,21 @@
 
 use std::path::PathBuf;
 
-use chandler_data::{Dataset, OnBadLine, TextPipeline};
+use chandler_model::ModelConfig;
 use chandler_vram::Ledger;
 use clap::Args;
 use serde_json::json;
 
 use super::App;
 use crate::engine::{
-    EngineError, Evaluated, Evaluation, data_options, generate_options, load_model, log_evaluation,
-    model_folder, stop_ids,
+    EngineError, Evaluated, Evaluation, Reader, data_options, generate_options, load_model,
+    log_evaluation, model_folder, questions_from, stop_ids,
 };
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::logging::{self, Progress};
 use crate::output;
+use crate::worker::HeldOut;
 
 #[derive(Debug, Args)]
 pub(super) struct EvalArgs {
@@ -36,19 +37,29 @@ pub(super) struct EvalArgs {
 pub(super) fn eval(app: &App, args: &EvalArgs) -> Result<Exit, Failure> {
     let config = app.config_for(args.model.as_deref())?;
     logging::init(&config.log, &app.terminal, None)?;
-    let folder = model_folder(&config, &Progress::new(&app.terminal))?;
-    let pipeline = TextPipeline::open(&folder).map_err(EngineError::from)?;
-    let model = load_model(&config, &folder, args.adapter.as_deref())?;
+    let progress = Progress::new(&app.terminal);
+    let folder = model_folder(&config, &progress)?;
+    let shape = ModelConfig::read(&folder).map_err(EngineError::from)?;
     let cache = tempfile::tempdir()
         .map_err(|source| EngineError::Read { path: std::env::temp_dir(), source })?;
-    let mut options = data_options(&config, Some(model.config().vocab_size));
+    let mut options = data_options(&config, Some(shape.vocab_size));
     options.packing = None;
-    debug_assert!(matches!(options.on_bad_line, OnBadLine::Fail | OnBadLine::Skip));
+    let reader =
+        Reader { vocab_size: options.vocab_size, ..Reader::new(&config, &folder, &progress) };
     let files = std::slice::from_ref(&args.data);
-    let rows = Dataset::open(files, &pipeline, &options, cache.path(), &mut |_| {})
-        .map_err(EngineError::from)?;
-    let generate = generate_options(&config, stop_ids(&folder, &model, &pipeline)?);
-    let evaluation = Evaluation::new(&config, &pipeline, &rows, Some(rows.clone()), generate)?;
+    let questions = questions_from(&config, HeldOut::All);
+    let text = reader.tokenize(files, None, &options, cache.path(), Some(questions))?;
+    let rows = text.rows;
+    let model = load_model(&config, &folder, args.adapter.as_deref())?;
+    let tokenizer = text.tokenizer.wait()?;
+    let evaluation = Evaluation {
+        questions: text.questions,
+        questions_are_trained: text.questions_are_trained,
+        held_out: Some(rows.clone()),
+        options: generate_options(&config, stop_ids(&folder, &model, &tokenizer)?),
+        stop_strings: config.eval.stop.clone(),
+        tokenizer,
+    };
     let options = evaluation.options.clone();
     let Evaluated { row, samples, shortages } =
         evaluation.run(0, &model, &options, &Ledger::new(), &|| false)?;
@@ -65,7 +76,7 @@ pub(super) fn eval(app: &App, args: &EvalArgs) -> Result<Exit, Failure> {
             "samples": samples,
         }))?;
     } else {
-        log_evaluation(&row, &[]);
+        log_evaluation(&config, &row, &[]);
         for sample in &samples {
             output::print(&format!("---\n{}\n=> {}\n", sample.prompt, sample.text))?;
         }

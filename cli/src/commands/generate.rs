@@ -2,15 +2,17 @@
 
 use std::path::PathBuf;
 
-use chandler_data::TextPipeline;
+use chandler_data::Tokenizer;
 use chandler_evaluator::EvalScope;
+use chandler_model::ModelConfig;
 use chandler_vram::Ledger;
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::App;
 use crate::engine::{
-    EngineError, generate_options, load_model, model_folder, stop_ids, stop_watcher, text_of,
+    EngineError, Reader, generate_options, load_model, model_folder, stop_ids, stop_watcher,
+    text_of,
 };
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -52,19 +54,23 @@ pub(super) fn generate(app: &App, args: &GenerateArgs) -> Result<Exit, Failure> 
     eval.max_new_tokens = args.max_new_tokens.unwrap_or(eval.max_new_tokens);
     eval.temperature = args.temperature.unwrap_or(eval.temperature);
     eval.repetition_penalty = args.repetition_penalty.unwrap_or(eval.repetition_penalty);
-    let folder = model_folder(&config, &Progress::new(&app.terminal))?;
-    let pipeline = TextPipeline::open(&folder).map_err(EngineError::from)?;
+    let progress = Progress::new(&app.terminal);
+    let folder = model_folder(&config, &progress)?;
+    let shape = ModelConfig::read(&folder).map_err(EngineError::from)?;
+    let reader =
+        Reader { vocab_size: Some(shape.vocab_size), ..Reader::new(&config, &folder, &progress) };
+    let prompt_ids = reader.ask(conversation(args)?.to_string())?;
+    // The worker has had this file through its hands.
+    let tokenizer = Tokenizer::open(&folder).map_err(EngineError::from)?;
     let model = load_model(&config, &folder, args.adapter.as_deref())?;
-    let record = conversation(args)?;
-    let prompt_ids = pipeline.question(&record.to_string()).map_err(EngineError::from)?.0;
-    let options = generate_options(&config, stop_ids(&folder, &model, &pipeline)?);
-    let mut watcher = stop_watcher(pipeline.tokenizer(), &config.eval.stop);
+    let options = generate_options(&config, stop_ids(&folder, &model, &tokenizer)?);
+    let mut watcher = stop_watcher(&tokenizer, &config.eval.stop);
     let mut scope = EvalScope::open(&model, &Ledger::new());
     let mut answers =
         scope.generate(&[prompt_ids], &options, &mut watcher).map_err(EngineError::from)?;
     scope.close().map_err(EngineError::from)?;
     let answer = answers.remove(0);
-    let text = text_of(pipeline.tokenizer(), &answer, &config.eval.stop)?;
+    let text = text_of(&tokenizer, &answer, &config.eval.stop)?;
     if args.json {
         output::print_json(&json!({
             "prompt_ids": answer.prompt_ids,

@@ -27,6 +27,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::logging::Terminal;
 use crate::state_dir::{StateDir, StateDirError};
+use crate::worker;
 
 /// Fine-tunes language models as a daemon: drop a file into the inbox, and the model learns from it.
 #[derive(Debug, Parser)]
@@ -100,6 +101,16 @@ enum Command {
     Bench(bench::BenchCommand),
     /// Check the state directory and the machine
     Doctor(doctor::DoctorArgs),
+    /// Read what others wrote; chandler starts it itself
+    #[command(name = worker::SUBCOMMAND, hide = true)]
+    ReadForeignText,
+}
+
+impl Cli {
+    /// Whether this process reads what others wrote, and nothing else.
+    pub fn is_worker(&self) -> bool {
+        matches!(self.command, Command::ReadForeignText)
+    }
 }
 
 /// Does what the arguments ask.
@@ -129,6 +140,7 @@ pub fn dispatch(cli: Cli, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Config(command) => config::config(&app, &command),
         Command::Bench(command) => bench::bench(&command),
         Command::Doctor(args) => doctor::doctor(&app, &args),
+        Command::ReadForeignText => Ok(worker::serve()),
     }
 }
 

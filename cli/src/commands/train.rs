@@ -12,6 +12,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::App;
+use crate::config::Config;
 use crate::daemon::{Controls, checkpoints_to_remove};
 use crate::engine::{
     Around, EngineError, GoneOn, Prepared, Request, Sink, Watch, Wish, checkpoint_bytes,
@@ -59,7 +60,10 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         model_folder: &base,
         adapter: args.adapter.as_deref(),
         files: &args.data,
+        sha256: None,
         cache_folder: &args.output.join("cache"),
+        stop: &|| false,
+        progress: &progress,
     })?;
     tracing::info!("memory plan:\n{}", prepared.plan);
     prepared.check_memory(&config)?;
@@ -85,6 +89,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     let room = || memory_room(&config);
     let mut sink = FileSink {
         metrics,
+        config: &config,
         progress: &progress,
         controls: &controls,
         keep: config.train.save_total_limit,
@@ -205,6 +210,7 @@ fn is_up_to(line: &str, step: u64) -> bool {
 
 struct FileSink<'a> {
     metrics: Metrics,
+    config: &'a Config,
     progress: &'a Progress,
     controls: &'a Controls,
     /// Checkpoints that stay; `None` keeps all.
@@ -220,7 +226,7 @@ impl Sink for FileSink<'_> {
     fn evaluating(&mut self, _now: bool) {}
 
     fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), BoxError> {
-        log_evaluation(row, samples);
+        log_evaluation(self.config, row, samples);
         Ok(())
     }
 

@@ -102,6 +102,14 @@ impl ResolvedConfig {
                 "-1 goes by train.num_train_epochs",
             );
         }
+        let least = Bytes(64 << 20);
+        if self.config.limits.worker_memory.bytes().is_some_and(|bytes| bytes < least.0) {
+            conflict(
+                "limits.worker_memory",
+                format!("is {}, expected at least {least}", self.config.limits.worker_memory.0),
+                "a tokenizer alone takes tens of mebibytes",
+            );
+        }
         match train.lr_scheduler_type {
             LrSchedulerType::CosineWithMinLr
                 if kwargs.min_lr.is_some() == kwargs.min_lr_rate.is_some() =>

@@ -18,7 +18,7 @@ pub use layers::FlagValue;
 pub use load::{ConfigSources, ResolvedConfig};
 pub use reference::{as_toml, markdown as reference_markdown, template as config_template};
 pub use sections::{
-    Config, DaemonConfig, DataConfig, EvalConfig, HttpConfig, LogConfig, LoraConfig,
+    Config, DaemonConfig, DataConfig, EvalConfig, HttpConfig, LimitsConfig, LogConfig, LoraConfig,
     LrSchedulerKwargs, MemoryConfig, MemorySize, ModelConfig, ModelPath, SECTIONS, Section,
     TrainConfig, key, keys,
 };

@@ -213,6 +213,24 @@ section! {
 }
 
 section! {
+    /// What reading a model's tokenizer and chat template and a training file may take. They are
+    /// read in a process of their own, which is ended where it goes beyond.
+    LimitsConfig in "limits" {
+        /// Most memory of that process.
+        worker_memory: MemorySize = MemorySize("4GiB".to_owned());
+        /// Largest file that is taken from the inbox.
+        max_file: MemorySize = MemorySize("64GiB".to_owned());
+        /// Longest line of a training file; a longer one cannot be used.
+        max_line: MemorySize = MemorySize("16MiB".to_owned());
+        /// Seconds in which a record must be done, and the model's files be loaded.
+        stall_seconds: f64 = 60.0, Bounds::between(0.1, 86_400.0);
+        /// Seconds of CPU time that each MiB of training files may take, beside `stall_seconds` for
+        /// each CPU.
+        cpu_seconds_per_mib: f64 = 60.0, Bounds::between(0.0, 86_400.0);
+    }
+}
+
+section! {
     /// The inbox, its attempts, and what is kept.
     DaemonConfig in "daemon" {
         /// Seconds between looks into the inbox.
@@ -265,6 +283,9 @@ section! {
         rotation: LogRotation = LogRotation::Daily;
         /// Log files that are kept.
         keep_files: usize = 14, Bounds::at_least(1.0);
+        /// Whether the first prompts and answers of an evaluation are logged. No other line of the
+        /// log holds text of a record; the database keeps samples either way.
+        samples: bool = false;
     }
 }
 
@@ -284,6 +305,8 @@ pub struct Config {
     pub eval: EvalConfig,
     /// How much memory may be used.
     pub memory: MemoryConfig,
+    /// What reading files of others may take.
+    pub limits: LimitsConfig,
     /// The inbox, its attempts, and what is kept.
     pub daemon: DaemonConfig,
     /// The daemon's page and API for the browser.
@@ -322,6 +345,7 @@ pub const SECTIONS: &[Section] = listed![
     LoraConfig,
     EvalConfig,
     MemoryConfig,
+    LimitsConfig,
     DaemonConfig,
     HttpConfig,
     LogConfig,

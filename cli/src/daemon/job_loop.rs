@@ -1,6 +1,7 @@
 //! Claim, validate, run, settle: the daemon's loop around a [`JobRunner`].
 
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use chandler_daemon_lock::{Lock, LockError};
@@ -13,9 +14,10 @@ use crate::daemon::stop::StopReason;
 use crate::exit::Exit;
 use crate::failure::in_one_line;
 use crate::logging::{Progress, duration_in_words};
-use crate::queue::{self, ClaimedJob, FailureReport, Inbox, QueueError};
+use crate::queue::{self, ClaimTerms, ClaimedJob, FailureReport, Inbox, QueueError};
 use crate::state_dir::StateDir;
 use crate::store::{Job, JobState, RunState, Store, StoreError};
+use crate::visible::visible_path;
 
 /// With `--once`, how long a file that does not come to rest holds up the end.
 const ONCE_PATIENCE: Duration = Duration::from_secs(10);
@@ -161,7 +163,7 @@ impl JobLoop<'_> {
         self.controls.set_paused(self.store.is_paused()?);
         let settle = Duration::from_secs_f64(self.config.daemon.settle_seconds);
         let poll = Duration::from_secs_f64(self.config.daemon.poll_seconds);
-        let mut inbox = Inbox::new(self.state, settle);
+        let mut inbox = Inbox::new(self.state, settle, self.max_file_bytes());
         let mut idle_since = Instant::now();
         while self.controls.stop().requested() != Some(StopReason::Shutdown) {
             self.lock.still_ours()?;
@@ -184,13 +186,20 @@ impl JobLoop<'_> {
                 && (look.unsettled.is_empty() || idle_since.elapsed() > settle + ONCE_PATIENCE)
             {
                 for path in look.unsettled {
-                    tracing::warn!("{} is still being written: left in the inbox", path.display());
+                    tracing::warn!(
+                        "{} is still being written: left in the inbox",
+                        visible_path(&path)
+                    );
                 }
                 return Ok(());
             }
             self.controls.sleep(poll);
         }
         Ok(())
+    }
+
+    fn max_file_bytes(&self) -> u64 {
+        self.config.limits.max_file.bytes().unwrap_or(u64::MAX)
     }
 
     fn recover(&mut self, max_attempts: u64) -> Result<(), DaemonError> {
@@ -205,7 +214,7 @@ impl JobLoop<'_> {
             self.note(job.state.as_str(), job, None, "was over when the process ended")?;
         }
         for path in &recovered.returned {
-            tracing::warn!("{} was left behind and is back in the inbox", path.display());
+            tracing::warn!("{} was left behind and is back in the inbox", visible_path(path));
         }
         if !recovered.swept.is_empty() {
             tracing::info!("removed {} leftovers of interrupted writes", recovered.swept.len());
@@ -218,7 +227,7 @@ impl JobLoop<'_> {
             self.note("queued", job, None, "entered the queue")?;
         }
         for (path, refusal) in &look.refused {
-            let message = format!("{} {refusal}: {}", path.display(), refusal.hint());
+            let message = format!("{} {refusal}: {}", visible_path(path), refusal.hint());
             tracing::warn!("{message}");
             self.store.record_event("refused", None, None, &message, None)?;
         }
@@ -227,9 +236,14 @@ impl JobLoop<'_> {
 
     /// One attempt at one job, from the claim to its settlement.
     fn work_on(&mut self, job: &Job, tally: &mut Tally) -> Result<(), DaemonError> {
-        let (job, sha256) = match queue::claim(self.state, self.store, job) {
+        let stop = || self.controls.stop().requested() == Some(StopReason::Shutdown);
+        let terms = ClaimTerms { max_bytes: self.max_file_bytes(), stop: &stop };
+        let (job, sha256) = match queue::claim(self.state, self.store, job, &terms) {
             Ok(claimed) => claimed,
+            // It keeps its place in the queue.
+            Err(QueueError::Stopped { .. }) => return Ok(()),
             Err(error @ (QueueError::Vanished { .. } | QueueError::Refused { .. })) => {
+                let job = &Job { path: place_of(&error, job), ..job.clone() };
                 let report = FailureReport {
                     errors: vec![error.to_string()],
                     hint: error.hint(),
@@ -271,12 +285,12 @@ impl JobLoop<'_> {
                 run_id: job.run_id,
             };
             let estimate = self.runner.validate(job, &mut context)?;
+            if context.controls.stop().is_requested() {
+                return Ok(JobOutcome::Stopped { step: 0 });
+            }
             announce(job, &estimate);
             if let Some(plan) = &estimate.plan {
                 context.store.set_run_plan(job.run_id, plan)?;
-            }
-            if context.controls.stop().is_requested() {
-                return Ok(JobOutcome::Stopped { step: 0 });
             }
             context.controls.set_phase("training");
             context.progress.begin(&job.job.file_name, estimate.steps);
@@ -405,6 +419,14 @@ impl JobLoop<'_> {
             _ => tracing::info!(job = job.id, "{line}"),
         }
         Ok(self.store.record_event(kind, Some(job.id), run_id, message, None)?)
+    }
+}
+
+/// Where the file lies that was not claimed: it may have been moved by then.
+fn place_of(error: &QueueError, job: &Job) -> PathBuf {
+    match error {
+        QueueError::Vanished { path, .. } | QueueError::Refused { path, .. } => path.clone(),
+        _ => job.path.clone(),
     }
 }
 

@@ -104,7 +104,7 @@ pub enum JobOutcome {
 }
 
 /// Whose fault an error is, and so what becomes of the job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Fault {
     /// The file's: it goes to `failed/` at once, since trying again would change nothing.
     File,

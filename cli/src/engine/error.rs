@@ -14,6 +14,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::queue::{BadLine, QueueError};
 use crate::store::{BindingMismatch, StoreError};
+use crate::worker::WorkerError;
 
 /// Why the engine did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +31,9 @@ pub enum EngineError {
     /// The data could not be used.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// What strangers wrote could not be read.
+    #[error(transparent)]
+    Worker(#[from] Box<WorkerError>),
     /// Training ended before its time.
     #[error(transparent)]
     Train(#[from] TrainError),
@@ -111,6 +115,7 @@ impl EngineError {
             Self::Model(error) => error.hint(),
             Self::Hub(error) => error.hint(),
             Self::Data(error) => error.hint(),
+            Self::Worker(error) => error.hint(),
             Self::Train(error) => match (within(error), store_within(error)) {
                 (Some(inner), _) => inner.hint(),
                 (None, Some(inner)) => inner.hint(),
@@ -147,6 +152,7 @@ impl EngineError {
             }
             Self::NoModel => Exit::Usage,
             Self::Lock(_) => Exit::LockHeld,
+            Self::Worker(error) => error.exit(),
             Self::DoesNotFit { .. } | Self::Pressure(_) => Exit::DoesNotFit,
             Self::Data(error) if blames_the_file(error) => Exit::BadData,
             Self::Durable(error) | Self::Train(TrainError::Durable(error))
@@ -171,6 +177,7 @@ impl EngineError {
                 within(error).map_or(Fault::Attempt, Self::fault)
             }
             Self::Data(error) if blames_the_file(error) => Fault::File,
+            Self::Worker(error) => error.fault(),
             Self::Train(TrainError::NothingToLearn { .. } | TrainError::NoRows) => Fault::File,
             // A disk or a database that does not take what it is given.
             Self::Train(TrainError::Durable(_) | TrainError::Observer(_)) => {
@@ -198,6 +205,13 @@ fn store_within(error: &TrainError) -> Option<&StoreError> {
     }
 }
 
+impl EngineError {
+    /// Whether it is only that somebody wanted an end.
+    pub(crate) fn is_a_stop(&self) -> bool {
+        matches!(self, Self::Worker(error) if matches!(**error, WorkerError::Stopped))
+    }
+}
+
 fn blames_the_file(error: &DataError) -> bool {
     matches!(
         error,
@@ -207,12 +221,19 @@ fn blames_the_file(error: &DataError) -> bool {
             | DataError::Record { .. }
             | DataError::Render { .. }
             | DataError::TokenOutOfVocabulary { .. }
+            | DataError::Changed { .. }
     )
 }
 
 impl From<candle_core::Error> for EngineError {
     fn from(error: candle_core::Error) -> Self {
         Self::Model(error.into())
+    }
+}
+
+impl From<WorkerError> for EngineError {
+    fn from(error: WorkerError) -> Self {
+        Self::Worker(Box::new(error))
     }
 }
 
@@ -227,6 +248,10 @@ impl From<EngineError> for JobError {
                 };
                 lines.iter().map(plain).collect()
             }
+            EngineError::Worker(error) => match &**error {
+                WorkerError::Refused(refusal) => refusal.bad_lines.clone(),
+                _ => vec![],
+            },
             _ => vec![],
         };
         Self { fault, error: anyhow::Error::new(error), hint, bad_lines }

@@ -1,25 +1,14 @@
 //! Evaluation while a model trains: answers to prompts, and the loss on held-out rows.
 
-use std::path::Path;
-
-use chandler_data::{Dataset, TextPipeline, Tokenizer};
+use chandler_data::{Dataset, Tokenizer};
 use chandler_evaluator::{Ended, EvalScope, GenerateOptions, Generation, LossReport, exact_match};
 use chandler_model::{CausalLm, KvCache};
 use chandler_vram::{Bytes, HostMeter, Ledger};
 
 use super::EngineError;
-use crate::config::Config;
 use crate::heap;
 use crate::store::{EvalRow, EvalSample};
-
-/// Something to ask a model.
-#[derive(Debug, Clone)]
-pub(crate) struct Question {
-    /// The prompt's tokens.
-    pub(crate) prompt_ids: Vec<u32>,
-    /// What the answer should be, where that is known.
-    pub(crate) reference: Option<String>,
-}
+use crate::worker::Question;
 
 /// What is evaluated, and how.
 pub(crate) struct Evaluation {
@@ -41,36 +30,6 @@ pub(crate) struct Evaluated {
 }
 
 impl Evaluation {
-    /// The questions of a configuration: those of `eval.prompts`, else the first held-out rows,
-    /// else the first rows that are trained on.
-    pub(crate) fn new(
-        config: &Config,
-        pipeline: &TextPipeline,
-        train: &Dataset,
-        held_out: Option<Dataset>,
-        options: GenerateOptions,
-    ) -> Result<Self, EngineError> {
-        let samples = config.eval.samples;
-        let (lines, questions_are_trained) = match (&config.eval.prompts, &held_out) {
-            (Some(path), _) => (read_lines(path)?, false),
-            (None, Some(rows)) => (first_lines(rows, samples)?, false),
-            (None, None) => (first_lines(train, samples)?, true),
-        };
-        let question = |line: &String| -> Result<Question, EngineError> {
-            let (prompt_ids, reference) = pipeline.question(line)?;
-            Ok(Question { prompt_ids, reference })
-        };
-        let questions = lines.iter().take(samples).map(question).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self {
-            questions: questions.into_iter().filter(|q| !q.prompt_ids.is_empty()).collect(),
-            questions_are_trained,
-            held_out,
-            options,
-            stop_strings: config.eval.stop.clone(),
-            tokenizer: pipeline.tokenizer().clone(),
-        })
-    }
-
     /// Bytes of the largest cache that answering the questions so takes, and of its logits.
     pub(crate) fn bytes_needed(&self, model: &CausalLm, options: &GenerateOptions) -> u64 {
         let longest = self.questions.iter().map(|q| q.prompt_ids.len()).max().unwrap_or(0);
@@ -209,15 +168,4 @@ pub(crate) fn text_of(
         text.truncate(at);
     }
     Ok(text)
-}
-
-fn first_lines(rows: &Dataset, count: usize) -> Result<Vec<String>, EngineError> {
-    let first: Vec<usize> = (0..rows.len().min(count)).collect();
-    Ok(rows.source_lines(&first)?)
-}
-
-fn read_lines(path: &Path) -> Result<Vec<String>, EngineError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| EngineError::Read { path: path.to_owned(), source })?;
-    Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
 }

@@ -78,9 +78,15 @@ impl EngineRunner {
             model_folder: &base,
             adapter: None,
             files: std::slice::from_ref(&job.job.path),
+            sha256: Some(&job.sha256),
             cache_folder: &self.state.cache(),
+            stop: &|| {
+                context.controls.beat();
+                context.controls.stop().is_requested()
+            },
+            progress: context.progress,
         })?;
-        let wanted = binding(&self.config, &prepared.model, &prepared.pipeline);
+        let wanted = binding(&self.config, &prepared.model, &prepared.tokenizer_sha256);
         match context.store.binding()? {
             Some(bound) => bound.admit(&wanted, self.state.root())?,
             None => context.store.bind(&wanted)?,
@@ -241,7 +247,11 @@ impl JobRunner for EngineRunner {
             return Ok(JobEstimate::default());
         }
         let speed = context.store.newest_speed()?;
-        let prepared = &self.make_ready(job, context)?.prepared;
+        let prepared = match self.make_ready(job, context) {
+            // Whoever asked for the end finds it asked for.
+            Err(error) if error.is_a_stop() => return Ok(JobEstimate::default()),
+            ready => &ready?.prepared,
+        };
         let stats = prepared.rows.stats();
         let epochs = prepared.total_steps as f64
             * (prepared.settings.per_device_train_batch_size
@@ -268,7 +278,10 @@ impl JobRunner for EngineRunner {
         let ready = match self.ready.take() {
             Some(ready) if ready.job_id == job.job.id => ready,
             _ => {
-                self.make_ready(job, context)?;
+                match self.make_ready(job, context) {
+                    Err(error) if error.is_a_stop() => return Ok(JobOutcome::Stopped { step: 0 }),
+                    ready => drop(ready?),
+                }
                 self.ready.take().ok_or(EngineError::NoModel)?
             }
         };
@@ -354,7 +367,7 @@ impl Sink for JobSink<'_, '_> {
     }
 
     fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), BoxError> {
-        log_evaluation(row, samples);
+        log_evaluation(self.context.config, row, samples);
         Ok(self.context.evaluated(row, samples)?)
     }
 
@@ -407,8 +420,8 @@ pub(crate) fn checkpoint_facts(folder: &Path) -> Vec<CheckpointFacts> {
     folders(folder).into_iter().filter_map(fact).collect()
 }
 
-/// One line for the figures and one for each of the first answers.
-pub(crate) fn log_evaluation(row: &EvalRow, samples: &[EvalSample]) {
+/// One line for the figures and, where the log may hold text, one for each of the first answers.
+pub(crate) fn log_evaluation(config: &Config, row: &EvalRow, samples: &[EvalSample]) {
     let figure = |name: &str, value: Option<f64>| {
         value.map_or_else(String::new, |value| format!("  {name} {value:.4}"))
     };
@@ -421,6 +434,9 @@ pub(crate) fn log_evaluation(row: &EvalRow, samples: &[EvalSample]) {
         figure("token accuracy", row.token_accuracy),
         figure("exact match", row.exact_match),
     );
+    if !config.log.samples {
+        return;
+    }
     for sample in samples.iter().take(3) {
         let last = sample.prompt.lines().rev().find(|line| line.len() > 12);
         tracing::info!("  {:?} -> {:?}", last.unwrap_or(&sample.prompt), sample.text);

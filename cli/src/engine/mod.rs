@@ -7,6 +7,7 @@ mod job_runner;
 mod memory;
 mod planning;
 mod publish;
+mod reading;
 mod session;
 mod settings;
 mod source;
@@ -19,6 +20,7 @@ pub(crate) use job_runner::{GoneOn, checkpoint_bytes, checkpoint_facts, log_eval
 pub(crate) use memory::{beside_plan as memory_beside_plan, room as memory_room};
 pub(crate) use planning::{Planning, answers_shape, fitting, model_shape, train_shape};
 pub(crate) use publish::{export, write_merged_model, write_output};
+pub(crate) use reading::{Reader, questions_from};
 pub(crate) use session::{Prepared, Request, prepare};
 pub(crate) use settings::{data_options, dtype, generate_options, lora, train_settings};
 pub(crate) use source::{load_model, model_folder, stop_ids};

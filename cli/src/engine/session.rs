@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use chandler_data::{DataError, Dataset, TextPipeline, split_held_out};
+use chandler_data::{DataError, DataOptions, Dataset, split_held_out};
 use chandler_model::{CausalLm, ModelConfig};
 use chandler_trainer::{BatchPlan, Fit, TrainSettings};
 use chandler_vram::{Bytes, Plan};
@@ -10,9 +10,12 @@ use chandler_vram::{Bytes, Plan};
 use super::EngineError;
 use super::evaluation::Evaluation;
 use super::planning::{Planning, fitting};
+use super::reading::{Reader, Text, questions_from};
 use super::settings::{data_options, generate_options, lora, train_settings};
 use super::source::{load_model, stop_ids};
 use crate::config::{Config, OnPressure};
+use crate::logging::Progress;
+use crate::worker::HeldOut;
 
 /// What is to be trained on what.
 pub(crate) struct Request<'a> {
@@ -23,14 +26,19 @@ pub(crate) struct Request<'a> {
     pub(crate) adapter: Option<&'a Path>,
     /// The training files.
     pub(crate) files: &'a [PathBuf],
+    /// What the only file must have, where it was hashed before.
+    pub(crate) sha256: Option<&'a str>,
     /// Where tokens are kept.
     pub(crate) cache_folder: &'a Path,
+    /// Whether the run is no longer wanted.
+    pub(crate) stop: &'a dyn Fn() -> bool,
+    pub(crate) progress: &'a Progress,
 }
 
 /// A run that could begin.
 pub(crate) struct Prepared {
     pub(crate) model: CausalLm,
-    pub(crate) pipeline: TextPipeline,
+    pub(crate) tokenizer_sha256: String,
     pub(crate) rows: Dataset,
     pub(crate) settings: TrainSettings,
     pub(crate) evaluation: Evaluation,
@@ -42,11 +50,9 @@ pub(crate) struct Prepared {
 
 /// Reads and checks model and data, and plans the memory.
 pub(crate) fn prepare(request: &Request) -> Result<Prepared, EngineError> {
-    let Request { config, model_folder, adapter, files, cache_folder } = *request;
-    let pipeline = TextPipeline::open(model_folder)?;
-    let shape = ModelConfig::read(model_folder)?;
-    let options = data_options(config, Some(shape.vocab_size));
-    let all = Dataset::open(files, &pipeline, &options, cache_folder, &mut |_| {})?;
+    let Request { config, model_folder, adapter, .. } = *request;
+    let options = data_options(config, Some(ModelConfig::read(model_folder)?.vocab_size));
+    let Text { rows: all, tokenizer, questions, questions_are_trained } = read(request, &options)?;
     report_data(&all, config);
     let (train, held_out) = split_held_out(all.len(), config.data.eval_split, config.data.seed);
     let held_out = (!held_out.is_empty()).then(|| all.select(&held_out));
@@ -62,12 +68,34 @@ pub(crate) fn prepare(request: &Request) -> Result<Prepared, EngineError> {
     let model = load_trainable(config, model_folder, adapter)?;
     let settings = train_settings(config);
     let total_steps = BatchPlan::new(rows.len(), &settings)?.total_steps();
-    let stops = stop_ids(model_folder, &model, &pipeline)?;
-    let generate = generate_options(config, stops);
-    let evaluation = Evaluation::new(config, &pipeline, &train, held_out, generate)?;
+    let tokenizer_sha256 = tokenizer.sha256().to_owned();
+    let tokenizer = tokenizer.wait()?;
+    let stops = stop_ids(model_folder, &model, &tokenizer)?;
+    let evaluation = Evaluation {
+        questions,
+        questions_are_trained,
+        held_out,
+        options: generate_options(config, stops),
+        stop_strings: config.eval.stop.clone(),
+        tokenizer,
+    };
     let planning = Planning::new(config, &model, Some(&rows), Some(&evaluation));
     let (fit, plan) = fitting(&planning, &settings);
-    Ok(Prepared { model, pipeline, rows, settings, evaluation, fit, plan, total_steps })
+    Ok(Prepared { model, tokenizer_sha256, rows, settings, evaluation, fit, plan, total_steps })
+}
+
+/// Has the files read, and the questions of the evaluations with them.
+fn read(request: &Request, options: &DataOptions) -> Result<Text, EngineError> {
+    let Request { config, model_folder, files, sha256, cache_folder, stop, progress, .. } =
+        *request;
+    let reader = Reader {
+        vocab_size: options.vocab_size,
+        stop,
+        ..Reader::new(config, model_folder, progress)
+    };
+    let (share, seed) = (config.data.eval_split, config.data.seed);
+    let questions = questions_from(config, HeldOut::Share { share, seed });
+    reader.tokenize(files, sha256, options, cache_folder, Some(questions))
 }
 
 /// Loads a model that is to be trained: with the adapter to go on with, or a fresh one where

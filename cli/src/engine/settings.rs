@@ -32,8 +32,8 @@ pub(crate) fn data_options(config: &Config, vocab_size: Option<usize>) -> DataOp
             config::OnBadLine::Fail => OnBadLine::Fail,
             config::OnBadLine::Skip => OnBadLine::Skip,
         },
+        max_line_bytes: config.limits.max_line.bytes().unwrap_or(u64::MAX >> 1) as usize,
         vocab_size,
-        ..DataOptions::default()
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Device;
-use chandler_data::TextPipeline;
+use chandler_data::Tokenizer;
 use chandler_model::hub::{Download, HubOptions, ModelSource, resolve};
 use chandler_model::{CausalLm, GenerationConfig};
 
@@ -52,26 +52,26 @@ pub(crate) fn load_model(
 pub(crate) fn stop_ids(
     folder: &Path,
     model: &CausalLm,
-    pipeline: &TextPipeline,
+    tokenizer: &Tokenizer,
 ) -> Result<Vec<u32>, EngineError> {
     let mut ids = GenerationConfig::read(folder)?
         .eos_token_ids
         .unwrap_or_else(|| model.config().eos_token_ids.clone());
-    ids.extend(pipeline.tokenizer().eos_token_id());
+    ids.extend(tokenizer.eos_token_id());
     ids.sort_unstable();
     ids.dedup();
     Ok(ids)
 }
 
 /// What a state directory is bound to by this model.
-pub(crate) fn binding(config: &Config, model: &CausalLm, pipeline: &TextPipeline) -> Binding {
+pub(crate) fn binding(config: &Config, model: &CausalLm, tokenizer_sha256: &str) -> Binding {
     let raw = &model.config().raw;
     let named = raw.pointer("/architectures/0").and_then(serde_json::Value::as_str);
     let base_model = config.model.path.as_ref().map_or_else(String::new, |path| path.0.clone());
     Binding {
         architecture: named.unwrap_or(model.config().family.model_type()).to_owned(),
         vocab_size: model.config().vocab_size as u64,
-        tokenizer_sha256: pipeline.tokenizer().hash().to_owned(),
+        tokenizer_sha256: tokenizer_sha256.to_owned(),
         base_model,
     }
 }

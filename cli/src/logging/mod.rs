@@ -3,10 +3,12 @@
 mod progress;
 mod terminal;
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use tracing_appender::rolling::{InitError, RollingFileAppender, Rotation};
 use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::SubscriberExt;
@@ -17,6 +19,7 @@ pub use progress::{Progress, StepProgress, duration_in_words, grouped};
 pub use terminal::{Terminal, TerminalLine};
 
 use crate::config::{LogConfig, LogFormat, LogRotation};
+use crate::visible::visible_json;
 
 /// Why logs could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +90,7 @@ pub fn init(
         LogFormat::Json => fmt::layer()
             .json()
             .flatten_event(true)
-            .with_writer(terminal.clone())
+            .with_writer(terminal.for_json())
             .with_filter(filter()?)
             .boxed(),
     };
@@ -96,7 +99,7 @@ pub fn init(
             fmt::layer()
                 .json()
                 .flatten_event(true)
-                .with_writer(log_files(config, folder)?)
+                .with_writer(VisibleJson(log_files(config, folder)?))
                 .with_filter(filter()?),
         ),
         None => None,
@@ -121,6 +124,29 @@ fn log_files(config: &LogConfig, folder: &Path) -> Result<RollingFileAppender, L
         .max_log_files(config.keep_files)
         .build(folder)
         .map_err(|source| LoggingError::Folder { folder: folder.to_owned(), source })
+}
+
+/// Writes lines of JSON in which nothing acts on a terminal that shows them.
+struct VisibleJson<M>(M);
+
+impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for VisibleJson<M> {
+    type Writer = VisibleJson<M::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        VisibleJson(self.0.make_writer())
+    }
+}
+
+/// A line comes in one piece.
+impl<W: Write> Write for VisibleJson<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.write_all(visible_json(&String::from_utf8_lossy(line)).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// The local time of day.

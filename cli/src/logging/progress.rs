@@ -9,9 +9,13 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use super::terminal::Terminal;
+use crate::visible::visible_line;
 
 /// How often a step is logged where there is no terminal.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Of a file's name, which may have 255 bytes.
+const NAME_CHARS: usize = 48;
 
 const BYTES_PER_GIB: f64 = (1_u64 << 30) as f64;
 
@@ -70,7 +74,7 @@ impl Progress {
         if self.terminal.is_interactive() {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
                 .with_style(style())
-                .with_prefix(name.to_owned());
+                .with_prefix(visible_name(name));
             self.terminal.show(Some(bar));
         }
     }
@@ -82,8 +86,30 @@ impl Progress {
             bar.set_message(progress.line());
             bar.set_position(progress.step);
         });
-        if !shown && self.plain_line_is_due(progress) {
+        if !shown && self.plain_line_is_due(progress.step == progress.total_steps) {
             tracing::info!("step {}/{}  {}", progress.step, progress.total_steps, progress.line());
+        }
+    }
+
+    /// Shows how far the reading of a training file has come.
+    pub fn reading(&self, name: &str, records: u64, done: u64, total: u64) {
+        if !self.terminal.is_interactive() {
+            if self.plain_line_is_due(false) {
+                let share = done as f64 * 100.0 / total.max(1) as f64;
+                tracing::info!("reading {name}: {records} records, {share:.0} %");
+            }
+            return;
+        }
+        let update = |bar: &ProgressBar| {
+            bar.set_prefix(visible_name(name));
+            bar.set_message(format!("{} records", grouped(records as f64)));
+            bar.set_position(done);
+        };
+        if !self.terminal.with_bar(update) {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
+                .with_style(reading_style());
+            update(&bar);
+            self.terminal.show(Some(bar));
         }
     }
 
@@ -92,10 +118,11 @@ impl Progress {
         if !self.terminal.is_interactive() {
             return;
         }
+        let file = &visible_name(file);
         let update = |bar: &ProgressBar| {
-            if bar.prefix() != file || bar.position() > done {
+            if bar.prefix() != *file || bar.position() > done {
                 bar.set_position(0);
-                bar.set_prefix(file.to_owned());
+                bar.set_prefix(file.clone());
             }
             bar.set_length(total.unwrap_or(done));
             bar.set_position(done);
@@ -103,7 +130,7 @@ impl Progress {
         if !self.terminal.with_bar(update) {
             let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr())
                 .with_style(download_style())
-                .with_prefix(file.to_owned());
+                .with_prefix(file.clone());
             self.terminal.show(Some(bar));
         }
     }
@@ -113,10 +140,9 @@ impl Progress {
         self.terminal.show(None);
     }
 
-    fn plain_line_is_due(&self, progress: &StepProgress) -> bool {
+    fn plain_line_is_due(&self, is_last: bool) -> bool {
         let mut last = self.last_plain.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = progress.step == progress.total_steps
-            || last.is_none_or(|last| last.elapsed() >= PLAIN_INTERVAL);
+        let due = is_last || last.is_none_or(|last| last.elapsed() >= PLAIN_INTERVAL);
         if due {
             *last = Some(Instant::now());
         }
@@ -128,6 +154,21 @@ fn style() -> ProgressStyle {
     ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len}  {wide_msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("━╸ ")
+}
+
+fn reading_style() -> ProgressStyle {
+    ProgressStyle::with_template(
+        "{prefix} {bar:24} {binary_bytes}/{binary_total_bytes}  {msg}  {eta} left",
+    )
+    .unwrap_or_else(|_| ProgressStyle::default_bar())
+    .progress_chars("━╸ ")
+}
+
+/// A name as the line shows it: on one line, and not all of a long one.
+fn visible_name(name: &str) -> String {
+    let shown: String = name.chars().take(NAME_CHARS).collect();
+    let more = if shown.len() < name.len() { "…" } else { "" };
+    visible_line(&shown) + more
 }
 
 fn download_style() -> ProgressStyle {

@@ -7,11 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use indicatif::ProgressBar;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::visible::{visible, visible_json, visible_painted};
+
 /// Standard error, with at most one progress line at its bottom. Clones are the same terminal.
 #[derive(Debug, Clone)]
 pub struct Terminal {
     interactive: bool,
     colour: bool,
+    /// Whether the lines are JSON.
+    json: bool,
     bar: Arc<Mutex<Option<ProgressBar>>>,
 }
 
@@ -20,7 +24,12 @@ impl Terminal {
     pub fn stderr() -> Self {
         let interactive = io::stderr().is_terminal();
         let colour = interactive && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
-        Self { interactive, colour, bar: Arc::default() }
+        Self { interactive, colour, json: false, bar: Arc::default() }
+    }
+
+    /// The same terminal, for lines of JSON.
+    pub(super) fn for_json(&self) -> Self {
+        Self { json: true, ..self.clone() }
     }
 
     /// Whether somebody sees a line that redraws itself.
@@ -57,7 +66,8 @@ impl Terminal {
     }
 }
 
-/// Collects one log line and writes it above the progress line.
+/// Collects one log line and writes it above the progress line, with nothing in it that acts on a
+/// terminal.
 #[derive(Debug)]
 pub struct TerminalLine<'a> {
     terminal: &'a Terminal,
@@ -77,8 +87,14 @@ impl Write for TerminalLine<'_> {
 
 impl Drop for TerminalLine<'_> {
     fn drop(&mut self) {
+        let text = String::from_utf8_lossy(&self.text);
+        let text = match self.terminal {
+            Terminal { json: true, .. } => visible_json(&text),
+            Terminal { colour: true, .. } => visible_painted(&text),
+            _ => visible(&text),
+        };
         // A terminal that is gone is no reason to end a run.
-        let write = || drop(io::stderr().lock().write_all(&self.text));
+        let write = || drop(io::stderr().lock().write_all(text.as_bytes()));
         match self.terminal.bar().as_ref() {
             Some(bar) => bar.suspend(write),
             None => write(),

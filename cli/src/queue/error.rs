@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use chandler_durable::DurableError;
 
-use super::inbox::Refusal;
+use super::refusal::Refusal;
 use crate::store::StoreError;
+use crate::visible::visible_path;
 
 /// Why the queue did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -39,12 +40,18 @@ pub enum QueueError {
         source: io::Error,
     },
     /// This is no file that can be learned from.
-    #[error("{} {refusal}", path.display())]
+    #[error("{} {refusal}", visible_path(path))]
     Refused {
         /// The file.
         path: PathBuf,
         /// Why not.
         refusal: Refusal,
+    },
+    /// Somebody wanted an end while a file was being claimed.
+    #[error("the claim of job {id} was stopped")]
+    Stopped {
+        /// The job.
+        id: i64,
     },
     /// A queued file is no longer where it was.
     #[error("{} (job {id}) is gone", path.display())]
@@ -78,6 +85,7 @@ impl QueueError {
                 Some(format!("check the owner and mode of {}", path.display()))
             }
             Self::Refused { refusal, .. } => Some(refusal.hint().to_owned()),
+            Self::Stopped { .. } => None,
             Self::Vanished { .. } => Some("`chandler add FILE` queues it again".to_owned()),
             Self::Durable { source } => source.hint(),
             Self::Store { source } => source.hint(),

@@ -1,69 +1,19 @@
 //! A look into the inbox: which files may be taken, which are still being written, which never.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::fs::Metadata;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use chandler_durable::natural_cmp;
 
 use super::error::QueueError;
+use super::refusal::{Refusal, plain_name};
 use super::writers::writer_of;
 use crate::priority::Priority;
 use crate::state_dir::StateDir;
 use crate::store::{Job, JobState, NewJob, Store};
-
-/// Why a thing in the inbox will never be taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    /// It points elsewhere.
-    Symlink,
-    /// It is a folder.
-    Folder,
-    /// It is a pipe, a socket or a device.
-    Special,
-    /// Its name is not Unicode.
-    Name,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Symlink => "is a symbolic link",
-            Self::Folder => "is a folder",
-            Self::Special => "is a pipe, a socket or a device",
-            Self::Name => "has a name that is not Unicode",
-        })
-    }
-}
-
-impl Refusal {
-    /// What to do about it.
-    pub fn hint(self) -> &'static str {
-        match self {
-            Self::Symlink => "put the file itself there: what a link leads to can change",
-            Self::Folder => "put its files there one by one",
-            Self::Special => "write its contents to a file and put that there",
-            Self::Name => "rename it",
-        }
-    }
-
-    /// Why a thing with this metadata (of the thing itself, not of what it points to) is refused.
-    pub(super) fn of(metadata: &Metadata) -> Option<Self> {
-        let kind = metadata.file_type();
-        if kind.is_symlink() {
-            Some(Self::Symlink)
-        } else if kind.is_dir() {
-            Some(Self::Folder)
-        } else if kind.is_fifo() || kind.is_socket() || !kind.is_file() {
-            Some(Self::Special)
-        } else {
-            None
-        }
-    }
-}
 
 /// What one look into the inbox found.
 #[derive(Debug, Default)]
@@ -98,14 +48,17 @@ struct Shape {
 pub struct Inbox {
     state: StateDir,
     settle: Duration,
+    max_bytes: u64,
     seen: BTreeMap<PathBuf, (Shape, SystemTime)>,
     told: BTreeSet<PathBuf>,
 }
 
 impl Inbox {
-    /// An inbox whose files must lie still for `settle` before they are taken.
-    pub fn new(state: &StateDir, settle: Duration) -> Self {
-        Self { state: state.clone(), settle, seen: BTreeMap::new(), told: BTreeSet::new() }
+    /// An inbox whose files must lie still for `settle` before they are taken, and may have at most
+    /// `max_bytes`.
+    pub fn new(state: &StateDir, settle: Duration, max_bytes: u64) -> Self {
+        let (seen, told) = (BTreeMap::new(), BTreeSet::new());
+        Self { state: state.clone(), settle, max_bytes, seen, told }
     }
 
     /// Looks into the inbox and queues what lies still, oldest first.
@@ -154,8 +107,11 @@ impl Inbox {
     ) {
         // What is gone by now was moved away by its owner.
         let Ok(metadata) = path.symlink_metadata() else { return };
-        let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
-        let refusal = Refusal::of(&metadata).or(name.is_none().then_some(Refusal::Name));
+        let name = plain_name(&path).map(str::to_owned);
+        let refusal = Refusal::of(&metadata)
+            .or(name.is_none().then_some(Refusal::Name))
+            .or((metadata.len() > self.max_bytes).then_some(Refusal::TooLarge))
+            .or(is_unreadable(&path).then_some(Refusal::Unreadable));
         match (refusal, name) {
             (None, Some(name)) => {
                 let shape = Shape {
@@ -206,6 +162,11 @@ impl Inbox {
     }
 }
 
+fn is_unreadable(path: &Path) -> bool {
+    use rustix::fs::{Access, access};
+    access(path, Access::READ_OK) == Err(rustix::io::Errno::ACCESS)
+}
+
 /// When the file's contents or attributes last changed; unlike its modification time, this cannot
 /// be set by a copying program.
 fn changed_at(metadata: &Metadata) -> SystemTime {
@@ -235,6 +196,7 @@ mod tests {
     use super::*;
 
     const SETTLE: Duration = Duration::from_secs(2);
+    const MAX_BYTES: u64 = 1 << 20;
 
     struct Fixture {
         _folder: tempfile::TempDir,
@@ -248,7 +210,7 @@ mod tests {
         let state = StateDir::choose(Some(Path::new("state")), folder.path());
         state.init("").unwrap();
         let store = Store::open(&state.database()).unwrap();
-        let inbox = Inbox::new(&state, SETTLE);
+        let inbox = Inbox::new(&state, SETTLE, MAX_BYTES);
         Fixture { _folder: folder, state, store, inbox }
     }
 
@@ -316,6 +278,21 @@ mod tests {
         );
         assert!(look.queued.is_empty() && look.unsettled.is_empty());
         assert!(on.inbox.look(&on.store, later(101)).unwrap().refused.is_empty());
+    }
+
+    #[test]
+    fn names_that_act_and_files_without_end_are_refused_and_odd_names_are_not() {
+        let mut on = fixture();
+        let inbox = on.state.inbox(Priority::Normal);
+        let evil = put(&inbox, "a\u{1b}[2J\n.jsonl");
+        let huge = put(&inbox, "huge.jsonl");
+        // Sparse: it takes no room.
+        std::fs::File::options().write(true).open(&huge).unwrap().set_len(1 << 43).unwrap();
+        put(&inbox, "'$(odd)' .. name.jsonl");
+        let look = on.inbox.look(&on.store, later(100)).unwrap();
+        let expected = [(evil, Refusal::Name), (huge, Refusal::TooLarge)];
+        assert_eq!(look.refused, expected);
+        assert_eq!(look.queued.len(), 1);
     }
 
     #[test]

@@ -2,14 +2,15 @@
 //!
 //! Called while the state directory's lock is held, so nobody else is working.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use chandler_durable::{self as durable, RealFs};
 
-use super::add::free_name;
-use super::claim::{hash, job_of_place};
+use super::claim::{ClaimTerms, hash, job_of_place, place_in_processing};
 use super::error::QueueError;
 use super::mark::report_of_model;
+use super::names::free_name;
 use super::report::FailureReport;
 use super::settle;
 use crate::priority::Priority;
@@ -115,8 +116,10 @@ fn moved_to(folder: &Path, store: &Store, job: &Job) -> Result<Option<PathBuf>, 
         if !metadata.is_file() || metadata.len() != job.size_bytes || store.has_job_at(&path)? {
             continue;
         }
-        let read = |source| QueueError::Read { path: path.clone(), source };
-        if job.sha256.as_deref() == Some(&hash(&path).map_err(read)?) {
+        let file = File::open(&path)
+            .map_err(|source| QueueError::Read { path: path.clone(), source })?;
+        let terms = ClaimTerms { max_bytes: u64::MAX, stop: &|| false };
+        if job.sha256.as_deref() == Some(&hash(file, job, &path, &terms)?) {
             return Ok(Some(path));
         }
     }
@@ -151,6 +154,13 @@ fn return_orphans(
             Some(job) if job.state == JobState::Queued && !durable::is_there(&job.path)? => {
                 store.requeue(job.id, &path, false)?;
             }
+            // A rename leaves one name: this is a copy, and the file itself still lies in the inbox.
+            Some(job)
+                if job.state == JobState::Queued && path == place_in_processing(state, &job) =>
+            {
+                std::fs::remove_file(&path)
+                    .map_err(|source| QueueError::Remove { path: path.clone(), source })?;
+            }
             owner => {
                 let name = owner.map_or_else(
                     || path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -172,6 +182,8 @@ mod tests {
     use crate::queue::{add_file, claim};
     use crate::store::StepRow;
     use std::collections::BTreeMap;
+
+    const TERMS: ClaimTerms = ClaimTerms { max_bytes: u64::MAX, stop: &|| false };
 
     struct Fixture {
         folder: tempfile::TempDir,
@@ -196,7 +208,7 @@ mod tests {
 
         /// Claims the job and begins a run that reaches `steps`, as a process that then dies.
         fn die_at(&self, job: &Job, steps: u64) {
-            let (job, _) = claim(&self.state, &self.store, job).unwrap();
+            let (job, _) = claim(&self.state, &self.store, job, &TERMS).unwrap();
             let run = self.store.begin_run(Some(job.id), job.attempts, &Config::default()).unwrap();
             for step in 1..=steps {
                 let row = StepRow {
@@ -262,6 +274,16 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_that_was_made_and_not_claimed_is_made_anew() {
+        let on = fixture();
+        let job = on.add("a.jsonl");
+        durable::write(&place_in_processing(&on.state, &job), b"{}\n").unwrap();
+        let recovered = recover(&on.state, &on.store, 3).unwrap();
+        assert_eq!(recovered.returned, [PathBuf::new(); 0]);
+        assert!(job.path.exists() && !place_in_processing(&on.state, &job).exists());
+    }
+
+    #[test]
     fn a_crash_between_rename_and_database_loses_nothing() {
         let on = fixture();
         let job = on.add("a.jsonl");
@@ -271,7 +293,8 @@ mod tests {
         let recovered = recover(&on.state, &on.store, 3).unwrap();
         assert_eq!(on.store.job(job.id).unwrap().path, ours);
         assert_eq!(recovered.returned, [on.state.inbox(Priority::Normal).join("stranger.jsonl")]);
-        let (claimed, _) = claim(&on.state, &on.store, &on.store.job(job.id).unwrap()).unwrap();
+        let (claimed, _) =
+            claim(&on.state, &on.store, &on.store.job(job.id).unwrap(), &TERMS).unwrap();
         assert_eq!(claimed.path, ours);
     }
 }

@@ -4,13 +4,14 @@ use std::fmt::Write;
 use std::path::Path;
 
 use chandler_durable as durable;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::error::QueueError;
 use crate::store::Job;
+use crate::visible::{visible, visible_json};
 
 /// A line of a training file that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BadLine {
     /// The line, from 1.
     pub line: u64,
@@ -77,8 +78,8 @@ impl FailureReport {
     /// Writes `NAME.report.json` and `NAME.report.txt` beside the file.
     pub(super) fn write_beside(&self, file: &Path) -> Result<(), QueueError> {
         let json = serde_json::to_string_pretty(self).unwrap_or_else(|_| self.errors.join("\n"));
-        durable::write(&beside(file, "report.json"), json.as_bytes())?;
-        durable::write(&beside(file, "report.txt"), self.to_text().as_bytes())?;
+        durable::write(&beside(file, "report.json"), visible_json(&json).as_bytes())?;
+        durable::write(&beside(file, "report.txt"), visible(&self.to_text()).as_bytes())?;
         Ok(())
     }
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use chandler_durable::{self as durable, RealFs};
 
-use super::add::free_name;
 use super::error::QueueError;
+use super::names::free_name;
 use super::report::{FailureReport, remove_beside};
 use crate::priority::Priority;
 use crate::state_dir::StateDir;

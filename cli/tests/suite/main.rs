@@ -6,6 +6,7 @@ mod bench;
 mod daemon;
 mod faces;
 mod faults;
+mod hostile;
 mod kills;
 mod memory;
 mod old_checkpoints;

@@ -93,8 +93,8 @@ fn a_missing_file() {
     let folder = tempfile::tempdir().unwrap();
     let files = [PathBuf::from("/nowhere/data.jsonl")];
     let options = DataOptions::default();
-    let error = Dataset::open(&files, &pipeline("qwen3"), &options, folder.path(), &mut |_| {})
-        .unwrap_err();
+    let error =
+        Dataset::open(&files, &pipeline("qwen3"), &options, folder.path(), &|_| {}).unwrap_err();
     assert!(error.to_string().contains("/nowhere/data.jsonl") && error.hint().is_some());
 }
 
@@ -106,5 +106,5 @@ fn a_template_that_loops_for_ever_is_stopped() {
     let template = ChatTemplate::new(source.to_owned(), &tokenizer).unwrap();
     let messages = vec![serde_json::json!({ "role": "user", "content": "a" })];
     let error = template.render(&messages, &RenderOptions::default()).unwrap_err();
-    assert!(matches!(error, DataError::Render { .. }), "{error}");
+    assert!(matches!(error, DataError::TemplateBounds { .. }), "{error}");
 }

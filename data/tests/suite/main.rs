@@ -4,5 +4,6 @@
 mod assistant;
 mod bad_files;
 mod chat;
+mod hostile;
 mod rows;
 mod support;

@@ -3,8 +3,9 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use chandler_data::{DataOptions, Dataset, LossOn, OnBadLine, Packing, row_order};
+use chandler_data::{BuildProgress, DataOptions, Dataset, LossOn, OnBadLine, Packing, row_order};
 use serde_json::json;
 
 use crate::support::{MODELS, golden, goldens, ids, labels, open, pipeline};
@@ -94,7 +95,7 @@ fn every_shape_of_record_becomes_tokens() {
     fs::File::create(&path).unwrap().write_all(bytes.as_bytes()).unwrap();
     let tokenizer = pipeline("qwen2");
     let options = DataOptions::default();
-    let dataset = Dataset::open(&[path], &tokenizer, &options, folder.path(), &mut |_| {}).unwrap();
+    let dataset = Dataset::open(&[path], &tokenizer, &options, folder.path(), &|_| {}).unwrap();
     let trained: Vec<String> = (0..dataset.len())
         .map(|index| {
             let labels = dataset.row(index).unwrap().labels;
@@ -123,12 +124,12 @@ fn the_cache_is_used_and_made_anew_when_damaged() {
     let file = goldens().join("data/chat.jsonl");
     let pipeline = pipeline("qwen3");
     let build = || {
-        let mut made = 0;
+        let made = AtomicU64::new(0);
+        let count = |now: BuildProgress| made.store(now.records, Ordering::Relaxed);
         let options = DataOptions::default();
         let files = std::slice::from_ref(&file);
-        let dataset =
-            Dataset::open(files, &pipeline, &options, folder.path(), &mut |_| made += 1).unwrap();
-        (dataset.row(5).unwrap(), made > 0)
+        let dataset = Dataset::open(files, &pipeline, &options, folder.path(), &count).unwrap();
+        (dataset.row(5).unwrap(), made.load(Ordering::Relaxed) > 0)
     };
     let (row, made) = build();
     assert!(made);

@@ -36,5 +36,5 @@ pub(crate) fn open(bytes: &[u8], name: &str, options: &DataOptions) -> Result<Da
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data.jsonl");
     File::create(&path).unwrap().write_all(bytes).unwrap();
-    Dataset::open(&[path], &pipeline(name), options, folder.path(), &mut |_| {})
+    Dataset::open(&[path], &pipeline(name), options, folder.path(), &|_| {})
 }

@@ -15,7 +15,7 @@ use std::path::Path;
 use chandler_kernels::activation::Activation;
 use serde_json::Value;
 
-use crate::ModelError;
+use crate::{ModelError, foreign};
 pub use defaults::Family;
 pub use layers::{Attended, LayerConfig};
 pub use rope_parameters::{RopeParameters, RopeScaling};
@@ -87,10 +87,9 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// Reads `config.json` in `folder`.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
+        foreign::check_folder(folder)?;
         let path = folder.join("config.json");
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| ModelError::Read { path: path.clone(), source })?;
-        let value: Value = serde_json::from_str(&text)
+        let value: Value = serde_json::from_str(&foreign::read_json(&path)?)
             .map_err(|source| ModelError::Json { path: path.clone(), source })?;
         Self::from_json(value, &path)
     }

@@ -11,6 +11,11 @@ use super::layers::LayerType;
 use super::{ModelConfig, layers, rope_parameters};
 use crate::ModelError;
 
+/// Rows and columns of a matrix; the largest in use have some hundred thousand.
+const MAX_SIZE: usize = 1 << 22;
+/// Layers, heads, and dimensions of a head.
+const MAX_COUNT: usize = 1 << 12;
+
 /// The keys that matter to us. `Option<Option<_>>` tells a `null` from a missing key.
 #[derive(Debug, Deserialize)]
 pub(super) struct RawConfig {
@@ -128,6 +133,16 @@ fn translate(family: Family, raw: &RawConfig, value: Value) -> Result<ModelConfi
     let hidden_size = required("hidden_size", raw.hidden_size)?;
     let num_attention_heads = required("num_attention_heads", raw.num_attention_heads)?;
     let num_hidden_layers = required("num_hidden_layers", raw.num_hidden_layers)?;
+    for (key, count) in [
+        ("num_attention_heads", num_attention_heads),
+        ("num_hidden_layers", num_hidden_layers),
+        ("head_dim", raw.head_dim.unwrap_or(0)),
+    ] {
+        if count > MAX_COUNT {
+            let reason = format!("{count} is more than {MAX_COUNT}");
+            return Err(ModelError::BadConfig { key, reason });
+        }
+    }
     let head_dim = raw.head_dim.or(family.head_dim()).unwrap_or(hidden_size / num_attention_heads);
     let gemma = family.is_gemma();
     let attention_bias = raw.attention_bias.unwrap_or(false);
@@ -187,8 +202,12 @@ fn translate(family: Family, raw: &RawConfig, value: Value) -> Result<ModelConfi
     })
 }
 
+/// A size that must be there; nothing computed from sizes within this bound overflows.
 fn required(key: &'static str, value: Option<usize>) -> Result<usize, ModelError> {
     match value {
+        Some(value) if value > MAX_SIZE => {
+            Err(ModelError::BadConfig { key, reason: format!("{value} is more than {MAX_SIZE}") })
+        }
         Some(0) => Err(ModelError::BadConfig { key, reason: "is 0".to_owned() }),
         Some(value) => Ok(value),
         None => Err(ModelError::BadConfig { key, reason: "is missing".to_owned() }),

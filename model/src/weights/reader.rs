@@ -1,6 +1,7 @@
 //! The tensors of a folder, over however many files.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
@@ -13,7 +14,7 @@ use safetensors::Dtype;
 use serde::Deserialize;
 
 use super::header::{self, Entry};
-use crate::ModelError;
+use crate::{ModelError, foreign};
 
 /// Where every tensor of a model or adapter folder is.
 #[derive(Debug)]
@@ -37,22 +38,33 @@ impl WeightFiles {
         }
         let index_path = folder.join("model.safetensors.index.json");
         if !index_path.exists() {
+            if let Some(path) = foreign::pickle_in(folder) {
+                return Err(ModelError::Pickle { path });
+            }
             let reason = "there is neither model.safetensors nor model.safetensors.index.json";
             let source = io::Error::new(io::ErrorKind::NotFound, reason);
             return Err(ModelError::Read { path: folder.to_path_buf(), source });
         }
-        let text = std::fs::read_to_string(&index_path)
-            .map_err(|source| ModelError::Read { path: index_path.clone(), source })?;
-        let index: Index = serde_json::from_str(&text)
+        let index: Index = serde_json::from_str(&foreign::read_json(&index_path)?)
             .map_err(|source| ModelError::Json { path: index_path.clone(), source })?;
-        let mut shards: Vec<&String> = index.weight_map.values().collect();
-        shards.sort();
-        shards.dedup();
-        if let Some(stray) = shards.iter().find(|shard| !is_plain_name(shard)) {
-            let reason = format!("it names a shard \"{stray}\" that is not a file of this folder");
-            return Err(ModelError::BadSafetensors { path: index_path, reason });
+        let files = Self::of_files(folder, shards(folder, &index, &index_path)?)?;
+        files.agree_with(&index, index_path)
+    }
+
+    /// Every tensor must be where the index says that it is.
+    fn agree_with(self, index: &Index, path: PathBuf) -> Result<Self, ModelError> {
+        let is_there = |(name, shard): &(&String, &String)| {
+            let file = self.tensors.get(*name).and_then(|(file, _)| file.file_name());
+            file == Some(OsStr::new(shard.as_str()))
+        };
+        match index.weight_map.iter().find(|entry| !is_there(entry)) {
+            Some((name, shard)) => {
+                let reason =
+                    format!("it says that tensor {name:?} is in {shard:?}, which is not so");
+                Err(ModelError::BadSafetensors { path, reason })
+            }
+            None => Ok(self),
         }
-        Self::of_files(folder, shards.into_iter().map(|shard| folder.join(shard)))
     }
 
     /// Exactly these files.
@@ -62,10 +74,11 @@ impl WeightFiles {
     ) -> Result<Self, ModelError> {
         let mut tensors = BTreeMap::new();
         for file in files {
+            foreign::check_inside(folder, &file)?;
             let shared: Arc<Path> = file.as_path().into();
             for (name, entry) in header::read(&file)? {
                 if tensors.insert(name.clone(), (Arc::clone(&shared), entry)).is_some() {
-                    let reason = format!("tensor \"{name}\" is also in another shard");
+                    let reason = format!("tensor {name:?} is also in another shard");
                     return Err(ModelError::BadSafetensors { path: file, reason });
                 }
             }
@@ -78,13 +91,13 @@ impl WeightFiles {
     }
 
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
-        Some(&self.tensors.get(name)?.1.info.shape)
+        Some(&self.tensors.get(name)?.1.shape)
     }
 
     /// The type most of the folder is stored in.
     pub(crate) fn stored_dtype(&self) -> Option<DType> {
         let bytes_of = |wanted: Dtype| -> usize {
-            let same = self.tensors.values().filter(|(_, entry)| entry.info.dtype == wanted);
+            let same = self.tensors.values().filter(|(_, entry)| entry.dtype == wanted);
             same.map(|(_, entry)| entry.bytes).sum()
         };
         let known =
@@ -106,15 +119,15 @@ impl WeightFiles {
                 folder: self.folder.clone(),
             });
         };
-        if entry.info.shape != shape {
+        if entry.shape != shape {
             return Err(ModelError::Misshapen {
                 name: name.to_owned(),
                 file: file.to_path_buf(),
                 expected: shape.to_vec(),
-                found: entry.info.shape.clone(),
+                found: entry.shape.clone(),
             });
         }
-        let stored = match entry.info.dtype {
+        let stored = match entry.dtype {
             Dtype::F32 => DType::F32,
             Dtype::BF16 => DType::BF16,
             Dtype::F16 => DType::F16,
@@ -161,6 +174,24 @@ impl SafetensorsFile {
     ) -> Result<Tensor, ModelError> {
         self.0.read(name, shape, dtype, device)
     }
+}
+
+/// The files that an index names, each a safetensors file of its folder.
+fn shards(folder: &Path, index: &Index, path: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let mut shards: Vec<&String> = index.weight_map.values().collect();
+    shards.sort();
+    shards.dedup();
+    for shard in &shards {
+        let shard_path = Path::new(shard.as_str());
+        if !is_plain_name(shard) {
+            let reason = format!("it names a shard {shard:?} that is not a file of this folder");
+            return Err(ModelError::BadSafetensors { path: path.to_path_buf(), reason });
+        }
+        if foreign::is_pickle(shard_path) {
+            return Err(ModelError::Pickle { path: folder.join(shard_path) });
+        }
+    }
+    Ok(shards.into_iter().map(|shard| folder.join(shard)).collect())
 }
 
 fn is_plain_name(name: &str) -> bool {

@@ -4,6 +4,7 @@
 mod adapters;
 mod folders;
 mod gradients;
+mod hostile;
 #[cfg(feature = "hub")]
 mod hub;
 mod kv_cache;

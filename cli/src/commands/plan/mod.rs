@@ -6,7 +6,7 @@ mod table;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use chandler_data::{Dataset, TextPipeline};
+use chandler_data::Dataset;
 use chandler_model::{CausalLm, ModelConfig};
 use chandler_vram::{Bytes, Plan};
 use clap::Args;
@@ -17,7 +17,7 @@ use super::App;
 use super::bench::{product_peak, train_flops_per_token};
 use crate::config::Config;
 use crate::engine::{
-    EngineError, Planning, data_options, dtype, fitting, lora, memory_room, model_folder,
+    EngineError, Planning, Reader, data_options, dtype, fitting, lora, memory_room, model_folder,
     train_settings,
 };
 use crate::exit::Exit;
@@ -76,7 +76,12 @@ pub(super) fn plan(app: &App, args: &PlanArgs) -> Result<Exit, Failure> {
     logging::init(&config.log, &app.terminal, None)?;
     let folder = model_folder(&config, &Progress::new(&app.terminal))?;
     let model = hollow(&config, &folder, args.adapter.as_deref())?;
-    let rows = args.data.as_deref().map(|file| read_rows(&config, &folder, &model, file));
+    let progress = Progress::new(&app.terminal);
+    let reader = Reader {
+        vocab_size: Some(model.config().vocab_size),
+        ..Reader::new(&config, &folder, &progress)
+    };
+    let rows = args.data.as_deref().map(|file| read_rows(&config, &reader, file));
     let rows = rows.transpose()?;
     let mut planning = Planning::new(&config, &model, rows.as_ref(), None);
     planning.budget = match (args.device, args.others) {
@@ -138,18 +143,11 @@ fn hollow(config: &Config, folder: &Path, adapter: Option<&Path>) -> Result<Caus
     Ok(model)
 }
 
-fn read_rows(
-    config: &Config,
-    folder: &Path,
-    model: &CausalLm,
-    file: &Path,
-) -> Result<Dataset, EngineError> {
-    let pipeline = TextPipeline::open(folder)?;
-    let options = data_options(config, Some(model.config().vocab_size));
+fn read_rows(config: &Config, reader: &Reader, file: &Path) -> Result<Dataset, EngineError> {
+    let options = data_options(config, reader.vocab_size);
     let cache = tempfile::tempdir()
         .map_err(|source| EngineError::Read { path: std::env::temp_dir(), source })?;
-    let files = [file.to_owned()];
-    let all = Dataset::open(&files, &pipeline, &options, cache.path(), &mut |_| {})?;
+    let all = reader.tokenize(&[file.to_owned()], None, &options, cache.path(), None)?.rows;
     Ok(match options.packing {
         Some(packing) => all.packed(packing, options.max_length),
         None => all,

@@ -1,0 +1,90 @@
+//! Files of a model folder that others made: read with bounds, and only from where they belong.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use crate::ModelError;
+use crate::folder::COMPANION_FILES;
+
+/// Of a JSON file; the index of the largest models has some ten megabytes.
+const MAX_JSON_BYTES: u64 = 64 << 20;
+/// Endings of files that Python's pickle wrote, or may have.
+const PICKLES: [&str; 6] = ["bin", "pt", "pth", "ckpt", "pkl", "pickle"];
+
+/// Opens a regular file, or a link to one; a pipe would be waited for without end.
+pub(crate) fn open_regular(path: &Path) -> Result<File, ModelError> {
+    let opened = std::fs::metadata(path).and_then(|metadata| {
+        if metadata.is_file() {
+            File::open(path)
+        } else {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
+        }
+    });
+    opened.map_err(|source| ModelError::Read { path: path.to_owned(), source })
+}
+
+/// The text of a JSON file.
+pub(crate) fn read_json(path: &Path) -> Result<String, ModelError> {
+    let unreadable = |source| ModelError::Read { path: path.to_owned(), source };
+    let mut text = String::new();
+    let file = open_regular(path)?;
+    file.take(MAX_JSON_BYTES + 1).read_to_string(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > MAX_JSON_BYTES {
+        return Err(ModelError::TooLarge { path: path.to_owned(), max_bytes: MAX_JSON_BYTES });
+    }
+    Ok(text)
+}
+
+/// Whether a file is a pickle by its name.
+pub(crate) fn is_pickle(path: &Path) -> bool {
+    let ending = path.extension().and_then(|ending| ending.to_str());
+    ending.is_some_and(|ending| PICKLES.contains(&ending.to_ascii_lowercase().as_str()))
+}
+
+/// Whether a file is one by how it begins: a bare pickle, or the ZIP archive of `torch.save`.
+pub(crate) fn begins_as_pickle(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"PK\x03\x04") || matches!(bytes, [0x80, 2..=5, ..])
+}
+
+/// The first pickle that lies in a folder.
+pub(crate) fn pickle_in(folder: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).ok()?;
+    entries.flatten().map(|entry| entry.path()).filter(|path| is_pickle(path)).min()
+}
+
+/// Refuses what is no folder, and a folder whose files are links to somewhere else: what they lead
+/// to would be read as a part of the model, and copied into every model made from it.
+pub(crate) fn check_folder(folder: &Path) -> Result<(), ModelError> {
+    if folder.is_file() {
+        let path = folder.to_owned();
+        let pickle = is_pickle(folder);
+        return Err(if pickle { ModelError::Pickle { path } } else { ModelError::NoFolder { path } });
+    }
+    let names = COMPANION_FILES.into_iter().chain(["config.json"]);
+    for name in names {
+        check_inside(folder, &folder.join(name))?;
+    }
+    Ok(())
+}
+
+/// Refuses a link that leads out of the folder, unless into the `blobs` of the hub's cache, of which
+/// the folder is then a snapshot. What does not exist is for others to miss.
+pub(crate) fn check_inside(folder: &Path, path: &Path) -> Result<(), ModelError> {
+    let is_link = path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+    let (true, Ok(target), Ok(home)) = (is_link, path.canonicalize(), folder.canonicalize()) else {
+        return Ok(());
+    };
+    let is_blob = blobs_of(&home).is_some_and(|blobs| target.starts_with(blobs));
+    if is_blob || target.starts_with(&home) {
+        return Ok(());
+    }
+    Err(ModelError::LinkOutside { path: path.to_owned(), target })
+}
+
+/// `models--owner--name/snapshots/REVISION` has its files in `models--owner--name/blobs`.
+fn blobs_of(home: &Path) -> Option<PathBuf> {
+    let snapshots = home.parent()?;
+    let repository = snapshots.parent()?;
+    (snapshots.file_name()? == "snapshots").then(|| repository.join("blobs"))
+}
