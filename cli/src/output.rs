@@ -9,7 +9,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::visible::{visible, visible_json, visible_painted};
 
-/// Prints text for people, made [`visible`]. A reader that went away, as `head` does, is no error.
+/// Prints text for people, with control characters made visible. A reader that went away, as `head` does, is no error.
 pub fn print(text: &str) -> Result<(), Failure> {
     let painted = io::stdout().is_terminal();
     write(&if painted { visible_painted(text) } else { visible(text) })

@@ -199,8 +199,9 @@ impl DataError {
             Self::MissingTokenizer { .. } => {
                 "copy tokenizer.json and tokenizer_config.json from the model's page into the folder"
             }
-            Self::BadTokenizer { .. } => "download the tokenizer's files again",
-            Self::Tokenize { .. } => "download the tokenizer's files again",
+            Self::BadTokenizer { .. } | Self::Tokenize { .. } => {
+                "download the tokenizer's files again"
+            }
             Self::MissingTemplate => {
                 "put a chat_template.jinja into the model folder (the instruct variant of the model \
                  has one), or use \"text\" or plain \"prompt\" and \"completion\" records"

@@ -127,8 +127,8 @@ pub(crate) fn decode(pid: Pid, root: &Path, number: i64, args: [u64; 6]) -> Opti
     let cwd = libc::AT_FDCWD as u64;
     let at = |folder: u64, name: u64| thread.named(folder, name);
     let mut call = match number {
-        libc::SYS_open => thread.opened(at(cwd, a)?, b),
-        libc::SYS_openat => thread.opened(at(a, b)?, c),
+        libc::SYS_open => Call::opened(at(cwd, a)?, b),
+        libc::SYS_openat => Call::opened(at(a, b)?, c),
         libc::SYS_creat => Call::of(Kind::Create, at(cwd, a)?),
         libc::SYS_read | libc::SYS_pread64 | libc::SYS_readv | libc::SYS_preadv => {
             Call::of(Kind::Read, thread.described(a)?)
@@ -187,6 +187,11 @@ pub(crate) fn decode(pid: Pid, root: &Path, number: i64, args: [u64; 6]) -> Opti
 }
 
 impl Call {
+    fn opened(path: PathBuf, flags: u64) -> Self {
+        let makes = flags & (libc::O_CREAT | libc::O_TRUNC) as u64 != 0;
+        Self::of(if makes { Kind::Create } else { Kind::Open }, path)
+    }
+
     fn of(kind: Kind, path: PathBuf) -> Self {
         Self { number: 0, kind, path, to: None, exchanges: false, descriptor: None, offset: None }
     }
@@ -203,11 +208,6 @@ struct Thread<'a> {
 }
 
 impl Thread<'_> {
-    fn opened(&self, path: PathBuf, flags: u64) -> Call {
-        let makes = flags & (libc::O_CREAT | libc::O_TRUNC) as u64 != 0;
-        Call::of(if makes { Kind::Create } else { Kind::Open }, path)
-    }
-
     /// The file behind a descriptor, if it is one of ours.
     fn described(&self, descriptor: u64) -> Option<PathBuf> {
         let path = std::fs::read_link(format!("/proc/{}/fd/{descriptor}", self.pid)).ok()?;

@@ -362,7 +362,7 @@ mod tests {
     #[test]
     fn what_was_synced_stays_and_what_was_not_may_be_anything() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("old"), b"old").unwrap();
+        chandler_durable::write(&folder.path().join("old"), b"old").unwrap();
         let mut disk = Disk::of(folder.path()).unwrap();
         let node = disk.create(Path::new("new")).unwrap();
         disk.write(node, 0, b"ab".to_vec());
@@ -381,7 +381,7 @@ mod tests {
     #[test]
     fn a_rename_is_never_half_done() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("state"), b"old").unwrap();
+        chandler_durable::write(&folder.path().join("state"), b"old").unwrap();
         std::fs::create_dir(folder.path().join("sub")).unwrap();
         let mut disk = Disk::of(folder.path()).unwrap();
         let node = disk.create(Path::new("sub/next")).unwrap();

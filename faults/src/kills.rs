@@ -38,7 +38,7 @@ pub fn at_random(scenario: &Scenario, oracle: &Oracle, kills: u64, seed: u64) ->
         let folder = tempfile::tempdir()?;
         let state = folder.path().canonicalize()?.join("state");
         scenario.prepare(&state)?;
-        for _ in 0..1 + random.below(MOST_KILLS) {
+        for _ in 0..=random.below(MOST_KILLS) {
             let killed = if random.below(2) == 0 {
                 let at = 1 + random.below(span.calls);
                 let mut seen = 0;

@@ -31,4 +31,4 @@ pub use oracle::Oracle;
 pub use random::Random;
 pub use recorder::{Event, Recorder, Replay};
 pub use scenario::{FILE_NAME, Scenario};
-pub use tracer::{Ending, Errno, Verdict, Watcher, run};
+pub use tracer::{Ending, Errno, Verdict, Watcher, can_trace, run};

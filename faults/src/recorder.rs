@@ -68,7 +68,7 @@ impl Recorder {
         Self { root: root.to_owned(), events: Vec::new(), trouble: None }
     }
 
-    fn effect(&self, pid: i32, call: &Call, result: i64) -> Option<Effect> {
+    fn effect(pid: i32, call: &Call, result: i64) -> Option<Effect> {
         let described = |descriptor: u64| PathBuf::from(format!("/proc/{pid}/fd/{descriptor}"));
         let inode = |descriptor: u64| Some(described(descriptor).metadata().ok()?.ino());
         Some(match call.kind {
@@ -122,7 +122,7 @@ impl Watcher for Recorder {
         if result < 0 || !call.kind.changes() || is_shared_memory(&call.path) {
             return;
         }
-        match self.effect(pid, call, result) {
+        match Self::effect(pid, call, result) {
             Some(effect) => self.events.push(Event {
                 label: call.label(),
                 kind: call.kind,

@@ -49,6 +49,11 @@ impl<F: FnMut(&Call) -> Verdict> Watcher for F {
     }
 }
 
+/// Whether this process may trace another: some sandboxes forbid it.
+pub fn can_trace() -> bool {
+    run(&mut Command::new("true"), Path::new("/"), &mut |_: &Call| Verdict::Go).is_ok()
+}
+
 /// Runs `command` to its end under the eyes of `watcher`.
 ///
 /// Only calls on files below `root`, an absolute path without links in it, are shown. Threads and

@@ -59,7 +59,11 @@ pub(crate) fn check_folder(folder: &Path) -> Result<(), ModelError> {
     if folder.is_file() {
         let path = folder.to_owned();
         let pickle = is_pickle(folder);
-        return Err(if pickle { ModelError::Pickle { path } } else { ModelError::NoFolder { path } });
+        return Err(if pickle {
+            ModelError::Pickle { path }
+        } else {
+            ModelError::NoFolder { path }
+        });
     }
     let names = COMPANION_FILES.into_iter().chain(["config.json"]);
     for name in names {

@@ -67,10 +67,10 @@ impl Trainer<'_> {
             if control == Control::Checkpoint {
                 self.checkpoint_for(observer)?;
             }
-            let is_finished = self.step >= self.plan.total_steps();
-            if is_finished || control == Control::Stop {
+            let is_stopped = control == Control::Stop;
+            if is_stopped || self.step >= self.plan.total_steps() {
                 self.settle_checkpoint(observer, true)?;
-                return Ok(if is_finished { Outcome::Finished } else { Outcome::Stopped });
+                return Ok(if is_stopped { Outcome::Stopped } else { Outcome::Finished });
             }
             let at = self.step;
             let metrics = self.step();

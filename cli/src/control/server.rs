@@ -79,9 +79,9 @@ fn accept(listener: &UnixListener, ending: &AtomicBool, handler: &Arc<Handler>) 
         let (handler, turn) = (Arc::clone(handler), Arc::clone(&going_on));
         let conversation =
             std::thread::Builder::new().name("control-answer".to_owned()).spawn(move || {
-                let _turn = turn;
                 // A client that went away takes its errors with it.
                 let _ = converse(&stream, Patience::default(), &*handler);
+                drop(turn);
             });
         if let Err(error) = conversation {
             tracing::warn!(%error, "cannot answer on the control socket");

@@ -148,7 +148,8 @@ impl JobLoop<'_> {
         self.controls.set_waiting(None);
         // After a failed write a connection may believe what is not on the disk.
         match Store::open(self.store.path()) {
-            Ok(store) => *self.store = store,
+            Ok(store) if !store.is_read_only() => *self.store = store,
+            Ok(_) => tracing::warn!("the database can only be read for now"),
             Err(error) => tracing::warn!("the database stays as it is for now: {error}"),
         }
     }

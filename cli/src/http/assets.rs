@@ -45,7 +45,6 @@ pub(super) fn is_one(path: &str) -> bool {
     ASSETS.iter().any(|asset| asset.path == path)
 }
 
-#[expect(clippy::unused_async, reason = "axum wants handlers so")]
 pub(super) async fn asset(uri: Uri, headers: HeaderMap) -> Result<Response, Refusal> {
     let path = uri.path();
     let Some(place) = ASSETS.iter().position(|asset| asset.path == path) else {

@@ -314,6 +314,9 @@ mod tests {
         assert_eq!(status(&guard, &as_proxy), 421);
     }
 
+    /// Method, path, headers and the answer's code.
+    type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], u16);
+
     #[test]
     fn what_changes_something_must_come_from_our_page() {
         let (_folder, guard) = guard("127.0.0.1:7917", &[]);
@@ -322,7 +325,7 @@ mod tests {
         let host = ("host", "localhost:7917");
         let with_cookie = ("cookie", cookie.as_str());
         let with_bearer = ("authorization", bearer.as_str());
-        let cases: [(&str, &str, &[(&str, &str)], u16); 14] = [
+        let cases: [Case; 14] = [
             ("GET", "/api/status", &[with_bearer], 200),
             ("GET", "/api/status", &[with_cookie], 200),
             ("GET", "/api/status", &[with_cookie, ("sec-fetch-site", "cross-site")], 403),

@@ -104,7 +104,6 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-#[expect(clippy::unused_async, reason = "axum wants handlers so")]
 async fn not_so(uri: Uri) -> Refusal {
     let error = format!("{} is not asked for in this way", uri.path());
     Refusal { status: StatusCode::METHOD_NOT_ALLOWED, ..Refusal::not_found(error) }

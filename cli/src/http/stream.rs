@@ -115,7 +115,9 @@ impl Viewer {
             let messages = self.look().await?;
             if !messages.is_empty() {
                 let mut text = String::new();
-                messages.iter().for_each(|message| message.write_into(&mut text));
+                for message in &messages {
+                    message.write_into(&mut text);
+                }
                 return Some(text);
             }
             if begun.elapsed() >= SIGN_OF_LIFE {

@@ -97,7 +97,8 @@ fn read_text(path: &Path) -> io::Result<(String, std::fs::Metadata)> {
 pub(super) fn make_or_read(path: &Path) -> Result<Token, HttpError> {
     match read_text(path) {
         Ok((text, metadata)) => {
-            let is_private = metadata.mode() & 0o077 == 0 && metadata.uid() == geteuid().as_raw();
+            const OTHERS: u32 = 0o077;
+            let is_private = metadata.mode() & OTHERS == 0 && metadata.uid() == geteuid().as_raw();
             match Token::parse(&text) {
                 Some(token) if is_private => return Ok(token),
                 Some(_) => {

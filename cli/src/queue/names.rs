@@ -27,8 +27,7 @@ pub(super) fn free_name(folder: &Path, name: &str) -> PathBuf {
         .chain((2..=u64::MAX).map(|number| folder.join(format!("{stem}-{number}{extension}"))))
         .find(|path| {
             // A name that cannot be looked at may be in use.
-            path.symlink_metadata()
-                .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+            path.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
         })
         .unwrap_or_else(|| folder.join(name))
 }

@@ -97,6 +97,9 @@ impl StoreError {
                 Some(rusqlite::ErrorCode::DatabaseBusy) => {
                     Some("another process holds the database; try again".into())
                 }
+                Some(rusqlite::ErrorCode::ReadOnly | rusqlite::ErrorCode::CannotOpen) => {
+                    Some("check the owner and mode of chandler.db, and what `dmesg` says".into())
+                }
                 Some(rusqlite::ErrorCode::SystemIoFailure) => {
                     Some("the disk does not answer as it should: look at `dmesg`".into())
                 }

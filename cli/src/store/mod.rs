@@ -50,6 +50,11 @@ impl Store {
         Ok(Self { connection, path: path.to_owned() })
     }
 
+    /// Whether it could only be opened for reading, which SQLite does where writing is refused.
+    pub fn is_read_only(&self) -> bool {
+        self.connection.is_readonly(rusqlite::MAIN_DB).unwrap_or(true)
+    }
+
     /// Opens the database for reading alone: a writer is never kept waiting, and what is there is
     /// not brought to a newer version. It must exist.
     pub fn open_to_read(path: &Path) -> Result<Self, StoreError> {

@@ -175,9 +175,10 @@ impl WorkerError {
     pub(crate) fn fault(&self) -> Fault {
         match self {
             Self::Refused(refusal) => refusal.fault,
-            Self::Ended { end: End::Killed | End::Exited { .. }, .. } => Fault::Attempt,
+            Self::Stopped
+            | Self::Garbled { .. }
+            | Self::Ended { end: End::Killed | End::Exited { .. }, .. } => Fault::Attempt,
             Self::Ended { read: ReadThing::Lines { .. }, .. } => Fault::File,
-            Self::Stopped | Self::Garbled { .. } => Fault::Attempt,
             Self::Start { .. } | Self::Ended { .. } => Fault::Setup(Exit::Error),
         }
     }

@@ -28,7 +28,7 @@ fn what_is_no_file_is_left_alone_and_what_is_one_is_learned() {
     File::create(at("endless.jsonl")).unwrap().set_len(1 << 43).unwrap();
     put(&at("evil\u{1b}[2J\u{202e}\n.jsonl"), RECORD);
     put(&at("closed.jsonl"), RECORD);
-    fs::set_permissions(at("closed.jsonl"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(at("closed.jsonl"), fs::Permissions::from_mode(0o0)).unwrap();
     let long = format!("{}.jsonl", "n".repeat(249));
     put(&at(&long), RECORD);
     put(&at("$(touch x) '..' ;.jsonl"), RECORD);

@@ -119,6 +119,7 @@ pub(crate) fn daemon<'a>(state: &'a str, extra: &[&'a str]) -> Vec<&'a str> {
         "eval.eval_steps=0",
         "data.max_length=64",
         "daemon.min_free_gib=0",
+        "daemon.restart=false",
         "daemon.settle_seconds=0",
         "daemon.poll_seconds=0.05",
     ] {

