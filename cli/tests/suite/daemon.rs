@@ -43,10 +43,16 @@ fn a_second_daemon_is_told_who_the_first_is() {
     let mut first =
         chandler().args(["run", "--dir", &state]).stderr(Stdio::null()).spawn().unwrap();
     let begun = Instant::now();
-    while !run(&["pause", "--dir", &state]).status.success() {
+    let runs = || {
+        let output = run(&["status", "--dir", &state, "--json"]);
+        let status: Option<Value> = serde_json::from_slice(&output.stdout).ok();
+        status.is_some_and(|status| status["running"] == true)
+    };
+    while !runs() {
         assert!(begun.elapsed() < Duration::from_secs(60));
         sleep(Duration::from_millis(20));
     }
+    ok(&["pause", "--dir", &state]);
     let refusal = fails(3, &["run", "--once", "--dir", &state]);
     let status: Value = serde_json::from_str(&ok(&["status", "--dir", &state, "--json"])).unwrap();
     assert!(refusal.contains(&format!("pid {}", status["daemon"]["pid"])), "{refusal}");
