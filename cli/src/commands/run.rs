@@ -132,7 +132,10 @@ pub(super) fn work(
     let mut runner = engine::runner(state, config, &ledger);
     tracing::info!("chandler {} on {}", env!("CARGO_PKG_VERSION"), state.root().display());
     if let Some(page) = &page {
-        tracing::info!("page at {}: `chandler dashboard` opens it", page.url());
+        tracing::info!(
+            "page at {}: `chandler dashboard` prints the address with its token",
+            page.url()
+        );
     }
     let tally = JobLoop {
         state,
