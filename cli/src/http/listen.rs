@@ -20,6 +20,9 @@ use crate::config::HttpConfig;
 /// Bytes of a request before its body, and of what waits to be written.
 const MOST_HEADER_BYTES: usize = 16 * 1024;
 
+/// How long a connection may take for the answer that is going on when the server ends.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+
 /// Lines of a request before its body.
 const MOST_HEADERS: usize = 64;
 
@@ -70,7 +73,7 @@ pub(super) async fn serve(
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = ending.changed() => return,
+            _ = ending.changed() => break,
         };
         let Ok((stream, _)) = accepted else {
             // Out of descriptors, most likely: connections that end give some back.
@@ -79,9 +82,9 @@ pub(super) async fn serve(
         };
         match Arc::clone(&free).try_acquire_owned() {
             Ok(turn) => {
-                let router = router.clone();
+                let (router, ending) = (router.clone(), ending.clone());
                 tokio::spawn(async move {
-                    converse(stream, router, limits).await;
+                    converse(stream, router, limits, ending).await;
                     drop(turn);
                 });
             }
@@ -89,19 +92,39 @@ pub(super) async fn serve(
             Err(_) => drop(stream.try_write(BUSY)),
         }
     }
+    // Every connection is given the time for its last words; who does not use it is cut off.
+    let all = limits.connections as u32;
+    let _ = tokio::time::timeout(2 * LAST_WORDS, free.acquire_many(all)).await;
 }
 
-async fn converse(stream: TcpStream, router: Router, limits: Limits) {
+async fn converse(
+    stream: TcpStream,
+    router: Router,
+    limits: Limits,
+    mut ending: watch::Receiver<bool>,
+) {
     // Small messages go out at once; where that cannot be set they go out a little later.
     let _ = stream.set_nodelay(true);
     let io = TokioIo::new(Unstalled::new(stream, limits.write_patience));
-    let served = http1::Builder::new()
+    let mut builder = http1::Builder::new();
+    let connection = builder
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_patience)
         .max_headers(MOST_HEADERS)
         .max_buf_size(MOST_HEADER_BYTES)
-        .serve_connection(io, TowerToHyperService::new(router))
-        .await;
+        .serve_connection(io, TowerToHyperService::new(router));
+    tokio::pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        _ = ending.changed() => {
+            // An answer that has begun, such as that to `stop`, is brought to its end.
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(LAST_WORDS, connection).await {
+                Ok(served) => served,
+                Err(_) => return,
+            }
+        }
+    };
     if let Err(error) = served {
         tracing::debug!(%error, "an HTTP connection broke off");
     }

@@ -25,6 +25,8 @@ pub(crate) struct Watched {
     pub(crate) seconds: f64,
     /// Most resident memory that its child was seen with.
     pub(crate) peak_bytes: u64,
+    /// The same without its binary.
+    pub(crate) own_peak_bytes: u64,
 }
 
 /// Runs a command and watches its child's memory.
@@ -35,14 +37,17 @@ pub(crate) fn watched(args: &[&str]) -> Watched {
     let child = child.stdin(Stdio::null()).spawn().unwrap();
     let parent = child.id();
     let over = std::sync::atomic::AtomicBool::new(false);
-    let (output, peak_bytes) = std::thread::scope(|scope| {
+    let (output, (peak_bytes, own_peak_bytes)) = std::thread::scope(|scope| {
         let watch = scope.spawn(|| {
-            let mut peak = 0;
+            let (mut peak, mut own) = (0, 0);
             while !over.load(std::sync::atomic::Ordering::Relaxed) {
-                peak = children_of(parent).into_iter().filter_map(peak_of).fold(peak, u64::max);
+                for child in children_of(parent) {
+                    peak = peak_of(child).unwrap_or(0).max(peak);
+                    own = own_peak_of(child).unwrap_or(0).max(own);
+                }
                 std::thread::sleep(Duration::from_millis(2));
             }
-            peak
+            (peak, own)
         });
         let output = child.wait_with_output().unwrap();
         over.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -54,6 +59,7 @@ pub(crate) fn watched(args: &[&str]) -> Watched {
         printed: String::from_utf8_lossy(&output.stdout).into_owned(),
         seconds: begun.elapsed().as_secs_f64(),
         peak_bytes,
+        own_peak_bytes,
     }
 }
 
@@ -72,6 +78,11 @@ pub(crate) fn is_alive(pid: u32) -> bool {
 
 fn peak_of(pid: u32) -> Option<u64> {
     Some(status_of(pid, "VmHWM:")? << 10)
+}
+
+/// Without the pages of the binary itself, which is large with all that it has in it for tests.
+fn own_peak_of(pid: u32) -> Option<u64> {
+    Some(peak_of(pid)?.saturating_sub(status_of(pid, "RssFile:")? << 10))
 }
 
 fn status_of(pid: u32, key: &str) -> Option<u64> {
