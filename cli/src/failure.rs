@@ -36,16 +36,9 @@ impl Failure {
             if colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
         };
         let mut text = String::new();
-        let mut above = String::new();
-        for (depth, cause) in self.error.chain().enumerate() {
-            let cause = visible(&cause.to_string());
-            // Transparent errors repeat what stands above them.
-            if depth > 0 && above.contains(&cause) {
-                continue;
-            }
+        for (depth, cause) in said_once(self.error.as_ref()).iter().enumerate() {
             let lead = if depth == 0 { paint("1;31", "error") } else { "  because".to_owned() };
-            let _ = writeln!(text, "{lead}: {cause}");
-            above = cause;
+            let _ = writeln!(text, "{lead}: {}", visible(cause));
         }
         if let Some(hint) = self.hint.clone().or_else(|| hint_of_system(&self.error)) {
             let _ = writeln!(text, "{}: {}", paint("1;36", "hint"), visible(&hint));
@@ -54,13 +47,25 @@ impl Failure {
     }
 }
 
-/// An error and its causes in one line, each said once.
+/// What an error says and what its causes say, each said once: transparent errors repeat what stands
+/// above them.
+pub(crate) fn said_once(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
+    let mut said: Vec<String> = Vec::new();
+    let causes =
+        std::iter::successors(Some(error), |error: &&(dyn std::error::Error + 'static)| {
+            (*error).source()
+        });
+    for cause in causes.map(ToString::to_string) {
+        if !said.last().is_some_and(|above| above.contains(&cause)) {
+            said.push(cause);
+        }
+    }
+    said
+}
+
+/// An error and its causes in one line.
 pub(crate) fn in_one_line(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |words, cause| {
-        let cause = cause.to_string();
-        if words.contains(&cause) { words } else { format!("{words}: {cause}") }
-    })
+    said_once(error).join(": ")
 }
 
 /// What to do where the operating system refused something and nobody knows better.

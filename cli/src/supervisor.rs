@@ -23,10 +23,10 @@ const LONG_LIFE: Duration = Duration::from_secs(60);
 
 /// What a supervisor hears.
 enum News {
-    /// The daemon is alive.
-    Beat,
+    /// The daemon of this life is alive.
+    Beat(u64),
     /// Its standard output was closed: it is over, or about to be.
-    Silence,
+    Silence(u64),
     /// Somebody asked for an end.
     Asked(i32),
 }
@@ -61,9 +61,10 @@ pub fn supervise(
     })?;
     let mut wait = SHORTEST_WAIT;
     let mut crash: Option<String> = None;
+    let mut number = 0;
     loop {
         let begun = Instant::now();
-        let life = Life::begin(&mut command(crash.as_deref()), sender.clone())?;
+        let life = Life::begin(&mut command(crash.as_deref()), number, sender.clone())?;
         let words = match life.watch(&news, hang)? {
             (Ending::Exit(code), _) => return Ok(code),
             // It was asked to end before it had learned to listen.
@@ -77,6 +78,7 @@ pub fn supervise(
         }
         wait = (wait * 2).min(LONGEST_WAIT);
         crash = Some(words);
+        number += 1;
     }
 }
 
@@ -95,22 +97,24 @@ fn is_asked_to_end(news: &Receiver<News>, wait: Duration) -> bool {
 /// A daemon at work.
 struct Life {
     child: Child,
+    /// What is still heard of an earlier life is none of this one's business.
+    number: u64,
 }
 
 impl Life {
-    fn begin(command: &mut Command, sender: mpsc::Sender<News>) -> io::Result<Self> {
+    fn begin(command: &mut Command, number: u64, sender: mpsc::Sender<News>) -> io::Result<Self> {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         if let Some(output) = child.stdout.take() {
             std::thread::Builder::new().name("pulse".to_owned()).spawn(move || {
                 for line in BufReader::new(output).split(b'\n') {
-                    if line.is_err() || sender.send(News::Beat).is_err() {
+                    if line.is_err() || sender.send(News::Beat(number)).is_err() {
                         break;
                     }
                 }
-                let _ = sender.send(News::Silence);
+                let _ = sender.send(News::Silence(number));
             })?;
         }
-        Ok(Self { child })
+        Ok(Self { child, number })
     }
 
     /// Waits for the end; whether it was asked for.
@@ -124,8 +128,8 @@ impl Life {
             let patience =
                 hang.map(|hang| (beaten + hang).saturating_duration_since(Instant::now()));
             match news.recv_timeout(patience.unwrap_or(LONGEST_WAIT)) {
-                Ok(News::Beat) => beaten = Instant::now(),
-                Ok(News::Silence) => {
+                Ok(News::Beat(life)) if life == self.number => beaten = Instant::now(),
+                Ok(News::Silence(life)) if life == self.number => {
                     let status = self.child.wait()?;
                     return Ok((ending_of(status), asked));
                 }
@@ -143,7 +147,7 @@ impl Life {
                     self.child.wait()?;
                     return Ok((Ending::Cut(words), asked));
                 }
-                Err(_) => {}
+                Ok(_) | Err(_) => {}
             }
         }
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use chandler_durable::RealFs;
-use chandler_vram::{Category, Entry};
+use chandler_vram::{Category, Entry, Phase};
 
 use crate::checkpoint::Image;
 use crate::{Observer, TrainError, Trainer};
@@ -47,6 +47,13 @@ impl Trainer<'_> {
     pub(crate) fn checkpoint_for(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         // Two copies at a time would be one too many.
         self.settle_checkpoint(observer, true)?;
+        self.ledger.begin(Phase::Save);
+        let begun = self.begin_checkpoint(observer);
+        self.ledger.begin(Phase::Train);
+        begun
+    }
+
+    fn begin_checkpoint(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let path = observer.checkpoint_path(self.step).map_err(TrainError::Observer)?;
         let Some(path) = path else { return Ok(()) };
         let image = self.image(observer.checkpoint_extra());

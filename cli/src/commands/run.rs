@@ -27,9 +27,9 @@ pub(super) struct RunArgs {
     /// End when nothing waits in the inbox any more
     #[arg(long)]
     once: bool,
-    /// Started by a supervisor, which listens on standard output
-    #[arg(long, hide = true)]
-    supervised: bool,
+    /// Started by the supervisor with this process number, which listens on standard output
+    #[arg(long, hide = true, value_name = "PID")]
+    supervised_by: Option<i32>,
     /// How the daemon before this one ended
     #[arg(long, hide = true, value_name = "WORDS")]
     after: Option<String>,
@@ -39,12 +39,12 @@ pub(super) fn run(app: &App, args: &RunArgs) -> Result<Exit, Failure> {
     let state = app.state()?;
     let config = app.config(Vec::new())?.config;
     let until = if args.once { Until::Empty } else { Until::Stopped };
-    if until == Until::Stopped && config.daemon.restart && !args.supervised {
+    if until == Until::Stopped && config.daemon.restart && args.supervised_by.is_none() {
         return supervised(app, &config);
     }
     let controls = Controls::default();
-    if args.supervised {
-        end_with_parent()?;
+    if let Some(supervisor) = args.supervised_by {
+        end_with(supervisor)?;
         controls.show_signs_of_life();
     }
     let tally = work(&state, &config, &app.terminal, &controls, until, args.after.as_deref())?;
@@ -62,7 +62,8 @@ fn supervised(app: &App, config: &Config) -> Result<Exit, Failure> {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let mut command = |crash: Option<&str>| {
         let mut command = Command::new(&binary);
-        command.args(&arguments).arg("--supervised").process_group(0);
+        let own = std::process::id().to_string();
+        command.args(&arguments).args(["--supervised-by", &own]).process_group(0);
         command.args(crash.iter().flat_map(|words| ["--after", words]));
         command
     };
@@ -74,15 +75,15 @@ fn supervised(app: &App, config: &Config) -> Result<Exit, Failure> {
 }
 
 /// A daemon whose supervisor was killed is asked to end, so that two of them never work.
-fn end_with_parent() -> Result<(), Failure> {
-    let parent = rustix::process::getppid();
+fn end_with(supervisor: i32) -> Result<(), Failure> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM)).map_err(
         |errno| {
             let error = anyhow::Error::new(std::io::Error::from(errno));
             Failure::new(Exit::Error, error.context("cannot follow the supervisor"), None)
         },
     )?;
-    if rustix::process::getppid() != parent {
+    // It may have been killed before we asked to be told.
+    if rustix::process::getppid() != rustix::process::Pid::from_raw(supervisor) {
         return Err(Failure::new(Exit::Error, anyhow::anyhow!("the supervisor is gone"), None));
     }
     Ok(())

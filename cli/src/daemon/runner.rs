@@ -5,6 +5,7 @@ use chandler_daemon_lock::{Lock, LockError};
 use crate::config::Config;
 use crate::daemon::controls::Controls;
 use crate::exit::Exit;
+use crate::failure::said_once;
 use crate::logging::{Progress, StepProgress};
 use crate::queue::{BadLine, ClaimedJob};
 use crate::store::{EvalRow, EvalSample, StepRow, Store, StoreError};
@@ -136,13 +137,7 @@ impl JobError {
 
     /// What happened, then what caused it, and so on, each said once.
     pub fn chain(&self) -> Vec<String> {
-        let mut chain: Vec<String> = Vec::new();
-        for cause in self.error.chain().map(ToString::to_string) {
-            if !chain.last().is_some_and(|above| above.contains(&cause)) {
-                chain.push(cause);
-            }
-        }
-        chain
+        said_once(self.error.as_ref())
     }
 }
 

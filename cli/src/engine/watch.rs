@@ -205,7 +205,6 @@ impl Observer for Watch<'_> {
     }
 
     fn checkpoint_path(&mut self, step: u64) -> Result<Option<PathBuf>, BoxError> {
-        self.ledger.begin(Phase::Save);
         create_folder_all(&RealFs, &self.checkpoints).map_err(EngineError::from)?;
         require_space(&RealFs, &self.checkpoints, self.checkpoint_bytes)
             .map_err(EngineError::from)?;
@@ -218,13 +217,11 @@ impl Observer for Watch<'_> {
     }
 
     fn checkpoint_written(&mut self, step: u64, path: &Path) -> Result<(), BoxError> {
-        self.ledger.begin(Phase::Train);
         self.sink.checkpoint(step, path)
     }
 
     /// A disk that failed once may take the next one; a full one is waited for.
     fn checkpoint_failed(&mut self, step: u64, error: TrainError) -> Result<(), TrainError> {
-        self.ledger.begin(Phase::Train);
         if is_full(&error)
             || matches!(&error, TrainError::Durable(error) if error.is_out_of_space())
         {

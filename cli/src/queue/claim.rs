@@ -158,32 +158,12 @@ mod tests {
 
     use super::*;
     use crate::priority::Priority;
-    use crate::queue::add_file;
+    use crate::queue::fixture::{Fixture, fixture};
     use crate::store::NewJob;
 
     const TERMS: ClaimTerms = ClaimTerms { max_bytes: 1 << 20, stop: &|| false };
 
-    struct Fixture {
-        folder: tempfile::TempDir,
-        state: StateDir,
-        store: Store,
-    }
-
-    fn fixture() -> Fixture {
-        let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::choose(Some(Path::new("state")), folder.path());
-        state.init("").unwrap();
-        let store = Store::open(&state.database()).unwrap();
-        Fixture { folder, state, store }
-    }
-
     impl Fixture {
-        fn add(&self, name: &str, bytes: &[u8]) -> Job {
-            let source = self.folder.path().join(name);
-            durable::write(&source, bytes).unwrap();
-            add_file(&self.state, &self.store, &source, Priority::Normal).unwrap()
-        }
-
         fn claim(&self, job: &Job) -> Result<(Job, String), QueueError> {
             claim(&self.state, &self.store, job, &TERMS)
         }

@@ -7,6 +7,8 @@
 mod add;
 mod claim;
 mod error;
+#[cfg(test)]
+mod fixture;
 mod inbox;
 mod mark;
 mod names;

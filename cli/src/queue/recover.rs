@@ -179,33 +179,14 @@ fn return_orphans(
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::queue::{add_file, claim};
+    use crate::queue::claim;
+    use crate::queue::fixture::{Fixture, fixture};
     use crate::store::StepRow;
     use std::collections::BTreeMap;
 
     const TERMS: ClaimTerms = ClaimTerms { max_bytes: u64::MAX, stop: &|| false };
 
-    struct Fixture {
-        folder: tempfile::TempDir,
-        state: StateDir,
-        store: Store,
-    }
-
-    fn fixture() -> Fixture {
-        let folder = tempfile::tempdir().unwrap();
-        let state = StateDir::choose(Some(Path::new("state")), folder.path());
-        state.init("").unwrap();
-        let store = Store::open(&state.database()).unwrap();
-        Fixture { folder, state, store }
-    }
-
     impl Fixture {
-        fn add(&self, name: &str) -> Job {
-            let source = self.folder.path().join(name);
-            durable::write(&source, b"{}\n").unwrap();
-            add_file(&self.state, &self.store, &source, Priority::Normal).unwrap()
-        }
-
         /// Claims the job and begins a run that reaches `steps`, as a process that then dies.
         fn die_at(&self, job: &Job, steps: u64) {
             let (job, _) = claim(&self.state, &self.store, job, &TERMS).unwrap();
@@ -230,7 +211,7 @@ mod tests {
     #[test]
     fn a_file_that_kills_the_process_three_times_is_given_up_with_a_report() {
         let on = fixture();
-        let mut job = on.add("a.jsonl");
+        let mut job = on.add("a.jsonl", b"{}\n");
         for _ in 0..2 {
             on.die_at(&job, 0);
             let recovered = recover(&on.state, &on.store, 3).unwrap();
@@ -247,7 +228,7 @@ mod tests {
     #[test]
     fn an_attempt_that_got_further_than_before_is_forgiven() {
         let on = fixture();
-        let job = on.add("a.jsonl");
+        let job = on.add("a.jsonl", b"{}\n");
         on.die_at(&job, 5);
         let job = recover(&on.state, &on.store, 3).unwrap().requeued[0].clone();
         assert_eq!(job.attempts, 0);
@@ -262,7 +243,7 @@ mod tests {
         for (folder, expected) in
             [(on.state.done(), JobState::Done), (on.state.failed(), JobState::Failed)]
         {
-            let job = on.add("a.jsonl");
+            let job = on.add("a.jsonl", b"{}\n");
             on.die_at(&job, 0);
             let job = on.store.job(job.id).unwrap();
             let place = folder.join("a.jsonl");
@@ -276,7 +257,7 @@ mod tests {
     #[test]
     fn a_copy_that_was_made_and_not_claimed_is_made_anew() {
         let on = fixture();
-        let job = on.add("a.jsonl");
+        let job = on.add("a.jsonl", b"{}\n");
         durable::write(&place_in_processing(&on.state, &job), b"{}\n").unwrap();
         let recovered = recover(&on.state, &on.store, 3).unwrap();
         assert!(recovered.returned.is_empty());
@@ -286,7 +267,7 @@ mod tests {
     #[test]
     fn a_crash_between_rename_and_database_loses_nothing() {
         let on = fixture();
-        let job = on.add("a.jsonl");
+        let job = on.add("a.jsonl", b"{}\n");
         let ours = on.state.processing().join(format!("{}-a.jsonl", job.id));
         durable::rename_durably(&RealFs, &job.path, &ours).unwrap();
         durable::write(&on.state.processing().join("stranger.jsonl"), b"{}").unwrap();
