@@ -201,6 +201,10 @@ impl StateDir {
     pub fn checkpoints(&self) -> PathBuf {
         self.root.join("checkpoints")
     }
+    /// The folder in it for a job.
+    pub fn checkpoints_of(&self, job_id: i64) -> PathBuf {
+        self.checkpoints().join(format!("job-{job_id}"))
+    }
     /// `snapshots/`.
     pub fn snapshots(&self) -> PathBuf {
         self.root.join("snapshots")

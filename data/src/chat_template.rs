@@ -169,8 +169,8 @@ impl ChatTemplate {
     /// The words of `raise_exception` are shown where they stand in the template as they are.
     fn reason_of(&self, error: &Error) -> String {
         use ErrorKind::{
-            MissingArgument, SyntaxError, TooManyArguments, UndefinedError, UnknownFilter,
-            UnknownFunction, UnknownMethod, UnknownTest,
+            MissingArgument, SyntaxError, UndefinedError, UnknownFilter, UnknownFunction,
+            UnknownMethod, UnknownTest,
         };
         let place =
             error.line().map_or_else(String::new, |line| format!(" (line {line} of the template)"));
@@ -178,7 +178,6 @@ impl ChatTemplate {
             error.kind(),
             MissingArgument
                 | SyntaxError
-                | TooManyArguments
                 | UndefinedError
                 | UnknownFilter
                 | UnknownFunction

@@ -197,8 +197,15 @@ impl Dataset {
         Some((file, source & ((1 << LINE_BITS) - 1)))
     }
 
-    /// The JSON lines that the first documents of these rows come from.
-    pub fn source_lines(&self, rows: &[usize]) -> Result<Vec<String>, DataError> {
+    /// The JSON lines that the first documents of these rows come from; longer lines than
+    /// `max_line_bytes` are passed over as they were when the rows were made. `alive` is called
+    /// now and then.
+    pub fn source_lines(
+        &self,
+        rows: &[usize],
+        max_line_bytes: usize,
+        alive: &dyn Fn(),
+    ) -> Result<Vec<String>, DataError> {
         let mut found = vec![String::new(); rows.len()];
         for path in &self.store.files {
             let wanted: Vec<(u64, usize)> = (0..rows.len())
@@ -208,8 +215,9 @@ impl Dataset {
                 })
                 .collect();
             let Some(last) = wanted.iter().map(|(line, _)| *line).max() else { continue };
-            let mut lines = Lines::open(path, usize::MAX >> 1)?;
+            let mut lines = Lines::open(path, max_line_bytes)?;
             while let Some(batch) = lines.take_batch()? {
+                alive();
                 for line in batch {
                     let Line::Text(number, text) = line else { continue };
                     for (_, at) in wanted.iter().filter(|(line, _)| *line == number) {

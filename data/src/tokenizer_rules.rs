@@ -44,6 +44,13 @@ impl Budget {
         if length("/pattern/Regex").is_some() {
             return Err("its decoder has a regular expression, which might run for ever".to_owned());
         }
+        // What these name is replaced too, and the empty text stands between all characters.
+        if ["/suffix", "/word_delimiter_token", "/pad_token"]
+            .iter()
+            .any(|key| length(key) == Some(0))
+        {
+            return Err("its decoder replaces the empty text".to_owned());
+        }
         if let (Some(from), Some(to)) = (length("/pattern/String"), length("/content")) {
             if from == 0 {
                 return Err("its decoder replaces the empty text".to_owned());
@@ -97,6 +104,13 @@ mod tests {
         assert!(said(sequence(vec![space; 100])).unwrap().contains("more than 64"));
         let affix = json!({ "type": "WordPiece", "prefix": "#".repeat(300) });
         assert!(said(affix).unwrap().contains("300 bytes"));
+        let endings = json!({ "type": "BPEDecoder", "suffix": "" });
+        assert!(said(sequence(vec![endings; 9])).unwrap().contains("empty text"));
+        let words = json!({
+            "type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "", "cleanup": true
+        });
+        assert!(said(words).unwrap().contains("empty text"));
+        assert_eq!(said(json!({ "type": "BPEDecoder", "suffix": "</w>" })), None);
         assert!(check(b"{").is_err());
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
-use chandler_durable::{Fs, write_file, write_with};
+use chandler_durable::{Fs, is_there, write_file, write_with};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -45,7 +45,7 @@ pub fn write_model(
     write_file(fs, &folder.join("config.json"), format!("{config:#}\n").as_bytes())?;
     for name in COMPANION_FILES {
         let from = source.join(name);
-        if from.exists() {
+        if is_there(&from)? {
             foreign::check_inside(source, &from)?;
             let mut file = foreign::open_regular(&from)?;
             write_with(fs, &folder.join(name), |copy| std::io::copy(&mut file, copy))?;
@@ -89,7 +89,7 @@ impl GenerationConfig {
     /// Reads `generation_config.json` in `folder`.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
         let path = folder.join("generation_config.json");
-        if !path.exists() {
+        if !is_there(&path)? {
             return Ok(Self::default());
         }
         let text = foreign::read_json(&path)?;

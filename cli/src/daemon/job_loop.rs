@@ -237,7 +237,10 @@ impl JobLoop<'_> {
 
     /// One attempt at one job, from the claim to its settlement.
     fn work_on(&mut self, job: &Job, tally: &mut Tally) -> Result<(), DaemonError> {
-        let stop = || self.controls.stop().requested() == Some(StopReason::Shutdown);
+        let stop = || {
+            self.controls.beat();
+            self.controls.stop().requested() == Some(StopReason::Shutdown)
+        };
         let terms = ClaimTerms { max_bytes: self.max_file_bytes(), stop: &stop };
         let (job, sha256) = match queue::claim(self.state, self.store, job, &terms) {
             Ok(claimed) => claimed,

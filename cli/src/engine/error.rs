@@ -249,7 +249,7 @@ impl From<EngineError> for JobError {
                 lines.iter().map(plain).collect()
             }
             EngineError::Worker(error) => match &**error {
-                WorkerError::Refused(refusal) => refusal.bad_lines.clone(),
+                WorkerError::Refused { refusal, .. } => refusal.bad_lines.clone(),
                 _ => vec![],
             },
             _ => vec![],

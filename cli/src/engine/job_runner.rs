@@ -107,10 +107,6 @@ impl EngineRunner {
         Ok(require_space(&RealFs, self.state.root(), needed)?)
     }
 
-    fn checkpoints_of(&self, job_id: i64) -> PathBuf {
-        self.state.checkpoints().join(format!("job-{job_id}"))
-    }
-
     fn learn(
         &mut self,
         job: &ClaimedJob,
@@ -119,7 +115,7 @@ impl EngineRunner {
     ) -> Result<JobOutcome, EngineError> {
         let Ready { base, prepared, .. } = ready;
         let Prepared { model, rows, settings, evaluation, total_steps, fit, plan, .. } = prepared;
-        let checkpoints = self.checkpoints_of(job.job.id);
+        let checkpoints = self.state.checkpoints_of(job.job.id);
         let fit_key = fit_key(&self.config, &base);
         let fit = fit.and(context.store.fit(&fit_key)?.unwrap_or_default());
         let mut trainer = Trainer::new(model, &rows, settings, &self.ledger)?.within(fit);
@@ -184,14 +180,14 @@ impl EngineRunner {
             "model": self.state.model(),
         });
         sink.context.still_ours()?;
-        let mark = mark(job.job.id, &job.sha256, &report);
+        let mark = mark(&job.job, &job.sha256, &report);
         write_merged_model(&mut trainer, &self.state.model(), &base, mark)?;
         Ok(JobOutcome::Finished { report })
     }
 
     /// The report of a job whose model was already put in place when the process ended.
     fn already_learned(&self, job: &ClaimedJob) -> Result<Option<Value>, EngineError> {
-        Ok(report_of_model(&self.state, job.job.id, &job.sha256)?)
+        Ok(report_of_model(&self.state, &job.job, &job.sha256)?)
     }
 }
 
@@ -292,7 +288,7 @@ impl JobRunner for EngineRunner {
 
     fn discard(&mut self, job: &ClaimedJob) -> Result<(), JobError> {
         self.ready = None;
-        remove_if_there(&self.checkpoints_of(job.job.id)).map_err(JobError::from)
+        remove_if_there(&self.state.checkpoints_of(job.job.id)).map_err(JobError::from)
     }
 
     /// Only the newest job's checkpoints stay; a snapshot a day is made of the newest model.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use chandler_data::{DataError, DataOptions, Dataset, Tokenizer};
-use chandler_durable::{RealFs, sweep_temporaries};
+use chandler_durable::{RealFs, is_there, sweep_temporaries};
 
 use super::EngineError;
 use crate::config::{Config, LimitsConfig};
@@ -101,10 +101,14 @@ impl<'a> Reader<'a> {
                 loading.borrow_mut().get_or_insert_with(|| load(self.model_folder));
             }
         };
+        // A worker that was killed leaves a half-written cache behind, under a temporary name.
+        // Whoever holds this folder's lock is the only one to write there.
+        if is_there(cache_folder)? {
+            sweep_temporaries(&RealFs, cache_folder)?;
+        }
         let made = self.send(work, files, &load, &mut |_| {});
         if made.is_err() {
-            // A worker that was killed leaves a half-written cache behind, under a temporary name.
-            // Whoever holds this folder's lock is the only one to write there.
+            // What stays now goes with the next file; why this one failed is the news.
             let _ = sweep_temporaries(&RealFs, cache_folder);
         }
         let Handed::Tokenized(made) = made? else { return Err(out_of_turn()) };

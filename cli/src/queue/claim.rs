@@ -1,7 +1,7 @@
 //! The claim: a file leaves the inbox, becomes ours, and an attempt at it begins.
 
 use std::fmt::Write as _;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -48,7 +48,7 @@ pub fn claim(
 ) -> Result<(Job, String), QueueError> {
     let ours = place_in_processing(state, job);
     if job.path != ours {
-        take(job, &ours)?;
+        take(job, &ours, terms)?;
     }
     let file = open_plain(job, &ours)?;
     let sha256 = hash(file, job, &ours, terms)?;
@@ -57,12 +57,12 @@ pub fn claim(
 }
 
 /// Takes a file out of the inbox, and makes sure that it is the one that was looked at.
-fn take(job: &Job, ours: &Path) -> Result<(), QueueError> {
+fn take(job: &Job, ours: &Path, terms: &ClaimTerms) -> Result<(), QueueError> {
     let file = open_plain(job, &job.path)?;
     let read = |source| QueueError::Read { path: job.path.clone(), source };
     let metadata = file.metadata().map_err(read)?;
     if metadata.nlink() > 1 {
-        return copy(job, file, metadata.len(), ours);
+        return copy(job, file, &metadata, ours, terms);
     }
     durable::rename_durably(&RealFs, &job.path, ours)?;
     let moved = ours.symlink_metadata().map_err(read)?;
@@ -74,18 +74,50 @@ fn take(job: &Job, ours: &Path) -> Result<(), QueueError> {
 
 /// A file with further names could be changed through them, so that it is copied. The name in the
 /// inbox goes, the others stay.
-fn copy(job: &Job, file: File, bytes: u64, ours: &Path) -> Result<(), QueueError> {
-    let refused = |refusal| QueueError::Refused { path: job.path.clone(), refusal };
-    if durable::require_space(&RealFs, ours.parent().unwrap_or(ours), bytes).is_err() {
-        return Err(refused(Refusal::Linked));
+fn copy(
+    job: &Job,
+    file: File,
+    metadata: &Metadata,
+    ours: &Path,
+    terms: &ClaimTerms,
+) -> Result<(), QueueError> {
+    let bytes = metadata.len();
+    if bytes > terms.max_bytes {
+        return Err(QueueError::Refused { path: job.path.clone(), refusal: Refusal::TooLarge });
     }
+    durable::require_space(&RealFs, ours.parent().unwrap_or(ours), bytes)?;
     tracing::info!(job = job.id, "{} has other names by hard links: it is copied", job.file_name);
-    durable::write_with(&RealFs, ours, |copy| io::copy(&mut file.take(bytes), copy))?;
+    let mut source = UntilStopped { file: file.take(bytes), stop: terms.stop };
+    let copied = durable::write_with(&RealFs, ours, |copy| io::copy(&mut source, copy));
+    if copied.is_err() && (terms.stop)() {
+        return Err(QueueError::Stopped { id: job.id });
+    }
+    copied?;
+    // What has the name by now, if it is another file, stays and is queued anew.
+    let is_the_same = |now: Metadata| (now.dev(), now.ino()) == (metadata.dev(), metadata.ino());
+    if !job.path.symlink_metadata().is_ok_and(is_the_same) {
+        return Ok(());
+    }
     match std::fs::remove_file(&job.path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(QueueError::Remove { path: job.path.clone(), source })
         }
         _ => Ok(()),
+    }
+}
+
+/// A file that breaks off when the claim is no longer wanted.
+struct UntilStopped<'a> {
+    file: io::Take<File>,
+    stop: &'a dyn Fn() -> bool,
+}
+
+impl Read for UntilStopped<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if (self.stop)() {
+            return Err(io::Error::other("the claim is no longer wanted"));
+        }
+        self.file.read(buffer)
     }
 }
 

@@ -5,16 +5,17 @@ use serde_json::{Value, json};
 
 use super::error::QueueError;
 use crate::state_dir::StateDir;
+use crate::store::Job;
 
 /// The mark of a model that has learned from a job's file, for its manifest.
-pub fn mark(job_id: i64, sha256: &str, report: &Value) -> Value {
-    json!({ "job_id": job_id, "sha256": sha256, "report": report })
+pub fn mark(job: &Job, sha256: &str, report: &Value) -> Value {
+    json!({ "job_id": job.id, "queued_at": job.created_at, "sha256": sha256, "report": report })
 }
 
 /// The report of a job whose model is the one in `model/`; `None` if that has not learned from it.
 pub fn report_of_model(
     state: &StateDir,
-    job_id: i64,
+    job: &Job,
     sha256: &str,
 ) -> Result<Option<Value>, QueueError> {
     let path = state.model().join(chandler_durable::MANIFEST_NAME);
@@ -26,6 +27,10 @@ pub fn report_of_model(
     };
     let manifest: Value = serde_json::from_str(&text).unwrap_or_default();
     let mark = &manifest["extra"];
-    let same = mark["job_id"] == job_id && mark["sha256"] == sha256;
+    // A job that was queued once more is to be learned from once more.
+    let queued_at = &mark["queued_at"];
+    let same = mark["job_id"] == job.id
+        && mark["sha256"] == sha256
+        && (queued_at.is_null() || *queued_at == job.created_at);
     Ok(same.then(|| mark["report"].clone()))
 }

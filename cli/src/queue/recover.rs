@@ -11,6 +11,7 @@ use super::claim::{ClaimTerms, hash, job_of_place, place_in_processing};
 use super::error::QueueError;
 use super::mark::report_of_model;
 use super::names::free_name;
+use super::refusal::open_itself;
 use super::report::FailureReport;
 use super::settle;
 use crate::priority::Priority;
@@ -48,8 +49,10 @@ pub fn recover(
         state.inbox(Priority::High),
         state.inbox(Priority::Normal),
         state.inbox(Priority::Low),
+        state.processing(),
         state.done(),
         state.failed(),
+        state.cache(),
     ] {
         recovered.swept.extend(durable::sweep_temporaries(&RealFs, &folder)?);
     }
@@ -95,7 +98,7 @@ fn finish_settlement(
 ) -> Result<Option<Job>, QueueError> {
     let sha256 = job.sha256.as_deref().unwrap_or_default();
     if let Some(place) = moved_to(&state.done(), store, job)? {
-        let report = report_of_model(state, job.id, sha256)?.unwrap_or_default();
+        let report = report_of_model(state, job, sha256)?.unwrap_or_default();
         return Ok(Some(store.settle(job.id, JobState::Done, &place, &report)?));
     }
     if let Some(place) = moved_to(&state.failed(), store, job)? {
@@ -126,6 +129,23 @@ fn moved_to(folder: &Path, store: &Store, job: &Job) -> Result<Option<PathBuf>, 
     Ok(None)
 }
 
+/// Whether the file at `path` is, byte for byte, what lies under the name that `job` has in the
+/// inbox: by now that may be another file.
+fn has_the_bytes_of(path: &Path, job: &Job) -> Result<bool, QueueError> {
+    let read = |path: &Path, source| QueueError::Read { path: path.to_owned(), source };
+    let ours = File::open(path).map_err(|source| read(path, source))?;
+    let Ok(theirs) = open_itself(&job.path) else { return Ok(false) };
+    let shape = |file: &File, path: &Path| {
+        let metadata = file.metadata().map_err(|source| read(path, source))?;
+        Ok::<_, QueueError>((metadata.is_file(), metadata.len()))
+    };
+    if shape(&ours, path)? != shape(&theirs, &job.path)? {
+        return Ok(false);
+    }
+    let terms = ClaimTerms { max_bytes: u64::MAX, stop: &|| false };
+    Ok(hash(ours, job, path, &terms)? == hash(theirs, job, &job.path, &terms)?)
+}
+
 fn cut_off(job: &Job, what: &str) -> FailureReport {
     FailureReport {
         errors: vec![what.to_owned()],
@@ -154,9 +174,11 @@ fn return_orphans(
             Some(job) if job.state == JobState::Queued && !durable::is_there(&job.path)? => {
                 store.requeue(job.id, &path, false)?;
             }
-            // A rename leaves one name: this is a copy, and the file itself still lies in the inbox.
+            // A copy that was made of a file with further names, which still lies in the inbox.
             Some(job)
-                if job.state == JobState::Queued && path == place_in_processing(state, &job) =>
+                if job.state == JobState::Queued
+                    && path == place_in_processing(state, &job)
+                    && has_the_bytes_of(&path, &job)? =>
             {
                 std::fs::remove_file(&path)
                     .map_err(|source| QueueError::Remove { path: path.clone(), source })?;
@@ -262,6 +284,19 @@ mod tests {
         let recovered = recover(&on.state, &on.store, 3).unwrap();
         assert!(recovered.returned.is_empty());
         assert!(job.path.exists() && !place_in_processing(&on.state, &job).exists());
+    }
+
+    #[test]
+    fn a_new_file_under_the_old_name_costs_nobody_theirs() {
+        let on = fixture();
+        let job = on.add("a.jsonl", b"first\n");
+        let ours = place_in_processing(&on.state, &job);
+        durable::rename_durably(&RealFs, &job.path, &ours).unwrap();
+        durable::write(&job.path, b"other\n").unwrap();
+        let recovered = recover(&on.state, &on.store, 3).unwrap();
+        let [returned] = &recovered.returned[..] else { panic!("{recovered:?}") };
+        assert_eq!(std::fs::read(returned).unwrap(), b"first\n");
+        assert_eq!(std::fs::read(&job.path).unwrap(), b"other\n");
     }
 
     #[test]

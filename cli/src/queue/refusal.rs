@@ -23,8 +23,6 @@ pub enum Refusal {
     TooLarge,
     /// This user may not read it.
     Unreadable,
-    /// It has further names, and there is no room for a copy.
-    Linked,
     /// Another thing had its name a moment later.
     Swapped,
 }
@@ -38,7 +36,6 @@ impl fmt::Display for Refusal {
             Self::Name => "has a name that is not Unicode or has control characters",
             Self::TooLarge => "is larger than limits.max_file",
             Self::Unreadable => "cannot be read by this user",
-            Self::Linked => "has other names by hard links, and the disk has no room for a copy",
             Self::Swapped => "was exchanged for something else while it was being claimed",
         })
     }
@@ -54,7 +51,6 @@ impl Refusal {
             Self::Name => "rename it",
             Self::TooLarge => "split it, or raise limits.max_file",
             Self::Unreadable => "change its owner or mode",
-            Self::Linked => "put a file there that has no other name",
             Self::Swapped => "put the file there again, by one rename",
         }
     }

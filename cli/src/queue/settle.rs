@@ -86,6 +86,11 @@ pub fn retry(state: &StateDir, store: &Store, id: i64) -> Result<Job, QueueError
         return Err(QueueError::Vanished { id, path: job.path });
     }
     remove_beside(&job.path)?;
+    // A run that is over is not gone on with.
+    let checkpoints = state.checkpoints_of(id);
+    if durable::is_there(&checkpoints)? {
+        durable::remove_folder(&RealFs, &checkpoints)?;
+    }
     let place = move_to(&state.inbox(job.priority), &job)?;
     Ok(store.reset_job(id, &place)?)
 }

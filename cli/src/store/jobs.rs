@@ -260,10 +260,10 @@ impl Store {
     /// Starts a settled job over: queued, no attempts, no report.
     pub fn reset_job(&self, id: i64, path: &Path) -> Result<Job, StoreError> {
         self.update_job(
-            "UPDATE jobs SET state = 'queued', path = ?2, attempts = 0, started_at = NULL,
-                    finished_at = NULL, report = NULL
+            "UPDATE jobs SET state = 'queued', path = ?2, attempts = 0, created_at = ?3,
+                    started_at = NULL, finished_at = NULL, report = NULL
              WHERE id = ?1",
-            params![id, self.kept(path)],
+            params![id, self.kept(path), now()],
             "start a job over",
             id,
         )

@@ -142,13 +142,20 @@ impl QuestionsFrom {
             Ok(Question { prompt_ids, reference })
         };
         if let Some(path) = &self.prompts {
-            let lines = self.lines_of(path, options)?;
-            let mut questions = lines.iter().map(question).collect::<Result<Vec<_>, _>>()?;
+            // What is wrong with these is no fault of a training file.
+            let of_configuration = |error: DataError| EngineError::Json {
+                path: path.clone(),
+                expected: "a file of records, one a line (eval.prompts)",
+                reason: error.to_string(),
+            };
+            let lines = self.lines_of(path, options).map_err(of_configuration)?;
+            let asked = lines.iter().map(|line| question(line).map_err(of_configuration));
+            let mut questions = asked.collect::<Result<Vec<_>, _>>()?;
             questions.retain(|question| !question.prompt_ids.is_empty());
             return Ok((questions, false));
         }
         let (rows, trained) = self.held_out.rows(all);
-        let lines = source_lines(pipeline, &rows, self.samples, options)?;
+        let lines = source_lines(pipeline, &rows, self.samples, options, beats)?;
         // What can be learned can nearly always be asked; a row of which that is not so is no
         // reason to refuse its file.
         let tell = |error: &DataError| tracing::warn!("a row is not asked in evaluations: {error}");
@@ -186,9 +193,11 @@ fn source_lines(
     rows: &Dataset,
     count: usize,
     options: &DataOptions,
+    beats: &Beats,
 ) -> Result<Vec<String>, EngineError> {
     let first: Vec<usize> = (0..rows.len().min(count)).collect();
-    let lines = rows.source_lines(&first)?;
+    let alive = || beats.beat(BuildProgress::default());
+    let lines = rows.source_lines(&first, options.max_line_bytes, &alive)?;
     for (row, line) in first.iter().zip(&lines) {
         let path = rows.source(*row).map_or_else(Default::default, |source| source.0.to_owned());
         let kept = rows.row(*row);
@@ -295,6 +304,8 @@ impl From<EngineError> for Refusal {
     fn from(error: EngineError) -> Self {
         let (message, hint, exit) = (error.to_string(), error.hint(), error.exit());
         let job = crate::daemon::JobError::from(error);
-        Self { message, hint, exit, fault: job.fault, bad_lines: job.bad_lines }
+        let system = job.error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
+        let os_error = system.and_then(io::Error::raw_os_error);
+        Self { message, hint, exit, fault: job.fault, bad_lines: job.bad_lines, os_error }
     }
 }

@@ -24,8 +24,14 @@ pub enum WorkerError {
         source: io::Error,
     },
     /// It said no.
-    #[error("{}", .0.message)]
-    Refused(Box<Refusal>),
+    #[error("{}", .refusal.message)]
+    Refused {
+        /// What it said.
+        refusal: Box<Refusal>,
+        /// The operating system's answer, where that was the cause.
+        #[source]
+        cause: Option<io::Error>,
+    },
     /// It came to an end of its own.
     #[error("{read} cannot be used: {end}")]
     Ended {
@@ -143,7 +149,7 @@ impl WorkerError {
             Self::Start { .. } => {
                 Some("look at the limits of this user (`ulimit -a`) and the free memory".to_owned())
             }
-            Self::Refused(refusal) => refusal.hint.clone(),
+            Self::Refused { refusal, .. } => refusal.hint.clone(),
             Self::Ended { end: End::Killed, .. } => {
                 Some("look whether the kernel ran out of memory (`dmesg`)".to_owned())
             }
@@ -164,7 +170,7 @@ impl WorkerError {
     /// The code that a command ends with.
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::Refused(refusal) => refusal.exit,
+            Self::Refused { refusal, .. } => refusal.exit,
             Self::Ended { end: End::Killed, .. } => Exit::Error,
             Self::Ended { read: ReadThing::Lines { .. }, .. } => Exit::BadData,
             _ => Exit::Error,
@@ -174,7 +180,7 @@ impl WorkerError {
     /// Whose fault it is.
     pub(crate) fn fault(&self) -> Fault {
         match self {
-            Self::Refused(refusal) => refusal.fault,
+            Self::Refused { refusal, .. } => refusal.fault,
             Self::Stopped
             | Self::Garbled { .. }
             | Self::Ended { end: End::Killed | End::Exited { .. }, .. } => Fault::Attempt,

@@ -248,7 +248,10 @@ impl Watch<'_> {
             }
             Report::Asked(ids) => return Ok(Some(Handed::Asked(ids))),
             Report::Previewed => return Ok(Some(Handed::Previewed)),
-            Report::Refused(refusal) => return Err(WorkerError::Refused(Box::new(refusal))),
+            Report::Refused(refusal) => {
+                let cause = refusal.os_error.map(io::Error::from_raw_os_error);
+                return Err(WorkerError::Refused { refusal: Box::new(refusal), cause });
+            }
         }
         Ok(None)
     }

@@ -27,7 +27,13 @@ pub(super) fn rows(
         }
         let made = match line {
             Err(SourceError::File(error)) => return Err(error),
-            Err(SourceError::Line(bad)) => Err(bad),
+            Err(SourceError::Line(bad)) => {
+                beats.beat(BuildProgress {
+                    lines: (bad.line, bad.line),
+                    ..BuildProgress::default()
+                });
+                Err(bad)
+            }
             Ok((number, text)) => {
                 beats.beat(BuildProgress { lines: (number, number), ..BuildProgress::default() });
                 pipeline.example(&text, options).map(|example| (number, example)).map_err(|error| {

@@ -146,4 +146,6 @@ pub struct Refusal {
     pub fault: Fault,
     /// The lines that cannot be used.
     pub bad_lines: Vec<BadLine>,
+    /// What the operating system answered, where it was that which refused.
+    pub os_error: Option<i32>,
 }

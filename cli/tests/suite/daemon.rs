@@ -208,3 +208,16 @@ fn a_loss_that_is_no_number_never_reaches_the_model() {
     assert!(weights() == before, "the model is what it was");
     assert!(Path::new(&state).join("failed/chat.jsonl").exists(), "it is given up: {log}");
 }
+
+#[test]
+fn a_file_that_is_retried_after_it_was_learned_from_is_learned_from_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_of(folder.path());
+    ok(&["add", "--dir", &state, text_of(&goldens().join("data/chat.jsonl"))]);
+    assert!(once(&state).status.success());
+    let weights = || std::fs::read(Path::new(&state).join("model/model.safetensors")).unwrap();
+    let first = weights();
+    ok(&["retry", "--dir", &state, "1"]);
+    assert!(once(&state).status.success());
+    assert!(weights() != first, "it went on from the first model");
+}

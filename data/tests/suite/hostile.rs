@@ -102,6 +102,7 @@ fn what_a_template_says_repeats_nothing_of_the_record() {
         "{{ messages[0].content() }}",
         "{{ messages | items }}",
         "{% include messages[0].content %}",
+        "{% macro f() %}{% endmacro %}{{ f(**{messages[0].content: 1}) }}",
     ] {
         let error = render(source).unwrap_err().to_string();
         assert!(!error.contains("secret"), "{source}: {error}");

@@ -114,7 +114,7 @@ fn every_shape_of_record_becomes_tokens() {
             "4<|im_end|>\n"
         ]
     );
-    let sources = dataset.source_lines(&[4, 0]).unwrap();
+    let sources = dataset.source_lines(&[4, 0], 1 << 20, &|| ()).unwrap();
     assert_eq!(sources, [lines[4].to_string(), lines[0].to_string()]);
 }
 
