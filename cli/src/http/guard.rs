@@ -64,8 +64,7 @@ enum Proof {
 impl Guard {
     pub(super) fn new(token: Token, address: SocketAddr, names: &[String]) -> Self {
         let names = names.iter().map(|name| name.to_ascii_lowercase()).collect();
-        // Cookies know no ports.
-        let cookie_name = format!("chandler_{}", address.port());
+        let cookie_name = token.cookie_name();
         Self { token, address, names, cookie_name }
     }
 
@@ -147,8 +146,11 @@ impl Guard {
     }
 
     fn proof(&self, headers: &HeaderMap) -> Option<Proof> {
-        if let Some(header) = headers.get(AUTHORIZATION) {
-            let offered = header.as_bytes().strip_prefix(b"Bearer ")?;
+        // What else it may hold is for a proxy before us.
+        let bearer = headers
+            .get(AUTHORIZATION)
+            .and_then(|header| header.as_bytes().strip_prefix(b"Bearer "));
+        if let Some(offered) = bearer {
             return self.token.is(offered).then_some(Proof::Bearer);
         }
         let shown = headers.get_all(COOKIE).iter().any(|header| {
@@ -163,12 +165,18 @@ impl Guard {
         shown.then_some(Proof::Cookie)
     }
 
-    fn sign_in(&self) -> Response {
+    /// Sets the cookie and leads to the page. After a link on another site a redirect would still
+    /// count as coming from there, and the cookie would not be sent: our own page has to lead on.
+    fn sign_in(&self, from_another_site: bool) -> Response {
         let cookie = format!(
             "{}={}; HttpOnly; SameSite=Strict; Path=/",
             self.cookie_name,
             self.token.cookie()
         );
+        if from_another_site {
+            let refresh = (HeaderName::from_static("refresh"), "0; url=/".to_owned());
+            return (StatusCode::OK, [refresh, (SET_COOKIE, cookie)]).into_response();
+        }
         (StatusCode::SEE_OTHER, [(LOCATION, "/".to_owned()), (SET_COOKIE, cookie)]).into_response()
     }
 }
@@ -204,6 +212,11 @@ fn check_origin(headers: &HeaderMap, host: &str, is_page: bool) -> Result<bool, 
     Ok(says)
 }
 
+fn is_from_another_site(headers: &HeaderMap) -> bool {
+    let site = headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
+    site.is_some_and(|site| !matches!(site, b"none" | b"same-origin"))
+}
+
 /// Stands before everything.
 pub(super) async fn stand(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
@@ -211,7 +224,7 @@ pub(super) async fn stand(State(app): State<Arc<App>>, request: Request, next: N
     let verdict = app.guard.judge(&parts);
     let mut response = match verdict {
         Verdict::Refuse(refusal) => refusal.into_response(),
-        Verdict::SignIn => app.guard.sign_in(),
+        Verdict::SignIn => app.guard.sign_in(is_from_another_site(&parts.headers)),
         Verdict::AskForToken => assets::sign_in_page(),
         Verdict::Admit => {
             let answer = next.run(Request::from_parts(parts, body));
@@ -321,11 +334,13 @@ mod tests {
     fn what_changes_something_must_come_from_our_page() {
         let (_folder, guard) = guard("127.0.0.1:7917", &[]);
         let bearer = format!("Bearer {}", guard.token.as_str());
-        let cookie = format!("a=b; chandler_7917={}", guard.token.cookie());
+        let cookie = format!("a=b; {}={}", guard.cookie_name, guard.token.cookie());
         let host = ("host", "localhost:7917");
         let with_cookie = ("cookie", cookie.as_str());
         let with_bearer = ("authorization", bearer.as_str());
-        let cases: [Case; 14] = [
+        let as_proxy = ("authorization", "Basic abc");
+        let cases: [Case; 15] = [
+            ("GET", "/api/status", &[with_cookie, as_proxy], 200),
             ("GET", "/api/status", &[with_bearer], 200),
             ("GET", "/api/status", &[with_cookie], 200),
             ("GET", "/api/status", &[with_cookie, ("sec-fetch-site", "cross-site")], 403),
@@ -362,7 +377,11 @@ mod tests {
         ] {
             assert_eq!(status(&guard, &parts("GET", &uri, &host)), expected, "{uri}");
         }
-        let response = guard.sign_in();
+        let led_on = guard.sign_in(true);
+        assert_eq!(led_on.status(), StatusCode::OK);
+        assert_eq!(led_on.headers()["refresh"], "0; url=/");
+        let response = guard.sign_in(false);
+        assert_eq!(response.status(), StatusCode::SEE_OTHER);
         let cookie = response.headers()[SET_COOKIE].to_str().unwrap();
         assert!(cookie.contains("HttpOnly; SameSite=Strict"), "{cookie}");
         assert!(!cookie.contains(token), "the token itself is not kept");

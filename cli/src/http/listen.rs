@@ -105,6 +105,12 @@ async fn converse(
 ) {
     // Small messages go out at once; where that cannot be set they go out a little later.
     let _ = stream.set_nodelay(true);
+    // Who vanished without a word is let go of by the system; elsewhere that takes longer.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(
+        &stream,
+        limits.write_patience.as_millis() as u32,
+    );
     let io = TokioIo::new(Unstalled::new(stream, limits.write_patience));
     let mut builder = http1::Builder::new();
     let connection = builder

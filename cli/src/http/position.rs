@@ -27,6 +27,13 @@ pub(super) struct Position {
     event: i64,
 }
 
+impl Position {
+    /// Whether it is of another database, which had come further than this one.
+    pub(super) fn is_beyond(&self, newest: &Self) -> bool {
+        self.event > newest.event || (self.run, self.step) > (newest.run, newest.step)
+    }
+}
+
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { run, step, eval, event } = self;

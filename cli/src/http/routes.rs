@@ -46,27 +46,36 @@ impl App {
         let read = tokio::task::spawn_blocking(move || {
             // Reading leaves nothing half done behind.
             let store = app.reader.lock().unwrap_or_else(PoisonError::into_inner);
-            store.at_one_moment(reading)
+            store.at_one_moment(reading).inspect_err(log_unread)
         });
-        Ok(read.await.map_err(|_| broken())??)
+        Ok(read.await.map_err(|panic| broken(&panic))??)
     }
 
     /// Asks the daemon on a thread that may wait.
     pub(super) async fn ask(self: &Arc<Self>, request: Request) -> Result<Response, Refusal> {
         let handler = Arc::clone(&self.handler);
-        tokio::task::spawn_blocking(move || handler(request)).await.map_err(|_| broken())
+        let asked = tokio::task::spawn_blocking(move || handler(request)).await;
+        asked.map_err(|panic| broken(&panic))
     }
 
     /// What the daemon says of itself.
     pub(super) async fn live(self: &Arc<Self>) -> Result<LiveStatus, Refusal> {
         match self.ask(Request::Status).await? {
             Response::Status(status) => Ok(*status),
-            _ => Err(broken()),
+            _ => Err(broken(&"it answered something else")),
         }
     }
 }
 
-fn broken() -> Refusal {
+/// The causes of what the page is told in a line.
+pub(super) fn log_unread(error: &StoreError) {
+    if !matches!(error, StoreError::NoSuchJob { .. }) {
+        tracing::warn!("the page cannot read: {}", crate::failure::in_one_line(error));
+    }
+}
+
+fn broken(why: &dyn std::fmt::Display) -> Refusal {
+    tracing::error!("the page gets no answer: {why}");
     Refusal::new(
         StatusCode::INTERNAL_SERVER_ERROR,
         "the daemon could not answer",

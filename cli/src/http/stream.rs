@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use super::position::{Message, Position};
 use super::read::counts;
 use super::reply::Refusal;
-use super::routes::App;
+use super::routes::{App, log_unread};
 use crate::control::{LiveStatus, Request, Response as Answered};
 use crate::store::{JobState, Store, StoreError};
 
@@ -61,10 +61,8 @@ pub(super) async fn stream(
         ));
     };
     let seen = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
-    let position = match seen {
-        Some(position) => position,
-        None => app.read(Position::newest).await?,
-    };
+    let newest = app.read(Position::newest).await?;
+    let position = seen.filter(|seen: &Position| !seen.is_beyond(&newest)).unwrap_or(newest);
     let viewer = Viewer {
         changed: app.changed.clone(),
         app,
@@ -94,9 +92,9 @@ struct Viewer {
 /// What was last said of that which has no position.
 #[derive(Debug, Clone, Default)]
 struct Told {
-    queue: Value,
-    progress: Value,
-    memory: Value,
+    queue: Option<Value>,
+    progress: Option<Value>,
+    memory: Option<Value>,
 }
 
 impl Viewer {
@@ -123,11 +121,17 @@ impl Viewer {
             if begun.elapsed() >= SIGN_OF_LIFE {
                 return Some(": nothing new\n\n".to_owned());
             }
+            let until_status = self.until_status();
             tokio::select! {
                 changed = self.changed.changed() => changed.ok()?,
-                () = tokio::time::sleep(STATUS_EVERY) => {}
+                () = tokio::time::sleep(until_status) => {}
             }
         }
+    }
+
+    fn until_status(&self) -> Duration {
+        let waited = self.status_read.map_or(Duration::ZERO, |read| read.elapsed());
+        STATUS_EVERY.saturating_sub(waited)
     }
 
     /// Reads on from the position, and now and again what is not in the database. Whatever goes
@@ -142,13 +146,14 @@ impl Viewer {
                 _ => None,
             };
             let store = app.reader.lock().unwrap_or_else(PoisonError::into_inner);
-            store.at_one_moment(|store| {
+            let looked = store.at_one_moment(|store| {
                 let mut messages = position.advance(store)?;
                 if let Some(live) = live {
                     told.tell(&live, store, &mut messages)?;
                 }
                 Ok((messages, position, told))
-            })
+            });
+            looked.inspect_err(log_unread)
         });
         let (messages, position, told) = looked.await.ok()?.ok()?;
         (self.position, self.told) = (position, told);
@@ -184,9 +189,9 @@ impl Told {
             ("memory", &mut self.memory, json!(live.memory)),
         ];
         for (kind, known, data) in news {
-            if *known != data {
+            if known.as_ref() != Some(&data) {
                 messages.push(Message { id: None, kind, data: data.clone() });
-                *known = data;
+                *known = Some(data);
             }
         }
         Ok(())

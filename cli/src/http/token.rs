@@ -18,9 +18,17 @@ const TOKEN_BYTES: usize = 32;
 /// What the cookie is made with, so that it is not the token itself.
 const COOKIE_PURPOSE: &[u8] = b"chandler dashboard cookie\0";
 
+/// What the cookie's name is made with.
+const NAME_PURPOSE: &[u8] = b"chandler dashboard cookie name\0";
+
 /// The secret of one state directory, in hexadecimal.
 #[derive(Clone)]
-pub struct Token(String);
+pub struct Token {
+    text: String,
+    /// Of this process: a cookie is worth nothing once the server that gave it is gone, whose port
+    /// somebody else may take.
+    session: [u8; TOKEN_BYTES],
+}
 
 impl std::fmt::Debug for Token {
     /// Without the secret.
@@ -30,44 +38,58 @@ impl std::fmt::Debug for Token {
 }
 
 impl Token {
-    fn parse(text: &str) -> Option<Self> {
+    fn parse(text: &str) -> io::Result<Option<Self>> {
         let text = text.trim();
         let fits = text.len() == 2 * TOKEN_BYTES && text.bytes().all(|b| b.is_ascii_hexdigit());
-        fits.then(|| Self(text.to_owned()))
+        fits.then(|| Ok(Self { text: text.to_owned(), session: random_bytes()? })).transpose()
     }
 
     fn random() -> io::Result<Self> {
-        let mut bytes = [0; TOKEN_BYTES];
-        let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-        if filled < bytes.len() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        Ok(Self(hex(&bytes)))
+        Ok(Self { text: hex(&random_bytes()?), session: random_bytes()? })
     }
 
     /// The text, for the address that opens the page.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     /// Whether this is the token; how long it takes does not tell where they differ.
     pub(super) fn is(&self, offered: &[u8]) -> bool {
-        self.0.as_bytes().ct_eq(offered).into()
+        self.text.as_bytes().ct_eq(offered).into()
     }
 
     /// What a browser keeps in its place. Cookies of one machine are shown to all its ports, so it
-    /// is derived and opens nothing but this server, until the token is another one.
+    /// is derived and opens nothing but this server, for as long as that runs.
     pub(super) fn cookie(&self) -> String {
         let mut hasher = Sha256::new();
         hasher.update(COOKIE_PURPOSE);
-        hasher.update(self.0.as_bytes());
+        hasher.update(self.text.as_bytes());
+        hasher.update(self.session);
         hex(&hasher.finalize())
+    }
+
+    /// What the cookie is called: cookies know no ports, and two servers whose ports were brought to
+    /// one machine must not take each other's places.
+    pub(super) fn cookie_name(&self) -> String {
+        let mut hasher = Sha256::new();
+        hasher.update(NAME_PURPOSE);
+        hasher.update(self.text.as_bytes());
+        format!("chandler_{}", &hex(&hasher.finalize())[..16])
     }
 
     /// Whether this is the cookie, as [`Self::is`].
     pub(super) fn is_cookie(&self, offered: &[u8]) -> bool {
         self.cookie().as_bytes().ct_eq(offered).into()
     }
+}
+
+fn random_bytes() -> io::Result<[u8; TOKEN_BYTES]> {
+    let mut bytes = [0; TOKEN_BYTES];
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    if filled < bytes.len() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(bytes)
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -81,7 +103,8 @@ fn hex(bytes: &[u8]) -> String {
 pub fn read_token(path: &Path) -> Result<Token, HttpError> {
     let read = |source| HttpError::ReadToken { path: path.to_owned(), source };
     let (text, _) = read_text(path).map_err(read)?;
-    Token::parse(&text).ok_or_else(|| HttpError::BadToken { path: path.to_owned() })
+    let token = Token::parse(&text).map_err(|source| HttpError::Random { source })?;
+    token.ok_or_else(|| HttpError::BadToken { path: path.to_owned() })
 }
 
 fn read_text(path: &Path) -> io::Result<(String, std::fs::Metadata)> {
@@ -99,7 +122,7 @@ pub(super) fn make_or_read(path: &Path) -> Result<Token, HttpError> {
         Ok((text, metadata)) => {
             const OTHERS: u32 = 0o077;
             let is_private = metadata.mode() & OTHERS == 0 && metadata.uid() == geteuid().as_raw();
-            match Token::parse(&text) {
+            match Token::parse(&text).map_err(|source| HttpError::Random { source })? {
                 Some(token) if is_private => return Ok(token),
                 Some(_) => {
                     tracing::warn!("others could read {}: it is replaced", path.display());
@@ -112,7 +135,7 @@ pub(super) fn make_or_read(path: &Path) -> Result<Token, HttpError> {
     }
     let token = Token::random().map_err(|source| HttpError::Random { source })?;
     let mut file = DurableFile::create_private(&RealFs, path)?;
-    writeln!(file, "{}", token.0)
+    writeln!(file, "{}", token.text)
         .map_err(|source| HttpError::ReadToken { path: path.to_owned(), source })?;
     file.commit()?;
     Ok(token)
@@ -151,6 +174,11 @@ mod tests {
             assert!(!token.is(other.as_bytes()), "{other:?}");
         }
         assert!(!token.is_cookie(text.as_bytes()));
+        let after_a_restart = Token::parse(&text).unwrap().unwrap();
+        assert!(after_a_restart.is(text.as_bytes()));
+        assert!(!after_a_restart.is_cookie(token.cookie().as_bytes()));
+        assert_eq!(after_a_restart.cookie_name(), token.cookie_name());
+        assert_ne!(Token::random().unwrap().cookie_name(), token.cookie_name());
         assert_eq!(format!("{token:?}"), "Token");
     }
 }

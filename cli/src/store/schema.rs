@@ -146,8 +146,8 @@ const STEPS: &[&str] = &[
                min(loss_min), sum(loss_mean * count) / sum(count), max(loss_max),
                min(grad_norm_min), sum(grad_norm_mean * count) / sum(count), max(grad_norm_max),
                min(lr_min), sum(lr_mean * count) / sum(count), max(lr_max),
-               min(accuracy_min), sum(accuracy_mean * count) / sum(count), max(accuracy_max),
-               min(speed_min), sum(speed_mean * count) / sum(count), max(speed_max),
+               min(accuracy_min), sum(accuracy_mean * count) / sum(iif(accuracy_mean IS NULL, 0, count)), max(accuracy_max),
+               min(speed_min), sum(speed_mean * count) / sum(iif(speed_mean IS NULL, 0, count)), max(speed_max),
                (SELECT json_group_object(key, value) FROM
                     (SELECT key, max(value) AS value FROM curves, json_each(curves.memory)
                      WHERE run_id = NEW.run_id AND width = 32

@@ -5,7 +5,8 @@ const POINTS = 1000;
 const EVENTS = 100;
 
 const by = (id) => document.getElementById(id);
-const state = { shown: null, newest: null, follow: true, chart: null, data: [[], [], [], [], []], settled: null };
+const state = { shown: null, newest: null, follow: true, chart: null, data: [[], [], [], [], []], settled: null,
+  event: 0, current: null };
 
 // Elements with text, never with markup: file names and messages are other people's.
 function element(tag, content, attributes = {}) {
@@ -36,7 +37,7 @@ async function ask(path, body) {
 async function act(path, body) {
   try {
     notice((await ask(path, body)).message, false);
-    readSettled();
+    await readSettled();
   } catch (error) {
     notice(error.message, true);
   }
@@ -105,6 +106,7 @@ function priorityChoice(job) {
 
 function showQueue(queue) {
   const current = queue.current;
+  state.current = current;
   const [word, look] = queue.stopping ? ["ending", "paused"] : queue.paused ? ["paused", "paused"]
     : current ? [current.phase, "works"] : ["idle", ""];
   by("state").textContent = word;
@@ -116,8 +118,9 @@ function showQueue(queue) {
   rows("queue", queue.next, (job) => [String(job.id), job.file_name, priorityChoice(job),
     button("Skip", () => act("skip", { job: job.id }), `skip job ${job.id}`)], 4);
   const settled = ["done", "failed", "skipped"].map((word) => queue.counts[word]).join();
-  if (settled !== state.settled) readSettled();
-  state.settled = settled;
+  if (settled === state.settled) return;
+  Promise.all([readSettled(), readRuns()])
+    .then(() => { state.settled = settled; }, (error) => notice(error.message, true));
 }
 
 async function readSettled() {
@@ -138,10 +141,12 @@ function showMemory(memory) {
     element("tr", line.map((cell) => element("td", cell)))));
 }
 
-function showEvent(event, atEnd) {
+function showEvent(event) {
+  if (event.id <= state.event) return;
+  state.event = event.id;
   const job = event.job_id == null ? "" : `job ${event.job_id}: `;
   const line = element("li", [element("time", clock(event.at), { datetime: event.at }), job + event.message]);
-  if (atEnd) by("events").append(line); else by("events").prepend(line);
+  by("events").prepend(line);
   while (by("events").children.length > EVENTS) by("events").lastChild.remove();
 }
 
@@ -211,6 +216,14 @@ function readCurveSoon() {
 
 // The stream
 
+// Read anew whenever it begins: what happened while nobody listened is among them.
+async function readEvents() {
+  const events = await ask(`events?limit=${EVENTS}`);
+  by("events").replaceChildren();
+  state.event = 0;
+  for (const event of events.reverse()) showEvent(event);
+}
+
 function follow() {
   const stream = new EventSource("/api/stream");
   const on = (kind, then) => stream.addEventListener(kind, (event) => then(JSON.parse(event.data)));
@@ -220,12 +233,12 @@ function follow() {
     // A refusal, such as of a token that is another by now, ends the stream for good.
     if (stream.readyState === EventSource.CLOSED) setTimeout(follow, 5000);
   };
-  on("hello", () => readRuns().catch((error) => notice(error.message, true)));
+  on("hello", () => Promise.all([readRuns(), readEvents()]).catch((error) => notice(error.message, true)));
   on("queue", showQueue);
   on("progress", showProgress);
   on("memory", showMemory);
-  on("event", (event) => showEvent(event, false));
-  on("run", readRuns);
+  on("event", showEvent);
+  on("run", () => readRuns().catch((error) => notice(error.message, true)));
   for (const kind of ["step", "eval", "gap"]) {
     on(kind, (row) => { if (row.run_id === state.shown) readCurveSoon(); });
   }
@@ -233,7 +246,9 @@ function follow() {
 
 async function begin() {
   for (const made of document.querySelectorAll("[data-do]")) {
-    made.addEventListener("click", () => act(made.dataset.do, {}));
+    // The job that is shown, which need not be the one that runs by now.
+    made.addEventListener("click", () => act(made.dataset.do,
+      made.dataset.do === "skip" ? { job: state.current?.job_id } : {}));
   }
   by("run").addEventListener("change", () => {
     const id = Number(by("run").value);
@@ -242,9 +257,8 @@ async function begin() {
   });
   window.addEventListener("resize", () => state.chart?.setSize({ width: by("loss").clientWidth, height: 300 }));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawChart);
-  const [status, events] = await Promise.all([ask("status"), ask(`events?limit=${EVENTS}`)]);
+  const status = await ask("status");
   by("where").textContent = `${status.state_dir}, ${status.daemon.version}`;
-  for (const event of events) showEvent(event, true);
   follow();
 }
 
