@@ -35,9 +35,16 @@ mod generate;
 mod sampling;
 mod scope;
 mod score;
+mod scoring;
 
 pub use error::EvalError;
 pub use generate::{Ended, GenerateOptions, Generation};
 pub use sampling::{Distribution, SamplingOptions};
 pub use scope::{EvalScope, Shrunk};
 pub use score::{LossReport, exact_match};
+pub use scoring::{
+    Asked, Better, ChoiceLogprob, Chrf, ExternalError, ExternalLimits, ExternalScore,
+    ExternalScorer, Extract, Normalization, Normalize, Numeric, Paired, Pattern, PatternError,
+    Reference, RegexRule, RougeL, Rule, ScoreError, Scorer, ScorerSettingsError, Summary, Which,
+    choice_accuracy, pass_at_k, pass_at_k_over, pick,
+};
