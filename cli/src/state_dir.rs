@@ -9,6 +9,7 @@
 //! chandler.db     queue, runs, events, metrics, samples
 //! checkpoints/    what a run resumes from
 //! snapshots/      one model a day, YYYY-MM-DD
+//! evals/          eval sets: NAME.jsonl, and NAME.toml for how it is asked
 //! model/          the newest model, in Hugging Face format
 //! logs/           JSON lines
 //! cache/          tokenised files, by hash
@@ -134,6 +135,7 @@ impl StateDir {
             self.failed(),
             self.checkpoints(),
             self.snapshots(),
+            self.evals(),
             self.logs(),
             self.cache(),
         ] {
@@ -208,6 +210,10 @@ impl StateDir {
     /// `snapshots/`.
     pub fn snapshots(&self) -> PathBuf {
         self.root.join("snapshots")
+    }
+    /// `evals/`, with the eval sets.
+    pub fn evals(&self) -> PathBuf {
+        self.root.join("evals")
     }
     /// `model/`, which exists once something was learned.
     pub fn model(&self) -> PathBuf {

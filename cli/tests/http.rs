@@ -12,7 +12,7 @@ use chandler_cli::config::{Config, HttpConfig};
 use chandler_cli::control::{LiveStatus, Request, Response};
 use chandler_cli::http::{HttpServer, Limits, read_token};
 use chandler_cli::state_dir::StateDir;
-use chandler_cli::store::{EvalRow, EvalSample, StepRow, Store};
+use chandler_cli::store::{EvalRow, EvalSample, ScoreRow, StepRow, Store};
 use serde_json::{Value, json};
 
 struct Server {
@@ -305,18 +305,26 @@ fn everything_that_was_written_can_be_read() {
     let eval = EvalRow {
         step: 50,
         loss: Some(0.5),
-        perplexity: None,
-        token_accuracy: None,
         exact_match: Some(1.0),
+        scores: vec![ScoreRow {
+            set: "sums".into(),
+            metric: "numeric".into(),
+            value: 0.25,
+            count: 4,
+            ..ScoreRow::default()
+        }],
+        ..EvalRow::default()
     };
-    let sample = EvalSample {
+    let sample = |set: &str, position| EvalSample {
+        set: set.into(),
+        position,
         prompt: "<b>".into(),
-        reference: None,
         text: "t".into(),
         new_tokens: 1,
-        exact_match: None,
+        ..EvalSample::default()
     };
-    server.store.record_eval(run, &eval, &[sample]).unwrap();
+    let samples = [sample("held-out", 0), sample("sums", 0), sample("sums", 1)];
+    server.store.record_eval(run, &eval, &samples).unwrap();
     server.store.record_event("kind", None, Some(run), "words", None).unwrap();
     server.store.set_run_plan(run, &json!({ "peak": 3 })).unwrap();
 
@@ -337,7 +345,14 @@ fn everything_that_was_written_can_be_read() {
     for query in ["", "?step=50"] {
         let (_, samples) = server.get(&format!("/api/runs/1/samples{query}"));
         assert_eq!(samples["samples"][0]["prompt"], "<b>");
+        assert_eq!(samples["sets"], json!(["held-out", "sums"]));
     }
+    let (_, sums) = server.get("/api/runs/1/samples?set=sums");
+    assert_eq!(sums["samples"].as_array().unwrap().len(), 2);
+    let (_, answers) = server.get("/api/runs/1/answers?set=sums&position=1");
+    assert_eq!((&answers[0]["step"], &answers[0]["text"]), (&json!(50), &json!("t")));
+    let score = &server.get("/api/runs/1/evals").1[0]["scores"][0];
+    assert_eq!((&score["base"], &score["best"]), (&json!(0.25), &json!(0.25)));
     assert_eq!(server.get("/api/events?limit=1").1[0]["message"], "words");
     assert_eq!(server.get("/api/plan").1, json!({ "run_id": run, "plan": { "peak": 3 } }));
     assert_eq!(server.get("/api/jobs").1, json!({ "running": [], "queued": [], "settled": [] }));

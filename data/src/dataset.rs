@@ -391,6 +391,11 @@ fn key(hashes: &[String], pipeline: &TextPipeline, options: &DataOptions) -> Str
     hexadecimal(&Sha256::digest(key.to_string().as_bytes()))
 }
 
+/// SHA-256 of a file, in hexadecimal.
+pub fn file_sha256(path: &Path) -> Result<String, DataError> {
+    hash_of(path, &|| ())
+}
+
 /// SHA-256 of a file; `alive` is told of every mebibyte.
 fn hash_of(path: &Path, alive: &dyn Fn()) -> Result<String, DataError> {
     let read = |source| DataError::Read { path: path.to_owned(), source };

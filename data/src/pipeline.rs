@@ -111,42 +111,6 @@ impl TextPipeline {
         }
     }
 
-    /// The ids of what an evaluation asks, all below `vocab_size` where that is known, and the
-    /// expected answer where the record has one.
-    pub fn question(
-        &self,
-        line: &str,
-        vocab_size: Option<usize>,
-    ) -> Result<(Vec<u32>, Option<String>), DataError> {
-        let question = self.question_of(Record::parse(line)?)?;
-        check_ids(&question.0, vocab_size)?;
-        Ok(question)
-    }
-
-    fn question_of(&self, record: Record) -> Result<(Vec<u32>, Option<String>), DataError> {
-        let text_of = |message: &Value| {
-            message.get("content").and_then(Value::as_str).map(|text| text.trim().to_owned())
-        };
-        match record {
-            Record::Text(text) => Ok((self.text_ids(&text)?, None)),
-            Record::TextCompletion { prompt, completion } => {
-                Ok((self.text_ids(&prompt)?, Some(completion.trim().to_owned())))
-            }
-            Record::Instruction { instruction, input, output } => {
-                let prompt = self.instruction_prompt(&instruction, &input)?;
-                Ok((prompt, Some(output.trim().to_owned())))
-            }
-            Record::ChatCompletion { prompt, completion, extras } => {
-                Ok((self.prompt_ids(&prompt, &extras)?, completion.first().and_then(text_of)))
-            }
-            Record::Chat { mut messages, extras } => {
-                let last = messages.pop_if(|message| is_assistant(message));
-                let answer = last.as_ref().and_then(text_of);
-                Ok((self.prompt_ids(&messages, &extras)?, answer))
-            }
-        }
-    }
-
     fn text_completion(
         &self,
         prompt: &str,
@@ -176,7 +140,7 @@ impl TextPipeline {
         self.chat(&prompt, &completion, &ChatExtras::default(), loss_on)
     }
 
-    fn instruction_prompt(&self, instruction: &str, input: &str) -> Result<Vec<u32>, DataError> {
+    pub(crate) fn instruction_prompt(&self, instruction: &str, input: &str) -> Result<Vec<u32>, DataError> {
         if self.template.is_none() {
             return self.text_ids(&alpaca_prompt(instruction, input));
         }
@@ -241,7 +205,7 @@ impl TextPipeline {
         Ok(turns)
     }
 
-    fn render(
+    pub(crate) fn render(
         &self,
         messages: &Messages,
         extras: &ChatExtras,
@@ -265,7 +229,7 @@ impl TextPipeline {
     }
 }
 
-fn check_ids(ids: &[u32], vocab_size: Option<usize>) -> Result<(), DataError> {
+pub(crate) fn check_ids(ids: &[u32], vocab_size: Option<usize>) -> Result<(), DataError> {
     let Some(vocab_size) = vocab_size else { return Ok(()) };
     match ids.iter().find(|id| **id as usize >= vocab_size) {
         Some(id) => Err(DataError::TokenOutOfVocabulary { id: *id, vocab_size }),
@@ -273,12 +237,12 @@ fn check_ids(ids: &[u32], vocab_size: Option<usize>) -> Result<(), DataError> {
     }
 }
 
-fn is_assistant(message: &Value) -> bool {
+pub(crate) fn is_assistant(message: &Value) -> bool {
     message.get("role").is_some_and(|role| role == "assistant")
 }
 
 /// Loss from where the prompt's tokens and the whole's part ways, as in TRL.
-fn after_prompt(prompt: &[u32], whole: &[u32], loss_on: LossOn) -> Vec<bool> {
+pub(crate) fn after_prompt(prompt: &[u32], whole: &[u32], loss_on: LossOn) -> Vec<bool> {
     let shared = prompt.iter().zip(whole).take_while(|(a, b)| a == b).count();
     (0..whole.len()).map(|token| loss_on == LossOn::All || token >= shared).collect()
 }

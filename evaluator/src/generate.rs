@@ -1,5 +1,7 @@
 //! Prompts in, new tokens out: one prefill for a batch, then token by token.
 
+use std::time::Instant;
+
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use chandler_model::logits::log_sum_exp;
 use chandler_model::{CausalLm, KvCache};
@@ -81,7 +83,8 @@ pub struct Generation {
 /// Looks at the answer so far of the prompt with this number, and says whether it ends here.
 pub(crate) type Watcher<'a> = &'a mut dyn FnMut(usize, &[u32]) -> Option<Ended>;
 
-/// One batch, with a cache that its caller owns: prompts and their numbers.
+/// One batch, with a cache that its caller owns: prompts and their numbers. Beside each answer
+/// stands when it was complete, in seconds since the batch began.
 pub(crate) fn generate_batch(
     model: &CausalLm,
     cache: &mut KvCache,
@@ -89,7 +92,8 @@ pub(crate) fn generate_batch(
     options: &GenerateOptions,
     watcher: Watcher,
     stopped: &dyn Fn() -> bool,
-) -> Result<Vec<Generation>, EvalError> {
+) -> Result<Vec<(Generation, f64)>, EvalError> {
+    let began = Instant::now();
     let mut answers: Vec<Answer> =
         prompts.iter().map(|(number, prompt)| Answer::new(*number, prompt, options)).collect();
     let inputs: Vec<(usize, &[u32])> =
@@ -97,6 +101,10 @@ pub(crate) fn generate_batch(
     let mut logits = model.forward_cached(&inputs, cache)?;
     loop {
         extend(&mut answers, &logits, options, watcher)?;
+        let now = began.elapsed().as_secs_f64();
+        for answer in answers.iter_mut().filter(|answer| answer.ended.is_some()) {
+            answer.seconds.get_or_insert(now);
+        }
         let written = |answer: &Answer| answer.ended.is_none();
         let rows: Vec<usize> = (0..answers.len()).filter(|row| written(&answers[*row])).collect();
         if rows.is_empty() {
@@ -146,6 +154,7 @@ struct Answer {
     logprobs: Vec<f64>,
     sampler: Sampler,
     ended: Option<Ended>,
+    seconds: Option<f64>,
 }
 
 impl Answer {
@@ -157,6 +166,7 @@ impl Answer {
             logprobs: vec![],
             sampler: Sampler::new(&options.sampling, number),
             ended: (options.max_new_tokens == 0).then_some(Ended::MaxNewTokens),
+            seconds: None,
         }
     }
 
@@ -181,9 +191,11 @@ impl Answer {
         };
     }
 
-    fn finish(mut self) -> Generation {
+    fn finish(mut self) -> (Generation, f64) {
         let new_ids = self.seen.split_off(self.prompt_len);
         let ended = self.ended.unwrap_or(Ended::MaxNewTokens);
-        Generation { prompt_ids: self.seen, new_ids, logprobs: self.logprobs, ended }
+        let generation =
+            Generation { prompt_ids: self.seen, new_ids, logprobs: self.logprobs, ended };
+        (generation, self.seconds.unwrap_or(0.0))
     }
 }

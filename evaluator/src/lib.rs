@@ -41,7 +41,7 @@ pub use error::EvalError;
 pub use generate::{Ended, GenerateOptions, Generation};
 pub use sampling::{Distribution, SamplingOptions};
 pub use scope::{EvalScope, Shrunk};
-pub use score::{LossReport, exact_match};
+pub use score::{LogLikelihood, LossReport, exact_match};
 pub use scoring::{
     Asked, Better, ChoiceLogprob, Chrf, ExternalError, ExternalLimits, ExternalScore,
     ExternalScorer, Extract, Normalization, Normalize, Numeric, Paired, Pattern, PatternError,

@@ -16,6 +16,7 @@ pub struct EvalScope<'a> {
     stop: Option<&'a dyn Fn() -> bool>,
     peak_cache_bytes: u64,
     shrunk: Option<Shrunk>,
+    seconds: Vec<f64>,
 }
 
 /// What an evaluation was cut down to because memory ran out in it.
@@ -37,7 +38,7 @@ impl<'a> EvalScope<'a> {
     /// Begins an evaluation; `model` stays as it is.
     pub fn open(model: &'a CausalLm, ledger: &Ledger) -> Self {
         let (ledger, baseline) = (ledger.clone(), ledger.bytes(Category::KvCache));
-        Self { model, ledger, baseline, stop: None, peak_cache_bytes: 0, shrunk: None }
+        Self { model, ledger, baseline, stop: None, peak_cache_bytes: 0, shrunk: None, seconds: vec![] }
     }
 
     /// The evaluation ends with [`EvalError::Stopped`] once this says so; it is asked between
@@ -61,6 +62,12 @@ impl<'a> EvalScope<'a> {
     /// What the evaluation was cut down to, if memory ran out in it.
     pub fn shrunk(&self) -> Option<Shrunk> {
         self.shrunk
+    }
+
+    /// How long each answer of the newest [`generate`](Self::generate) took, in seconds from the
+    /// beginning of its batch, in the order of the prompts.
+    pub fn seconds(&self) -> &[f64] {
+        &self.seconds
     }
 
     /// Answers prompts, `batch_size` at a time, each batch with a cache of its own.
@@ -87,7 +94,7 @@ impl<'a> EvalScope<'a> {
         let prompts = longest_first(prompts);
         let mut left = &prompts[..];
         let mut options = options.clone();
-        let mut all: Vec<(usize, Generation)> = Vec::with_capacity(prompts.len());
+        let mut all: Vec<(usize, (Generation, f64))> = Vec::with_capacity(prompts.len());
         while !left.is_empty() {
             let (batch, rest) = left.split_at(options.batch_size.clamp(1, left.len()));
             match self.answer(batch, &options, watcher) {
@@ -105,7 +112,9 @@ impl<'a> EvalScope<'a> {
             }
         }
         all.sort_by_key(|(number, _)| *number);
-        Ok(all.into_iter().map(|(_, answer)| answer).collect())
+        let (answers, seconds) = all.into_iter().map(|(_, answer)| answer).unzip();
+        self.seconds = seconds;
+        Ok(answers)
     }
 
     /// Answers one batch, with a cache that is gone when this returns.
@@ -114,7 +123,7 @@ impl<'a> EvalScope<'a> {
         batch: &[(usize, &[u32])],
         options: &GenerateOptions,
         watcher: &mut dyn FnMut(usize, &[u32]) -> Option<Ended>,
-    ) -> Result<Vec<Generation>, EvalError> {
+    ) -> Result<Vec<(Generation, f64)>, EvalError> {
         let longest = batch.iter().map(|(_, prompt)| prompt.len()).max().unwrap_or(0);
         let mut owned = self.cache(batch.len(), longest + options.max_new_tokens)?;
         let stop = self.stop;

@@ -19,6 +19,15 @@ pub struct LossReport {
     pub tokens: usize,
 }
 
+/// How probable some tokens are.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LogLikelihood {
+    /// Sum of their log-probabilities, each after those before it, in nats.
+    pub sum: f64,
+    /// How many they are.
+    pub tokens: usize,
+}
+
 impl EvalScope<'_> {
     /// Scores rows, one after another; `None` if none of their tokens carries loss.
     pub fn score(
@@ -27,10 +36,7 @@ impl EvalScope<'_> {
     ) -> Result<Option<LossReport>, EvalError> {
         let mut total = Score::default();
         for row in rows {
-            let targets = targets(&row);
-            let layout = SequenceLayout::new(row.seq_lengths.iter().copied());
-            let input = self.model().input(&row.input_ids, layout)?;
-            total.add(self.model().loss(&self.model().forward(&input)?, &targets)?);
+            total.add(self.score_row(&row)?);
         }
         if total.num_targets == 0 {
             return Ok(None);
@@ -43,6 +49,18 @@ impl EvalScope<'_> {
             token_accuracy: total.num_correct as f64 / tokens,
             tokens: total.num_targets,
         }))
+    }
+
+    /// How probable the model holds the tokens of a row that carry loss.
+    pub fn log_likelihood(&mut self, row: &Row) -> Result<LogLikelihood, EvalError> {
+        let score = self.score_row(row)?;
+        Ok(LogLikelihood { sum: -score.loss_sum, tokens: score.num_targets })
+    }
+
+    fn score_row(&self, row: &Row) -> Result<Score, EvalError> {
+        let layout = SequenceLayout::new(row.seq_lengths.iter().copied());
+        let input = self.model().input(&row.input_ids, layout)?;
+        Ok(self.model().loss(&self.model().forward(&input)?, &targets(row))?)
     }
 }
 

@@ -101,8 +101,8 @@ fn steps(state: &Path) -> Result<BTreeMap<i64, StepBits>> {
 
 fn evals(state: &Path) -> Result<BTreeMap<i64, String>> {
     let query = "SELECT e.step, COALESCE(e.loss, '-') || ' ' || COALESCE(e.exact_match, '-') || ' ' || COALESCE((
-            SELECT group_concat(s.position || s.prompt || s.text || s.new_tokens, '|')
-            FROM eval_samples s WHERE s.run_id = e.run_id AND s.step = e.step), '-')
+            SELECT group_concat(s.position || s.prompt || s.text || s.new_tokens || COALESCE(s.score, '-'), '|')
+            FROM answers s WHERE s.run_id = e.run_id AND s.step = e.step), '-')
         FROM evals e";
     once(rows(state, query, |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))?, "evaluation at")
 }

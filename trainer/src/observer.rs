@@ -16,6 +16,8 @@ pub enum Control {
     Checkpoint,
     /// The end of the run, without a checkpoint of its own.
     Stop,
+    /// The same, but as if all steps were done.
+    Finish,
 }
 
 /// Whoever watches a run: writes metrics, evaluates, stops it.

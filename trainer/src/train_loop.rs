@@ -42,7 +42,7 @@ pub struct Trainer<'a> {
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// All steps are done.
+    /// All steps are done, or the observer finished it early.
     Finished,
     /// The observer stopped it.
     Stopped,
@@ -68,7 +68,8 @@ impl Trainer<'_> {
                 self.checkpoint_for(observer)?;
             }
             let is_stopped = control == Control::Stop;
-            if is_stopped || self.step >= self.plan.total_steps() {
+            let is_last = control == Control::Finish || self.step >= self.plan.total_steps();
+            if is_stopped || is_last {
                 self.settle_checkpoint(observer, true)?;
                 return Ok(if is_stopped { Outcome::Stopped } else { Outcome::Finished });
             }

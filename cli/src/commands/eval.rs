@@ -9,8 +9,7 @@ use serde_json::json;
 
 use super::App;
 use crate::engine::{
-    EngineError, Evaluated, Evaluation, Reader, data_options, generate_options, load_model,
-    log_evaluation, model_folder, questions_from, stop_ids,
+    EngineError, EvalSet, Evaluated, Evaluator, Reader, data_options, load_model, log_evaluation, model_folder, questions_from, stop_ids,
 };
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -52,19 +51,17 @@ pub(super) fn eval(app: &App, args: &EvalArgs) -> Result<Exit, Failure> {
     let rows = text.rows;
     let model = load_model(&config, &folder, args.adapter.as_deref())?;
     let tokenizer = text.tokenizer.wait()?;
-    let evaluation = Evaluation {
-        questions: text.questions,
-        questions_are_trained: text.questions_are_trained,
-        held_out: Some(rows.clone()),
-        options: generate_options(&config, stop_ids(&folder, &model, &tokenizer)?),
-        stop_strings: config.eval.stop.clone(),
-        tokenizer,
-    };
-    let options = evaluation.options.clone();
-    let Evaluated { row, samples, shortages } =
-        evaluation.run(0, &model, &options, &Ledger::new(), &|| false)?;
-    for shortage in &shortages {
-        tracing::warn!("{shortage}");
+    let stops = stop_ids(&folder, &model, &tokenizer)?;
+    let (asked, trained) = (text.questions, text.questions_are_trained);
+    let set = EvalSet::own(&config, asked, trained, Some(rows.clone()), stops, "");
+    let (step, ledger) = (0, &Ledger::new());
+    let evaluator =
+        Evaluator { step, model: &model, tokenizer: &tokenizer, ledger, stop: &|| false };
+    let options = Some(set.options.clone());
+    let Evaluated { row, samples, shortages, troubles, .. } =
+        evaluator.run(&[(&set, options)])?;
+    for words in shortages.iter().chain(&troubles) {
+        tracing::warn!("{words}");
     }
     if args.json {
         output::print_json(&json!({
@@ -72,6 +69,7 @@ pub(super) fn eval(app: &App, args: &EvalArgs) -> Result<Exit, Failure> {
             "perplexity": row.perplexity,
             "token_accuracy": row.token_accuracy,
             "exact_match": row.exact_match,
+            "scores": row.scores,
             "rows": rows.len(),
             "samples": samples,
         }))?;

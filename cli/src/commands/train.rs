@@ -9,15 +9,15 @@ use chandler_durable::{RealFs, create_folder_all, is_there, remove_folder};
 use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Fit, Outcome, Trainer};
 use chandler_vram::{Ledger, Phase, counting};
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::App;
 use crate::config::Config;
-use crate::daemon::{Controls, checkpoints_to_remove};
+use crate::daemon::Controls;
 use crate::engine::{
     Around, EngineError, GoneOn, Prepared, Request, Sink, Watch, Wish, checkpoint_bytes,
     checkpoint_facts, log_evaluation, memory_beside_plan, memory_room, model_folder, prepare,
-    resume, write_output,
+    put_best, remove_old_checkpoints, resume, write_output,
 };
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -43,6 +43,9 @@ pub(super) struct TrainArgs {
     /// Go on training this peft adapter
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
+    /// Folder with eval sets (NAME.jsonl, and NAME.toml for how it is asked)
+    #[arg(long, value_name = "DIR")]
+    evals: Option<PathBuf>,
     /// Go on from the newest checkpoint in the output folder, if there is one
     #[arg(long)]
     resume: bool,
@@ -62,6 +65,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         files: &args.data,
         sha256: None,
         cache_folder: &args.output.join("cache"),
+        evals: args.evals.as_deref(),
         stop: &|| false,
         progress: &progress,
     })?;
@@ -76,7 +80,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     let mut trainer = trainer.within(fit);
     ledger.begin(Phase::Train);
     counting::reset_high_water();
-    let GoneOn { resumed_at, last_eval } = if args.resume {
+    let GoneOn { resumed_at, last_eval, best } = if args.resume {
         resume(&mut trainer, &args.output)?
     } else {
         clear_checkpoints(&args.output)?;
@@ -102,7 +106,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         room: &room,
         on_pressure: config.memory.on_pressure,
         total_steps,
-        eval_steps: config.eval.eval_steps as u64,
+        config: &config.eval,
         save_steps: config.train.save_steps as u64,
         checkpoints: args.output.clone(),
         step_bytes: plan.peak.saturating_sub(plan.resident),
@@ -111,44 +115,53 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         started: Instant::now(),
         steps_here: 0,
         last_eval,
+        best,
         around: Around::default(),
     };
     let name = args.data[0].file_name().map_or_else(String::new, |n| n.to_string_lossy().into());
     progress.begin(&name, total_steps);
     let outcome = trainer.train(&mut watch);
     progress.end();
-    let last_eval = watch.last_eval.take();
+    let extra = watch.extra();
     memory_beside_plan(&plan, &ledger);
-    finish(&mut trainer, outcome.map_err(EngineError::from)?, resumed_at, args, &base, &last_eval)
+    let outcome = outcome.map_err(EngineError::from)?;
+    if outcome == Outcome::Stopped {
+        return stopped(&mut trainer, resumed_at, args, extra);
+    }
+    finished(&mut trainer, args, &base, &config)
 }
 
-fn finish(
+fn stopped(
     trainer: &mut Trainer,
-    outcome: Outcome,
     resumed_at: Option<u64>,
     args: &TrainArgs,
-    base: &Path,
-    last_eval: &Option<EvalRow>,
+    extra: Value,
 ) -> Result<Exit, Failure> {
     let step = trainer.steps_done();
-    let place = args.output.display();
-    if outcome == Outcome::Stopped {
-        let path = args.output.join(format!("{CHECKPOINT_PREFIX}{step}"));
-        let is_there = is_there(&path).map_err(EngineError::from)?;
-        if step > 0 && resumed_at != Some(step) && !is_there {
-            trainer
-                .write_checkpoint(&RealFs, &path, json!({ "eval": last_eval }))
-                .map_err(EngineError::from)?;
-        }
-        output::print(&format!("stopped after step {step}; --resume goes on from there\n"))?;
-        return Ok(Exit::Ok);
+    let path = args.output.join(format!("{CHECKPOINT_PREFIX}{step}"));
+    let is_there = is_there(&path).map_err(EngineError::from)?;
+    if step > 0 && resumed_at != Some(step) && !is_there {
+        trainer.write_checkpoint(&RealFs, &path, extra).map_err(EngineError::from)?;
     }
-    write_output(trainer, &args.output, base)?;
-    let what = if trainer.model().lora().is_some() { "adapter" } else { "model" };
+    output::print(&format!("stopped after step {step}; --resume goes on from there\n"))?;
+    Ok(Exit::Ok)
+}
+
+fn finished(
+    trainer: &mut Trainer,
+    args: &TrainArgs,
+    base: &Path,
+    config: &Config,
+) -> Result<Exit, Failure> {
+    let (step, place) = (trainer.steps_done(), args.output.display());
     let loss = trainer
         .last_metrics()
         .map_or_else(String::new, |metrics| format!(", last loss {:.4}", metrics.loss));
-    output::print(&format!("{step} steps{loss}; the {what} is in {place}\n"))?;
+    let best = put_best(trainer, &args.output, &config.eval)?;
+    write_output(trainer, &args.output, base)?;
+    let what = if trainer.model().lora().is_some() { "adapter" } else { "model" };
+    let of = if best == step { String::new() } else { format!(" of step {best}") };
+    output::print(&format!("{step} steps{loss}; the {what}{of} is in {place}\n"))?;
     Ok(Exit::Ok)
 }
 
@@ -166,7 +179,7 @@ fn hold_output(folder: &Path) -> Result<chandler_daemon_lock::Lock, Failure> {
 
 /// A run that begins anew must not be mistaken for the one before it.
 fn clear_checkpoints(folder: &Path) -> Result<(), EngineError> {
-    for old in checkpoint_facts(folder) {
+    for old in checkpoint_facts(folder, "loss") {
         tracing::info!("removing the earlier run's {}", old.path.display());
         remove_folder(&RealFs, &old.path)?;
     }
@@ -246,10 +259,8 @@ impl Sink for FileSink<'_> {
 
     fn checkpoint(&mut self, step: u64, path: &Path) -> Result<(), BoxError> {
         tracing::info!(step, "checkpoint {}", path.display());
-        if let (Some(keep), Some(folder)) = (self.keep, path.parent()) {
-            for old in checkpoints_to_remove(&checkpoint_facts(folder), keep, 0) {
-                remove_folder(&RealFs, &old)?;
-            }
+        if let Some(keep) = self.keep {
+            remove_old_checkpoints(path, keep, 0, &self.config.eval)?;
         }
         Ok(())
     }

@@ -31,6 +31,11 @@ pub struct FlagValue {
 
 /// Reads a configuration file into entries.
 pub(super) fn from_file(path: &Path) -> Result<Vec<Entry>, ConfigError> {
+    from_file_of("", path)
+}
+
+/// Reads a file whose keys are those of one section.
+pub(super) fn from_file_of(section: &str, path: &Path) -> Result<Vec<Entry>, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     let syntax = |error: toml::de::Error| ConfigError::Syntax {
@@ -41,7 +46,7 @@ pub(super) fn from_file(path: &Path) -> Result<Vec<Entry>, ConfigError> {
     let spanned = DeTable::parse(&text).map_err(syntax)?;
     let values: toml::Table = toml::from_str(&text).map_err(syntax)?;
     let mut reader = FileReader { path, text: &text, entries: Vec::new() };
-    reader.table("", spanned.get_ref(), &values);
+    reader.table(section, spanned.get_ref(), &values);
     Ok(reader.entries)
 }
 

@@ -129,6 +129,13 @@ impl ResolvedConfig {
             }
             _ => {}
         }
+        if let Err(error) = chandler_evaluator::Scorer::named(&self.config.eval.scorer) {
+            conflict(
+                "eval.scorer",
+                format!("is no scorer: {error}"),
+                "a set in evals/ may have one with settings of its own",
+            );
+        }
         let address = &self.config.http.address;
         if address.parse::<IpAddr>().is_err() {
             conflict(
@@ -150,7 +157,7 @@ impl ResolvedConfig {
     }
 }
 
-fn problem_of(entry: &Entry) -> Option<Problem> {
+pub(super) fn problem_of(entry: &Entry) -> Option<Problem> {
     let origin = entry.origin.clone();
     if SECTIONS.iter().any(|section| section.path == entry.path) {
         return Some(Problem::SectionAsKey { section: entry.path.clone(), origin });
@@ -182,7 +189,7 @@ fn nearest(written: &str) -> Option<String> {
         .map(|(_, path)| path)
 }
 
-fn wrong_value(key: &Key, value: &Value, origin: Origin) -> Option<Problem> {
+pub(super) fn wrong_value(key: &Key, value: &Value, origin: Origin) -> Option<Problem> {
     if key.optional && matches!(value, Value::Empty(..)) {
         return None;
     }

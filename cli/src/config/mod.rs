@@ -2,6 +2,7 @@
 
 mod choices;
 mod error;
+mod eval_set;
 pub(crate) mod keys;
 mod layers;
 mod load;
@@ -13,6 +14,7 @@ pub use choices::{
     Optim, PackingStrategy, RampShape, TargetModules,
 };
 pub use error::{ConfigError, Origin, Problem};
+pub use eval_set::{EVAL_SET_KEYS, EvalSetConfig, SetScorer};
 pub use keys::{Bounds, ConfigValue, Key, Kind};
 pub use layers::FlagValue;
 pub use load::{ConfigSources, ResolvedConfig};

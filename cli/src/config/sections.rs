@@ -182,8 +182,21 @@ section! {
         top_p: Option<f64> = None, Bounds::above_up_to(0.0, 1.0);
         /// Sample only from tokens at least this probable, relative to the most probable one.
         min_p: Option<f64> = None, Bounds::between(0.0, 1.0);
+        /// Temperature at the end of a ramp of `temperature_ramp_tokens` that begins at `temperature`;
+        /// unset keeps it constant.
+        temperature_end: Option<f64> = None, Bounds::above(0.0);
+        /// Tokens over which the temperature goes to `temperature_end`.
+        temperature_ramp_tokens: usize = 256, Bounds::at_least(1.0);
         /// Factor against tokens that have occurred; 1 is off.
         repetition_penalty: f64 = 1.0, Bounds::above(0.0);
+        /// Taken from a token's score for each time that the answer has it; 0 is off.
+        frequency_penalty: f64 = 0.0, Bounds::between(-2.0, 2.0);
+        /// Taken from the score of every token that the answer has; 0 is off.
+        presence_penalty: f64 = 0.0, Bounds::between(-2.0, 2.0);
+        /// No sequence of so many tokens occurs twice; 0 is off.
+        no_repeat_ngram_size: usize = 0;
+        /// Tokens before an answer may end.
+        min_new_tokens: usize = 0;
         /// Generation ends where one of these texts appears.
         stop: Vec<String> = Vec::new();
         /// Seed of the sampling.
@@ -194,8 +207,23 @@ section! {
         batch_size: usize = 8, Bounds::at_least(1.0);
         /// System message put before each prompt.
         system: Option<String> = None;
-        /// JSONL file with prompts (and, for exact match, completions) in place of held-out rows.
+        /// JSONL file with prompts (and, for scores, completions) in place of held-out rows.
         prompts: Option<PathBuf> = None;
+        /// How these answers are scored: exact_match, contains, regex, json_valid, json_equal,
+        /// numeric, rouge_l or chrf. Eval sets have scorers of their own.
+        scorer: String = "exact_match".to_owned();
+        /// Which metric says how good a checkpoint is: loss, perplexity, token_accuracy or
+        /// exact_match on held-out rows, or SET/METRIC of an eval set.
+        metric_for_best_model: String = "loss".to_owned();
+        /// The model that a job leaves is the best of its evaluations by that metric, not the last.
+        load_best_model_at_end: bool = false;
+        /// A job ends after so many evaluations in a row without a better one; unset goes on.
+        early_stopping_patience: Option<usize> = None, Bounds::at_least(1.0);
+        /// How much better one must be to count.
+        early_stopping_threshold: f64 = 0.0, Bounds::at_least(0.0);
+        /// At the end of a job, write the questions of the eval sets that were answered wrongly
+        /// as a new training file into the inbox, once for each job.
+        requeue_wrong: bool = false;
     }
 }
 

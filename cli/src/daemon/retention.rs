@@ -1,8 +1,9 @@
-//! Which checkpoints and snapshots stay: the last N, the best by evaluation loss, one a day.
+//! Which checkpoints and snapshots stay: the last N, the best by an evaluation's figure, one a day.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use chandler_evaluator::Better;
 use jiff::civil::Date;
 
 /// A checkpoint, as far as its fate depends on it.
@@ -12,32 +13,30 @@ pub struct CheckpointFacts {
     pub path: PathBuf,
     /// The step it was made after; within a state directory steps only grow.
     pub step: u64,
-    /// Loss on held-out rows at that step, where it was measured.
-    pub eval_loss: Option<f64>,
+    /// What says how good it is, where it was measured at that step.
+    pub figure: Option<f64>,
 }
 
-/// The checkpoints that go: all but the newest `keep_last` and the `keep_best` with the smallest
-/// evaluation loss. The newest always stays.
+/// The checkpoints that go: all but the newest `keep_last` and the `keep_best` best by their
+/// figures. The newest always stays.
 pub fn checkpoints_to_remove(
     checkpoints: &[CheckpointFacts],
     keep_last: usize,
     keep_best: usize,
+    better: Better,
 ) -> Vec<PathBuf> {
     let mut by_age: Vec<&CheckpointFacts> = checkpoints.iter().collect();
     by_age.sort_by_key(|checkpoint| std::cmp::Reverse(checkpoint.step));
-    let mut by_loss: Vec<(f64, &CheckpointFacts)> = by_age
-        .iter()
-        .filter_map(|checkpoint| {
-            Some((checkpoint.eval_loss.filter(|loss| !loss.is_nan())?, *checkpoint))
-        })
-        .collect();
-    // A stable sort: of equal losses the newer checkpoint is the better one.
-    by_loss.sort_by(|left, right| left.0.total_cmp(&right.0));
+    let valued = |checkpoint: &&CheckpointFacts| checkpoint.figure.is_some_and(|f| !f.is_nan());
+    let mut by_figure: Vec<&CheckpointFacts> = by_age.iter().copied().filter(valued).collect();
+    // A stable sort: of equal ones the newer is the better.
+    let figure = |checkpoint: &CheckpointFacts| checkpoint.figure.unwrap_or(f64::NAN);
+    by_figure.sort_by(|left, right| better.compare(figure(right), figure(left)));
     let kept: BTreeSet<&PathBuf> = by_age
         .iter()
         .take(keep_last.max(1))
         .map(|checkpoint| &checkpoint.path)
-        .chain(by_loss.iter().take(keep_best).map(|(_, checkpoint)| &checkpoint.path))
+        .chain(by_figure.iter().take(keep_best).map(|checkpoint| &checkpoint.path))
         .collect();
     by_age
         .iter()
@@ -74,12 +73,12 @@ pub fn snapshot_chores(existing: &[String], today: Date, keep: usize) -> Snapsho
 mod tests {
     use super::*;
 
-    fn facts(step: u64, eval_loss: Option<f64>) -> CheckpointFacts {
-        CheckpointFacts { path: PathBuf::from(format!("step-{step}")), step, eval_loss }
+    fn facts(step: u64, figure: Option<f64>) -> CheckpointFacts {
+        CheckpointFacts { path: PathBuf::from(format!("step-{step}")), step, figure }
     }
 
     fn removed(checkpoints: &[CheckpointFacts], last: usize, best: usize) -> Vec<String> {
-        checkpoints_to_remove(checkpoints, last, best)
+        checkpoints_to_remove(checkpoints, last, best, Better::Lower)
             .iter()
             .map(|path| path.display().to_string())
             .collect()
@@ -98,6 +97,8 @@ mod tests {
         assert_eq!(removed(&all, 1, 2), ["step-30", "step-10"]);
         assert_eq!(removed(&all, 0, 0), ["step-40", "step-30", "step-20", "step-10"]);
         assert!(removed(&all, 5, 0).is_empty());
+        let higher = checkpoints_to_remove(&all, 1, 1, Better::Higher);
+        assert!(!higher.contains(&PathBuf::from("step-10")), "{higher:?}");
     }
 
     #[test]

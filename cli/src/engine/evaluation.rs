@@ -1,171 +1,169 @@
-//! Evaluation while a model trains: answers to prompts, and the loss on held-out rows.
+//! Evaluation while a model trains: every set that is due, each in a scope of its own.
 
-use chandler_data::{Dataset, Tokenizer};
-use chandler_evaluator::{Ended, EvalScope, GenerateOptions, Generation, LossReport, exact_match};
-use chandler_model::{CausalLm, KvCache};
+use chandler_data::Tokenizer;
+use chandler_evaluator::{EvalScope, GenerateOptions, LossReport};
+use chandler_model::CausalLm;
 use chandler_vram::{Bytes, HostMeter, Ledger};
 
 use super::EngineError;
+use super::answering::{answer, choose};
+use super::eval_set::EvalSet;
+use super::scoring::{rows_of_loss, rows_of_samples, score_samples, share_that_matches};
+use crate::config::SetScorer;
 use crate::heap;
-use crate::store::{EvalRow, EvalSample};
-use crate::worker::Question;
+use crate::store::{EvalRow, EvalSample, ScoreRow};
 
-/// What is evaluated, and how.
+/// What is evaluated: the job's own questions and rows, then the eval sets.
 pub(crate) struct Evaluation {
-    pub(crate) questions: Vec<Question>,
-    /// Whether the model is trained on the questions' rows, so that a match proves nothing.
-    pub(crate) questions_are_trained: bool,
-    pub(crate) held_out: Option<Dataset>,
-    pub(crate) options: GenerateOptions,
-    pub(crate) stop_strings: Vec<String>,
+    pub(crate) sets: Vec<EvalSet>,
     pub(crate) tokenizer: Tokenizer,
 }
 
+/// A set that is due, and how its answers are written this time; `None` where there is no room.
+pub(crate) type Due<'a> = (&'a EvalSet, Option<GenerateOptions>);
+
 /// What came of an evaluation.
+#[derive(Default)]
 pub(crate) struct Evaluated {
     pub(crate) row: EvalRow,
     pub(crate) samples: Vec<EvalSample>,
     /// What memory did not suffice for, in words.
     pub(crate) shortages: Vec<String>,
+    /// What could not be scored, in words.
+    pub(crate) troubles: Vec<String>,
+    /// Records of questions that were answered wrongly, where they were kept.
+    pub(crate) wrong: Vec<String>,
 }
 
-impl Evaluation {
-    /// Bytes of the largest cache that answering the questions so takes, and of its logits.
-    pub(crate) fn bytes_needed(&self, model: &CausalLm, options: &GenerateOptions) -> u64 {
-        let longest = self.questions.iter().map(|q| q.prompt_ids.len()).max().unwrap_or(0);
-        let rows = options.batch_size.min(self.questions.len());
-        let (config, tokens) = (model.config(), longest + options.max_new_tokens);
-        let cache = KvCache::bytes_needed(config, rows, tokens, model.dtype());
-        (cache + 4 * rows * config.vocab_size) as u64
-    }
+/// Whom an evaluation looks at, and who may end it.
+pub(crate) struct Evaluator<'a> {
+    pub(crate) step: u64,
+    pub(crate) model: &'a CausalLm,
+    pub(crate) tokenizer: &'a Tokenizer,
+    pub(crate) ledger: &'a Ledger,
+    pub(crate) stop: &'a dyn Fn() -> bool,
+}
 
-    /// Evaluates `model` within a scope of its own. What does not fit into memory is cut or left
-    /// out, and said; training is not touched by it.
-    pub(crate) fn run(
-        &self,
-        step: u64,
-        model: &CausalLm,
-        options: &GenerateOptions,
-        ledger: &Ledger,
-        stop: &dyn Fn() -> bool,
-    ) -> Result<Evaluated, EngineError> {
+/// What came of one set.
+#[derive(Default)]
+struct OfSet {
+    report: Option<LossReport>,
+    samples: Vec<EvalSample>,
+    peak_cache_bytes: u64,
+}
+
+impl Evaluator<'_> {
+    /// Evaluates these sets. What does not fit into memory is cut or left out, and said; training
+    /// is not touched by it.
+    pub(crate) fn run(&self, due: &[Due]) -> Result<Evaluated, EngineError> {
         let rss = || HostMeter::new().read_host().rss;
         let before = rss();
+        let mut all = Evaluated::default();
+        all.row.step = self.step;
+        let mut peak_cache_bytes = 0;
+        for (set, options) in due {
+            let of_set = self.evaluate(set, options.as_ref(), &mut all)?;
+            peak_cache_bytes = peak_cache_bytes.max(of_set.peak_cache_bytes);
+            self.enter(set, of_set, &mut all);
+        }
+        heap::give_back();
+        self.log_memory(before, rss(), peak_cache_bytes);
+        Ok(all)
+    }
+
+    /// One set, within a scope that is closed before this returns.
+    fn evaluate(
+        &self,
+        set: &EvalSet,
+        options: Option<&GenerateOptions>,
+        all: &mut Evaluated,
+    ) -> Result<OfSet, EngineError> {
+        let Self { step, model, tokenizer, ledger, stop } = *self;
         let mut scope = EvalScope::open(model, ledger).stopped_by(stop);
-        let mut shortages = vec![];
+        let (mut of_set, name) = (OfSet::default(), &set.name);
         let mut unless_short = |what: &str, error: EngineError| match error {
             EngineError::Eval(error) if error.is_out_of_memory() => {
-                shortages.push(format!("eval at step {step} without {what}: {error}"));
+                let words = format!("eval at step {step}, {name}, without {what}: {error}");
+                all.shortages.push(words);
                 Ok(())
             }
             error => Err(error),
         };
-        let report = match self.score(&mut scope) {
-            Ok(report) => report,
-            Err(error) => unless_short("the held-out loss", error).map(|()| None)?,
+        match loss(&mut scope, set) {
+            Ok(report) => of_set.report = report,
+            Err(error) => unless_short("the loss", error)?,
+        }
+        let answered = match (&set.scorer, options) {
+            (SetScorer::None, _) | (_, None) => Ok(vec![]),
+            (SetScorer::Choice(normalization), _) => {
+                choose(&mut scope, set, *normalization, tokenizer, stop)
+            }
+            (_, Some(options)) => answer(&mut scope, set, options, tokenizer),
         };
-        let samples = match answer(&mut scope, &self.questions, options, self) {
-            Ok(samples) => samples,
-            Err(error) => unless_short("answers", error).map(|()| vec![])?,
-        };
+        match answered {
+            Ok(samples) => of_set.samples = samples,
+            Err(error) => unless_short("answers", error)?,
+        }
         if let Some(shrunk) = scope.shrunk() {
-            shortages.push(format!(
-                "out of memory in the eval at step {step}: cut to {} prompts side by side and {} \
-                 new tokens",
+            all.shortages.push(format!(
+                "out of memory in the eval at step {step}, {name}: cut to {} prompts side by side \
+                 and {} new tokens",
                 shrunk.batch_size, shrunk.max_new_tokens
             ));
         }
-        let cache = scope.peak_cache_bytes();
+        of_set.peak_cache_bytes = scope.peak_cache_bytes();
         scope.close()?;
-        heap::give_back();
-        let matches: Vec<bool> = samples.iter().filter_map(|sample| sample.exact_match).collect();
-        let known = !matches.is_empty() && !self.questions_are_trained;
-        let share = matches.iter().filter(|matched| **matched).count() as f64;
+        Ok(of_set)
+    }
+
+    /// Enters what came of a set into the whole.
+    fn enter(&self, set: &EvalSet, of_set: OfSet, all: &mut Evaluated) {
+        let OfSet { report, mut samples, .. } = of_set;
+        let troubles = score_samples(set, self.step, &mut samples, self.stop);
+        all.troubles.extend(troubles);
+        if set.is_own {
+            all.row.loss = report.map(|report| report.loss);
+            all.row.perplexity = report.map(|report| report.perplexity);
+            all.row.token_accuracy = report.map(|report| report.token_accuracy);
+            let known = !set.questions_are_trained;
+            all.row.exact_match = share_that_matches(&samples).filter(|_| known);
+        }
+        let mut scores = rows_of_loss(set, report.as_ref());
+        if let (false, Some(report), Some(own)) = (set.is_own, &report, all.row.loss) {
+            scores.push(ScoreRow {
+                count: report.tokens as u64,
+                ..set.score("generalisation_gap", report.loss - own)
+            });
+        }
+        scores.extend(rows_of_samples(set, &samples));
+        all.row.scores.extend(scores);
+        all.wrong.extend(set.wrong_records(&samples));
+        all.samples.extend(samples);
+    }
+
+    fn log_memory(&self, before: Option<u64>, after: Option<u64>, cache: u64) {
         let show =
             |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), |b| Bytes(b).to_string());
         tracing::info!(
-            step,
+            step = self.step,
             kv_cache_bytes = cache,
             "eval memory: {} before, {} after, KV cache {} at most and 0 now",
             show(before),
-            show(rss()),
+            show(after),
             Bytes(cache)
         );
-        let row = EvalRow {
-            step,
-            loss: report.map(|report| report.loss),
-            perplexity: report.map(|report| report.perplexity),
-            token_accuracy: report.map(|report| report.token_accuracy),
-            exact_match: known.then(|| share / matches.len() as f64),
-        };
-        Ok(Evaluated { row, samples, shortages })
-    }
-
-    /// The loss on the held-out rows, where there are some.
-    fn score(&self, scope: &mut EvalScope) -> Result<Option<LossReport>, EngineError> {
-        let Some(rows) = &self.held_out else { return Ok(None) };
-        let row = |index: usize| {
-            rows.row(index).map_err(|source| EngineError::Read {
-                path: rows.source(index).map_or_else(Default::default, |s| s.0.to_owned()),
-                source,
-            })
-        };
-        let rows: Vec<_> = (0..rows.len()).map(row).collect::<Result<_, _>>()?;
-        Ok(scope.score(rows)?)
     }
 }
 
-/// Answers questions within a scope.
-pub(crate) fn answer(
-    scope: &mut EvalScope,
-    questions: &[Question],
-    options: &GenerateOptions,
-    evaluation: &Evaluation,
-) -> Result<Vec<EvalSample>, EngineError> {
-    let prompts: Vec<Vec<u32>> = questions.iter().map(|q| q.prompt_ids.clone()).collect();
-    let mut watcher = stop_watcher(&evaluation.tokenizer, &evaluation.stop_strings);
-    let answers = scope.generate(&prompts, options, &mut watcher)?;
-    let tokenizer = &evaluation.tokenizer;
-    let sample = |(question, generation): (&Question, &Generation)| -> Result<_, EngineError> {
-        let text = text_of(tokenizer, generation, &evaluation.stop_strings)?;
-        let reference = question.reference.clone();
-        let matched = reference.as_ref().map(|reference| exact_match(&text, reference));
-        Ok(EvalSample {
-            prompt: tokenizer.decode(&question.prompt_ids, true)?,
-            reference,
-            text,
-            new_tokens: generation.new_ids.len() as u64,
-            exact_match: matched,
+/// The loss on the set's rows, where it has some.
+fn loss(scope: &mut EvalScope, set: &EvalSet) -> Result<Option<LossReport>, EngineError> {
+    let Some(rows) = &set.rows else { return Ok(None) };
+    let row = |index: usize| {
+        rows.row(index).map_err(|source| EngineError::Read {
+            path: rows.source(index).map_or_else(Default::default, |s| s.0.to_owned()),
+            source,
         })
     };
-    questions.iter().zip(&answers).map(sample).collect()
-}
-
-/// Ends an answer in whose last tokens a stop string stands.
-pub(crate) fn stop_watcher<'a>(
-    tokenizer: &'a Tokenizer,
-    stops: &'a [String],
-) -> impl FnMut(usize, &[u32]) -> Option<Ended> + 'a {
-    let longest = stops.iter().map(String::len).max().unwrap_or(0);
-    move |_, ids| {
-        if longest == 0 {
-            return None;
-        }
-        let tail = &ids[ids.len().saturating_sub(longest + 8)..];
-        let text = tokenizer.decode(tail, false).ok()?;
-        stops.iter().any(|stop| text.contains(stop.as_str())).then_some(Ended::StopString)
-    }
-}
-
-/// The text of an answer, up to the first stop string.
-pub(crate) fn text_of(
-    tokenizer: &Tokenizer,
-    generation: &Generation,
-    stops: &[String],
-) -> Result<String, EngineError> {
-    let mut text = tokenizer.decode(&generation.new_ids, true)?;
-    if let Some(at) = stops.iter().filter_map(|stop| text.find(stop.as_str())).min() {
-        text.truncate(at);
-    }
-    Ok(text)
+    let rows: Vec<_> = (0..rows.len()).map(row).collect::<Result<_, _>>()?;
+    Ok(scope.score(rows)?)
 }

@@ -6,18 +6,23 @@ use std::time::Instant;
 use chandler_durable::{
     Fs, RealFs, create_folder_all, is_there, newest_good, remove_folder, require_space, write_with,
 };
+use chandler_evaluator::Better;
 use chandler_trainer::{
     BoxError, CHECKPOINT_PREFIX, Fit, Outcome, TrainError, Trainer, checkpoint_step,
 };
 use chandler_vram::{Ledger, Phase, counting};
 use serde_json::{Value, json};
 
+use super::best::{Best, put_best};
+use super::eval_set::{HELD_OUT, PROMPTS, TRAINING};
 use super::memory;
+use super::requeue::{is_requeued, keep_wrong, requeue};
+use super::scoring::{shown, with_gains};
 use super::session::{Prepared, Request, prepare};
 use super::source::{binding, model_folder};
 use super::watch::{Around, Sink, Watch, Wish};
 use super::{EngineError, write_merged_model};
-use crate::config::Config;
+use crate::config::{Config, EvalConfig};
 use crate::daemon::{
     CheckpointFacts, Controls, JobError, JobEstimate, JobOutcome, JobRunner, RunContext,
     checkpoints_to_remove, snapshot_chores,
@@ -26,7 +31,7 @@ use crate::heap;
 use crate::logging::StepProgress;
 use crate::queue::{ClaimedJob, mark, report_of_model};
 use crate::state_dir::StateDir;
-use crate::store::{EvalRow, EvalSample, StepRow};
+use crate::store::{EvalRow, EvalSample, ScoreRow, StepRow};
 
 /// Bytes of a checkpoint and a model for each trainable parameter: weights and two moments in the
 /// one, the weights again in the other.
@@ -80,6 +85,7 @@ impl EngineRunner {
             files: std::slice::from_ref(&job.job.path),
             sha256: Some(&job.sha256),
             cache_folder: &self.state.cache(),
+            evals: Some(&self.state.evals()),
             stop: &|| {
                 context.controls.beat();
                 context.controls.stop().is_requested()
@@ -121,7 +127,7 @@ impl EngineRunner {
         let mut trainer = Trainer::new(model, &rows, settings, &self.ledger)?.within(fit);
         self.ledger.begin(Phase::Train);
         counting::reset_high_water();
-        let GoneOn { resumed_at, last_eval } = resume(&mut trainer, &checkpoints)?;
+        let GoneOn { resumed_at, last_eval, best } = resume(&mut trainer, &checkpoints)?;
         let controls = context.controls.clone();
         let stop = move || {
             controls.beat();
@@ -133,7 +139,8 @@ impl EngineRunner {
             job_id: job.job.id,
             fit_key,
             keep_last: self.config.daemon.keep_checkpoints,
-            keep_best: self.config.daemon.keep_best,
+            requeues: self.config.eval.requeue_wrong && !is_requeued(&job.job.file_name),
+            checkpoints: checkpoints.clone(),
         };
         let mut watch = Watch {
             evaluation: &evaluation,
@@ -143,7 +150,7 @@ impl EngineRunner {
             room: &room,
             on_pressure: self.config.memory.on_pressure,
             total_steps,
-            eval_steps: self.config.eval.eval_steps as u64,
+            config: &self.config.eval,
             save_steps: self.config.train.save_steps as u64,
             checkpoints,
             step_bytes: plan.peak.saturating_sub(plan.resident),
@@ -152,6 +159,7 @@ impl EngineRunner {
             started: Instant::now(),
             steps_here: 0,
             last_eval,
+            best,
             around: Around::default(),
         };
         if fit != Fit::default() {
@@ -161,20 +169,24 @@ impl EngineRunner {
                 .map_err(TrainError::Observer)?;
         }
         let outcome = trainer.train(&mut watch)?;
+        let extra = watch.extra();
         let last_eval = watch.last_eval.take();
-        let step = trainer.steps_done();
+        let (checkpoints, step) = (watch.checkpoints, trainer.steps_done());
         if outcome == Outcome::Stopped {
             if resumed_at != Some(step) && step > 0 {
-                let path = watch.checkpoints.join(format!("{CHECKPOINT_PREFIX}{step}"));
+                let path = checkpoints.join(format!("{CHECKPOINT_PREFIX}{step}"));
                 if !is_there(&path)? {
-                    trainer.write_checkpoint(&RealFs, &path, json!({ "eval": last_eval }))?;
+                    trainer.write_checkpoint(&RealFs, &path, extra)?;
                 }
             }
             return Ok(JobOutcome::Stopped { step });
         }
+        let loss = trainer.last_metrics().map(|metrics| metrics.loss);
+        let model_step = put_best(&mut trainer, &checkpoints, &self.config.eval)?;
         let report = json!({
             "steps": step,
-            "loss": trainer.last_metrics().map(|metrics| metrics.loss),
+            "model_step": model_step,
+            "loss": loss,
             "eval": last_eval,
             "memory": memory::beside_plan(&plan, &self.ledger),
             "model": self.state.model(),
@@ -182,6 +194,7 @@ impl EngineRunner {
         sink.context.still_ours()?;
         let mark = mark(&job.job, &job.sha256, &report);
         write_merged_model(&mut trainer, &self.state.model(), &base, mark)?;
+        requeue(&self.state, context.store, job.job.id)?;
         Ok(JobOutcome::Finished { report })
     }
 
@@ -212,6 +225,8 @@ pub(crate) struct GoneOn {
     pub(crate) resumed_at: Option<u64>,
     /// The evaluation before that checkpoint.
     pub(crate) last_eval: Option<EvalRow>,
+    /// The best until then.
+    pub(crate) best: Best,
 }
 
 /// Goes on from the newest checkpoint that is whole, if there is one.
@@ -230,6 +245,7 @@ pub(crate) fn resume(trainer: &mut Trainer, folder: &Path) -> Result<GoneOn, Eng
     Ok(GoneOn {
         resumed_at: Some(trainer.steps_done()),
         last_eval: serde_json::from_value(resumed.extra["eval"].clone()).unwrap_or_default(),
+        best: serde_json::from_value(resumed.extra["best"].clone()).unwrap_or_default(),
     })
 }
 
@@ -269,6 +285,7 @@ impl JobRunner for EngineRunner {
         context: &mut RunContext<'_>,
     ) -> Result<JobOutcome, JobError> {
         if let Some(report) = self.already_learned(job)? {
+            requeue(&self.state, context.store, job.job.id)?;
             return Ok(JobOutcome::Finished { report });
         }
         let ready = match self.ready.take() {
@@ -349,7 +366,9 @@ struct JobSink<'a, 'c> {
     job_id: i64,
     fit_key: String,
     keep_last: usize,
-    keep_best: usize,
+    /// Whether wrong answers become a training file.
+    requeues: bool,
+    checkpoints: PathBuf,
 }
 
 impl Sink for JobSink<'_, '_> {
@@ -363,8 +382,13 @@ impl Sink for JobSink<'_, '_> {
     }
 
     fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), BoxError> {
+        let row = &with_gains(row, samples, self.context.store, self.context.run_id)?;
         log_evaluation(self.context.config, row, samples);
         Ok(self.context.evaluated(row, samples)?)
+    }
+
+    fn wrong(&mut self, records: &[String]) -> Result<(), BoxError> {
+        Ok(if self.requeues { keep_wrong(&self.checkpoints, records)? })
     }
 
     fn memory(&mut self, message: &str) -> Result<(), BoxError> {
@@ -385,14 +409,9 @@ impl Sink for JobSink<'_, '_> {
 
     fn checkpoint(&mut self, step: u64, path: &Path) -> Result<(), BoxError> {
         tracing::info!(step, "checkpoint {}", path.display());
-        if let Some(parent) = path.parent() {
-            for old in
-                checkpoints_to_remove(&checkpoint_facts(parent), self.keep_last, self.keep_best)
-            {
-                remove_folder(&RealFs, &old)?;
-            }
-        }
-        Ok(())
+        let keep_best = self.context.config.daemon.keep_best;
+        remove_old_checkpoints(path, self.keep_last, keep_best, &self.context.config.eval)
+            .map_err(BoxError::from)
     }
 
     fn wish(&mut self) -> Wish {
@@ -403,17 +422,45 @@ impl Sink for JobSink<'_, '_> {
     }
 }
 
-/// What decides about the checkpoints of a folder.
-pub(crate) fn checkpoint_facts(folder: &Path) -> Vec<CheckpointFacts> {
+/// Removes the checkpoints beside `newest` that are neither among the newest nor among the best.
+pub(crate) fn remove_old_checkpoints(
+    newest: &Path,
+    keep_last: usize,
+    keep_best: usize,
+    config: &EvalConfig,
+) -> Result<(), EngineError> {
+    let Some(folder) = newest.parent() else { return Ok(()) };
+    let (facts, keep_best) = (
+        checkpoint_facts(folder, &config.metric_for_best_model),
+        keep_best.max(usize::from(config.load_best_model_at_end)),
+    );
+    let better = Better::of_metric(&config.metric_for_best_model);
+    for old in checkpoints_to_remove(&facts, keep_last, keep_best, better) {
+        remove_folder(&RealFs, &old)?;
+    }
+    Ok(())
+}
+
+/// What decides about the checkpoints of a folder, by this metric.
+pub(crate) fn checkpoint_facts(folder: &Path, metric: &str) -> Vec<CheckpointFacts> {
     let fact = |name: String| {
         let path = folder.join(name);
         let step = checkpoint_step(&path)?;
         let manifest = std::fs::read_to_string(path.join("manifest.json")).ok()?;
         let manifest: Value = serde_json::from_str(&manifest).ok()?;
-        let eval_loss = manifest.pointer("/extra/extra/eval/loss").and_then(Value::as_f64);
-        Some(CheckpointFacts { path, step, eval_loss })
+        let eval = manifest.pointer("/extra/extra/eval").cloned().unwrap_or_default();
+        let eval: Option<EvalRow> = serde_json::from_value(eval).unwrap_or_default();
+        // An earlier evaluation says nothing of this checkpoint.
+        let figure = eval.filter(|eval| eval.step == step).and_then(|eval| eval.metric(metric));
+        Some(CheckpointFacts { path, step, figure })
     };
     folders(folder).into_iter().filter_map(fact).collect()
+}
+
+/// What the line of the job's own figures does not say.
+fn is_news(score: &ScoreRow) -> bool {
+    let own = [HELD_OUT, PROMPTS, TRAINING].contains(&score.set.as_str());
+    !own || !["loss", "perplexity", "token_accuracy"].contains(&score.metric.as_str())
 }
 
 /// One line for the figures and, where the log may hold text, one for each of the first answers.
@@ -430,6 +477,9 @@ pub(crate) fn log_evaluation(config: &Config, row: &EvalRow, samples: &[EvalSamp
         figure("token accuracy", row.token_accuracy),
         figure("exact match", row.exact_match),
     );
+    for score in row.scores.iter().filter(|score| is_news(score)) {
+        tracing::info!(step = row.step, "  {}", shown(score));
+    }
     if !config.log.samples {
         return;
     }

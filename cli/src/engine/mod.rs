@@ -1,6 +1,9 @@
 //! The engine: what the commands and the daemon do with models, composed from the library crates.
 
+mod answering;
+mod best;
 mod error;
+mod eval_set;
 mod evaluation;
 mod guard;
 mod job_runner;
@@ -8,15 +11,22 @@ mod memory;
 mod planning;
 mod publish;
 mod reading;
+mod requeue;
+mod scoring;
 mod session;
 mod settings;
 mod source;
 mod watch;
 
+pub(crate) use answering::{stop_watcher, text_of};
+pub(crate) use best::{Best, put_best};
 pub use error::EngineError;
-pub(crate) use evaluation::{Evaluated, Evaluation, stop_watcher, text_of};
+pub(crate) use eval_set::EvalSet;
+pub(crate) use evaluation::{Evaluated, Evaluation, Evaluator};
 pub use job_runner::runner;
-pub(crate) use job_runner::{GoneOn, checkpoint_bytes, checkpoint_facts, log_evaluation, resume};
+pub(crate) use job_runner::{
+    GoneOn, checkpoint_bytes, checkpoint_facts, log_evaluation, remove_old_checkpoints, resume,
+};
 pub(crate) use memory::{beside_plan as memory_beside_plan, room as memory_room};
 pub(crate) use planning::{Planning, answers_shape, fitting, model_shape, train_shape};
 pub(crate) use publish::{export, write_merged_model, write_output};

@@ -6,6 +6,7 @@ use chandler_model::{CausalLm, PREFILL_TOKENS, Param, ParamId};
 use chandler_trainer::{Fit, MomentsDtype, TrainSettings};
 use chandler_vram::{Choice, EvalShape, ModelShape, Plan, TrainShape, choose, plan};
 
+use super::eval_set::EvalSet;
 use super::evaluation::Evaluation;
 use super::memory;
 use crate::config::Config;
@@ -50,7 +51,11 @@ impl<'a> Planning<'a> {
         };
         let mut pool = Rehearsal::default();
         let train = train_shape(self.model, &settings, &documents, &mut pool);
-        let evaluates = self.config.eval.eval_steps > 0 && self.config.eval.samples > 0;
+        let is_asked = |set: &EvalSet| set.writes_answers() || set.longest_row() > 0;
+        let asks = self.evaluation.map_or(self.config.eval.samples > 0, |evaluation| {
+            evaluation.sets.iter().any(is_asked)
+        });
+        let evaluates = self.config.eval.eval_steps > 0 && asks;
         let eval =
             evaluates.then(|| eval_shape(self.config, self.model, self.evaluation, &mut pool));
         plan(&self.shape, &train, eval.as_ref(), self.budget)
@@ -132,24 +137,28 @@ pub(crate) fn train_shape(
     }
 }
 
-/// What an evaluation holds; `pool` is what training leaves, and comes to hold its buffers too.
+/// What an evaluation holds, by the largest of its sets; `pool` is what training leaves, and comes
+/// to hold its buffers too.
 fn eval_shape(
     config: &Config,
     model: &CausalLm,
     evaluation: Option<&Evaluation>,
     pool: &mut Rehearsal,
 ) -> EvalShape {
-    let questions = evaluation.map(|evaluation| &evaluation.questions);
-    let prompt = questions.map_or(config.data.max_length, |questions| {
-        questions.iter().map(|q| q.prompt_ids.len()).max().unwrap_or(0)
+    let Some(evaluation) = evaluation else {
+        let eval = &config.eval;
+        let batch = eval.batch_size.min(eval.samples.max(1));
+        let tokens = [config.data.max_length, eval.max_new_tokens];
+        return answers_shape(model, batch, tokens, 0, pool);
+    };
+    let scored = evaluation.sets.iter().map(EvalSet::longest_row).max().unwrap_or(0);
+    let writing = evaluation.sets.iter().filter(|set| set.writes_answers());
+    let largest = writing.max_by_key(|set| set.bytes_needed(model, &set.options));
+    let (batch, tokens) = largest.map_or((1, [1, 1]), |set| {
+        let batch = set.options.batch_size.min(set.prompts().max(1));
+        (batch, [set.longest_prompt(), set.options.max_new_tokens])
     });
-    let count = questions.map_or(config.eval.samples, Vec::len);
-    let scored = evaluation
-        .and_then(|evaluation| evaluation.held_out.as_ref())
-        .map_or(0, |rows| (0..rows.len()).map(|row| rows.row_length(row)).max().unwrap_or(0));
-    let (batch, new_tokens) =
-        (config.eval.batch_size.min(count.max(1)), config.eval.max_new_tokens);
-    answers_shape(model, batch, [prompt, new_tokens], scored, pool)
+    answers_shape(model, batch, tokens, scored, pool)
 }
 
 /// What `batch` answers to prompts hold, of so many tokens each, and scoring a row.

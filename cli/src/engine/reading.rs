@@ -4,14 +4,14 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
-use chandler_data::{DataError, DataOptions, Dataset, Tokenizer};
+use chandler_data::{DataError, DataOptions, Dataset, Question, Tokenizer};
 use chandler_durable::{RealFs, is_there, sweep_temporaries};
 
 use super::EngineError;
 use crate::config::{Config, LimitsConfig};
 use crate::logging::Progress;
 use crate::worker::{
-    Handed, HeldOut, PreviewRow, Question, QuestionsFrom, Supervision, Tokenized, Work,
+    Handed, HeldOut, PreviewRow, QuestionsFrom, SetRead, SetToRead, Supervision, Tokenized, Work,
     WorkerError, send,
 };
 
@@ -122,6 +122,22 @@ impl<'a> Reader<'a> {
         Ok(Text { rows, tokenizer, questions, questions_are_trained })
     }
 
+    /// Reads an eval set.
+    pub(crate) fn read_set(
+        &self,
+        set: SetToRead,
+        options: &DataOptions,
+        cache_folder: &Path,
+    ) -> Result<SetRead, EngineError> {
+        let file = set.file.clone();
+        let (options, cache_folder) = (options.clone(), cache_folder.to_owned());
+        let work = Work::ReadSet { set, options, cache_folder };
+        match self.send(work, &[file], &|| {}, &mut |_| {})? {
+            Handed::SetRead(read) => Ok(read),
+            _ => Err(out_of_turn()),
+        }
+    }
+
     /// The ids of a record's prompt.
     pub(crate) fn ask(&self, record: String) -> Result<Vec<u32>, EngineError> {
         match self.send(Work::Ask { record }, &[], &|| {}, &mut |_| {})? {
@@ -176,7 +192,13 @@ impl<'a> Reader<'a> {
 /// The questions of a configuration: those of `eval.prompts`, else the first rows held out.
 pub(crate) fn questions_from(config: &Config, held_out: HeldOut) -> QuestionsFrom {
     let eval = &config.eval;
-    QuestionsFrom { prompts: eval.prompts.clone(), samples: eval.samples, held_out }
+    QuestionsFrom {
+        prompts: eval.prompts.clone(),
+        samples: eval.samples,
+        held_out,
+        system: eval.system.clone(),
+        keep_records: false,
+    }
 }
 
 fn out_of_turn() -> EngineError {

@@ -8,10 +8,11 @@ use chandler_trainer::{BatchPlan, Fit, TrainSettings};
 use chandler_vram::{Bytes, Plan};
 
 use super::EngineError;
+use super::eval_set::{EvalSet, read_sets};
 use super::evaluation::Evaluation;
 use super::planning::{Planning, fitting};
 use super::reading::{Reader, Text, questions_from};
-use super::settings::{data_options, generate_options, lora, train_settings};
+use super::settings::{data_options, lora, train_settings};
 use super::source::{load_model, stop_ids};
 use crate::config::{Config, OnPressure};
 use crate::logging::Progress;
@@ -30,6 +31,8 @@ pub(crate) struct Request<'a> {
     pub(crate) sha256: Option<&'a str>,
     /// Where tokens are kept.
     pub(crate) cache_folder: &'a Path,
+    /// Where eval sets lie, if anywhere.
+    pub(crate) evals: Option<&'a Path>,
     /// Whether the run is no longer wanted.
     pub(crate) stop: &'a dyn Fn() -> bool,
     pub(crate) progress: &'a Progress,
@@ -71,28 +74,30 @@ pub(crate) fn prepare(request: &Request) -> Result<Prepared, EngineError> {
     let tokenizer_sha256 = tokenizer.sha256().to_owned();
     let tokenizer = tokenizer.wait()?;
     let stops = stop_ids(model_folder, &model, &tokenizer)?;
-    let evaluation = Evaluation {
-        questions,
-        questions_are_trained,
-        held_out,
-        options: generate_options(config, stops),
-        stop_strings: config.eval.stop.clone(),
-        tokenizer,
-    };
+    let of_file = all.cache_file().file_stem().unwrap_or_default().to_string_lossy();
+    let own =
+        EvalSet::own(config, questions, questions_are_trained, held_out, stops.clone(), &of_file);
+    let mut sets = vec![own];
+    if let Some(folder) = request.evals.filter(|_| config.eval.eval_steps > 0) {
+        let reader = reader(request, &options);
+        sets.extend(read_sets(folder, config, &reader, request.cache_folder, &stops)?);
+    }
+    let evaluation = Evaluation { sets, tokenizer };
     let planning = Planning::new(config, &model, Some(&rows), Some(&evaluation));
     let (fit, plan) = fitting(&planning, &settings);
     Ok(Prepared { model, tokenizer_sha256, rows, settings, evaluation, fit, plan, total_steps })
 }
 
+fn reader<'a>(request: &Request<'a>, options: &DataOptions) -> Reader<'a> {
+    let Request { config, model_folder, stop, progress, .. } = *request;
+    let vocab_size = options.vocab_size;
+    Reader { vocab_size, stop, ..Reader::new(config, model_folder, progress) }
+}
+
 /// Has the files read, and the questions of the evaluations with them.
 fn read(request: &Request, options: &DataOptions) -> Result<Text, EngineError> {
-    let Request { config, model_folder, files, sha256, cache_folder, stop, progress, .. } =
-        *request;
-    let reader = Reader {
-        vocab_size: options.vocab_size,
-        stop,
-        ..Reader::new(config, model_folder, progress)
-    };
+    let Request { config, files, sha256, cache_folder, .. } = *request;
+    let reader = reader(request, options);
     let (share, seed) = (config.data.eval_split, config.data.seed);
     let questions = questions_from(config, HeldOut::Share { share, seed });
     reader.tokenize(files, sha256, options, cache_folder, Some(questions))

@@ -2,11 +2,11 @@
 
 use candle_core::DType;
 use chandler_data::{DataOptions, LossOn, OnBadLine, Packing};
-use chandler_evaluator::{GenerateOptions, SamplingOptions};
+use chandler_evaluator::{GenerateOptions, SamplingOptions, TemperatureRamp};
 use chandler_model::LoraConfig;
 use chandler_trainer::{MomentsDtype, Ramp, Schedule, TrainSettings};
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, EvalConfig};
 
 pub(crate) fn dtype(config: &Config) -> DType {
     match config.model.dtype {
@@ -117,18 +117,24 @@ pub(crate) fn lora(config: &Config) -> Option<LoraConfig> {
     })
 }
 
-pub(crate) fn generate_options(config: &Config, stop_ids: Vec<u32>) -> GenerateOptions {
-    let eval = &config.eval;
+pub(crate) fn generate_options(eval: &EvalConfig, stop_ids: Vec<u32>) -> GenerateOptions {
+    let tokens = eval.temperature_ramp_tokens;
     GenerateOptions {
         max_new_tokens: eval.max_new_tokens,
         stop_ids,
         sampling: SamplingOptions {
             temperature: eval.temperature,
+            temperature_ramp: eval.temperature_end.map(|to| TemperatureRamp { to, tokens }),
             top_k: eval.top_k,
             top_p: eval.top_p,
             min_p: eval.min_p,
             repetition_penalty: eval.repetition_penalty,
+            frequency_penalty: eval.frequency_penalty,
+            presence_penalty: eval.presence_penalty,
+            no_repeat_ngram_size: eval.no_repeat_ngram_size,
+            min_new_tokens: eval.min_new_tokens,
             seed: eval.seed,
+            ..SamplingOptions::default()
         },
         batch_size: eval.batch_size,
     }

@@ -13,9 +13,11 @@ use chandler_trainer::{
 use chandler_vram::{HostMeter, Ledger, Phase, Shortage};
 
 use super::EngineError;
-use super::evaluation::{Evaluated, Evaluation};
+use super::best::{Best, Verdict};
+use super::eval_set::EvalSet;
+use super::evaluation::{Due, Evaluated, Evaluation, Evaluator};
 use super::guard::{Decision, decide};
-use crate::config::OnPressure;
+use crate::config::{EvalConfig, OnPressure};
 use crate::daemon::is_full;
 use crate::failure::in_one_line;
 use crate::heap;
@@ -30,6 +32,10 @@ pub(crate) trait Sink {
     fn evaluating(&mut self, now: bool);
     /// An evaluation is done.
     fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), BoxError>;
+    /// Records of the questions that the last evaluation of the run found answered wrongly.
+    fn wrong(&mut self, _records: &[String]) -> Result<(), BoxError> {
+        Ok(())
+    }
     /// A checkpoint is on the disk; the loss is the newest on held-out rows.
     fn checkpoint(&mut self, step: u64, path: &Path) -> Result<(), BoxError>;
     /// How the steps are cut from now on, for runs to come.
@@ -62,8 +68,7 @@ pub(crate) struct Watch<'a> {
     pub(crate) room: &'a dyn Fn() -> Option<u64>,
     pub(crate) on_pressure: OnPressure,
     pub(crate) total_steps: u64,
-    /// 0: no evaluation.
-    pub(crate) eval_steps: u64,
+    pub(crate) config: &'a EvalConfig,
     /// 0: a checkpoint at the end alone.
     pub(crate) save_steps: u64,
     pub(crate) checkpoints: PathBuf,
@@ -77,6 +82,8 @@ pub(crate) struct Watch<'a> {
     pub(crate) steps_here: u64,
     /// The newest evaluation, which may have been made before the run was resumed.
     pub(crate) last_eval: Option<EvalRow>,
+    /// The best evaluation, likewise.
+    pub(crate) best: Best,
     pub(crate) around: Around,
 }
 
@@ -110,10 +117,14 @@ impl Watch<'_> {
         self.sink.memory(&format!("{words}; what lay idle was given back"))
     }
 
+    fn eval_steps(&self) -> u64 {
+        self.config.eval_steps as u64
+    }
+
     fn eval_is_due(&self, step: u64) -> bool {
-        self.eval_steps > 0
+        self.eval_steps() > 0
             && self.last_eval.as_ref().is_none_or(|row| row.step != step)
-            && (step.is_multiple_of(self.eval_steps) || step == self.total_steps)
+            && (step.is_multiple_of(self.eval_steps()) || step == self.total_steps)
     }
 
     fn save_is_due(&self, step: u64) -> bool {
@@ -121,38 +132,69 @@ impl Watch<'_> {
         step > 0 && self.resumed_at != Some(step) && (regular || step == self.total_steps)
     }
 
-    /// Whether the run goes on: a stop cuts an evaluation short.
-    fn evaluate(&mut self, step: u64, model: &CausalLm) -> Result<bool, BoxError> {
+    /// Whether a set is asked in the evaluation at this step.
+    fn set_is_due(&self, set: &EvalSet, step: u64) -> bool {
+        let number = step.checked_div(self.eval_steps()).unwrap_or(0);
+        set.every <= 1 || step == self.total_steps || number.is_multiple_of(set.every)
+    }
+
+    /// The sets that are due, and how much of each there is room for.
+    fn due(&mut self, step: u64, model: &CausalLm) -> Result<Vec<Due<'_>>, BoxError> {
         let evaluation = self.evaluation;
-        let needed = |options: &GenerateOptions| evaluation.bytes_needed(model, options);
-        let prompts = evaluation.questions.len();
-        let options =
-            match decide(self.on_pressure, &evaluation.options, prompts, needed, (self.room)()) {
-                Decision::Evaluate(options, words) => {
-                    words.map_or(Ok(()), |words| self.sink.memory(&words))?;
-                    options
+        let mut due = vec![];
+        for set in evaluation.sets.iter().filter(|set| self.set_is_due(set, step)) {
+            let needed = |options: &GenerateOptions| set.bytes_needed(model, options);
+            let room = (self.room)();
+            let decision = decide(self.on_pressure, &set.options, set.prompts(), needed, room);
+            let name = &set.name;
+            due.push(match decision {
+                Decision::Evaluate(options, None) => (set, Some(options)),
+                Decision::Evaluate(options, Some(words)) => {
+                    self.sink.memory(&format!("{name}: {words}"))?;
+                    (set, Some(options))
                 }
                 Decision::Postpone(words) => {
-                    self.sink.memory(&words)?;
-                    return Ok(true);
+                    self.sink.memory(&format!("{name}: {words}"))?;
+                    (set, None)
                 }
                 Decision::Stop(words) => return Err(EngineError::Pressure(words).into()),
-            };
+            });
+        }
+        Ok(due)
+    }
+
+    /// What the evaluation means for the run; `None` where a stop cut it short.
+    fn evaluate(&mut self, step: u64, model: &CausalLm) -> Result<Option<Verdict>, BoxError> {
+        let (tokenizer, ledger, stop) = (&self.evaluation.tokenizer, self.ledger, self.stop);
+        let due = self.due(step, model)?;
+        let evaluator = Evaluator { step, model, tokenizer, ledger, stop };
         self.sink.evaluating(true);
         self.ledger.begin(Phase::Eval);
-        let result = evaluation.run(step, model, &options, self.ledger, self.stop);
+        let result = evaluator.run(&due);
         self.ledger.begin(Phase::Train);
         self.sink.evaluating(false);
-        let Evaluated { row, samples, shortages } = match result {
-            Err(EngineError::Eval(EvalError::Stopped)) => return Ok(false),
+        let Evaluated { row, samples, shortages, troubles, wrong } = match result {
+            Err(EngineError::Eval(EvalError::Stopped)) => return Ok(None),
             result => result?,
         };
         for shortage in shortages {
             self.sink.memory(&shortage)?;
         }
+        for trouble in troubles {
+            self.sink.trouble(&trouble)?;
+        }
         self.sink.evaluated(&row, &samples)?;
+        let verdict = self.best.see(&row, self.config);
+        if verdict.is_enough || step == self.total_steps {
+            self.sink.wrong(&wrong)?;
+        }
         self.last_eval = Some(row);
-        Ok(true)
+        Ok(Some(verdict))
+    }
+
+    /// What a checkpoint remembers.
+    pub(crate) fn extra(&self) -> serde_json::Value {
+        serde_json::json!({ "eval": self.last_eval, "best": self.best })
     }
 }
 
@@ -160,12 +202,21 @@ impl Observer for Watch<'_> {
     fn at_boundary(&mut self, step: u64, model: &CausalLm) -> Result<Control, BoxError> {
         self.look_around()?;
         let wish = self.sink.wish();
-        let ends = wish.stop && step < self.total_steps;
-        if !ends && (wish.eval || self.eval_is_due(step)) && !self.evaluate(step, model)? {
+        if wish.stop && step < self.total_steps {
             return Ok(Control::Stop);
         }
-        Ok(match (ends, self.save_is_due(step)) {
-            (true, _) => Control::Stop,
+        let mut is_best = false;
+        if wish.eval || self.eval_is_due(step) {
+            let Some(verdict) = self.evaluate(step, model)? else { return Ok(Control::Stop) };
+            is_best = verdict.is_best && self.config.load_best_model_at_end && step > 0;
+        }
+        let is_enough = self.best.is_enough(self.config) && step < self.total_steps;
+        let saves = self.save_is_due(step) || (is_best && self.resumed_at != Some(step));
+        Ok(match (is_enough, saves) {
+            (true, _) => {
+                tracing::info!(step, "no better evaluation: the job ends here");
+                Control::Finish
+            }
             (false, true) => Control::Checkpoint,
             (false, false) => Control::Continue,
         })
@@ -233,6 +284,6 @@ impl Observer for Watch<'_> {
     }
 
     fn checkpoint_extra(&mut self) -> serde_json::Value {
-        serde_json::json!({ "eval": self.last_eval })
+        self.extra()
     }
 }

@@ -91,7 +91,7 @@ impl Position {
         Ok(Self {
             run,
             step: store.last_step(run)?.unwrap_or(0),
-            eval: store.evals(run)?.last().map_or(-1, |eval| eval.step as i64),
+            eval: store.last_eval_step(run)?.map_or(-1, |step| step as i64),
             event: store.recent_events(1)?.first().map_or(0, |event| event.id),
         })
     }
@@ -124,7 +124,9 @@ impl Position {
             self.step = row.step;
             messages.push(self.message("step", json!(OfRun { run_id: self.run, row })));
         }
-        for row in store.evals(self.run)? {
+        let newest = store.last_eval_step(self.run)?.map_or(-1, |step| step as i64);
+        let evals = if newest > self.eval { store.evals(self.run)? } else { vec![] };
+        for row in evals {
             if row.step as i64 > self.eval {
                 self.eval = row.step as i64;
                 messages.push(self.message("eval", json!(OfRun { run_id: self.run, row })));

@@ -165,11 +165,12 @@ pub(super) async fn evals(State(app): State<Arc<App>>, id: AnId) -> Answer<Vec<E
     Ok(Json(evals))
 }
 
-/// Which evaluation; the newest where it is not said.
+/// Which evaluation, the newest where it is not said; and which of its sets, all where it is not.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AtStep {
     step: Option<u64>,
+    set: Option<String>,
 }
 
 /// `GET /api/runs/{id}/samples`.
@@ -177,6 +178,8 @@ pub(super) struct AtStep {
 pub(super) struct Samples {
     run_id: i64,
     step: Option<u64>,
+    /// The sets that were asked.
+    sets: Vec<String>,
     samples: Vec<EvalSample>,
 }
 
@@ -189,14 +192,50 @@ pub(super) async fn samples(
     let read = app.read(move |store| {
         let step = match at.step {
             Some(step) => Some(step),
-            None => store.evals(id)?.last().map(|eval| eval.step),
+            None => store.last_eval_step(id)?,
         };
-        let samples = step.map(|step| store.eval_samples(id, step)).transpose()?;
-        Ok((store.run(id)?, step, samples.unwrap_or_default()))
+        let mut samples =
+            step.map(|step| store.eval_samples(id, step)).transpose()?.unwrap_or_default();
+        let mut sets: Vec<String> = samples.iter().map(|sample| sample.set.clone()).collect();
+        sets.dedup();
+        samples.retain(|sample| at.set.as_ref().is_none_or(|set| *set == sample.set));
+        Ok((store.run(id)?, Samples { run_id: id, step, sets, samples }))
     });
-    let (run, step, samples) = read.await?;
+    let (run, samples) = read.await?;
     run.ok_or_else(|| no_run(id))?;
-    Ok(Json(Samples { run_id: id, step, samples }))
+    Ok(Json(samples))
+}
+
+/// Which question of which set.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OneQuestion {
+    set: String,
+    position: u64,
+}
+
+/// An answer and the step that the model was at.
+#[derive(Debug, Serialize)]
+pub(super) struct AnswerAt {
+    step: u64,
+    #[serde(flatten)]
+    answer: EvalSample,
+}
+
+/// `GET /api/runs/{id}/answers`: all answers of a run to one question, in order.
+pub(super) async fn answers(
+    State(app): State<Arc<App>>,
+    id: AnId,
+    question: Asked<OneQuestion>,
+) -> Answer<Vec<AnswerAt>> {
+    let (Path(id), Query(question)) = (id?, question?);
+    let read = app.read(move |store| {
+        Ok((store.run(id)?, store.answers_to(id, &question.set, question.position)?))
+    });
+    let (run, answers) = read.await?;
+    run.ok_or_else(|| no_run(id))?;
+    let answers = answers.into_iter().map(|(step, answer)| AnswerAt { step, answer });
+    Ok(Json(answers.collect()))
 }
 
 /// `GET /api/events`, the newest first.

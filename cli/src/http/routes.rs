@@ -96,6 +96,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/api/runs/{id}/metrics", get(read::metrics))
         .route("/api/runs/{id}/evals", get(read::evals))
         .route("/api/runs/{id}/samples", get(read::samples))
+        .route("/api/runs/{id}/answers", get(read::answers))
         .route("/api/events", get(read::events))
         .route("/api/plan", get(read::plan))
         .route("/api/stream", get(stream::stream))

@@ -1,4 +1,4 @@
-//! Metrics of steps and of evaluations, and the samples that were generated.
+//! Metrics of steps.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use rusqlite::{OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Doing, StoreError};
-use super::{Store, now};
+use super::Store;
 
 /// One optimizer step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,36 +31,6 @@ pub struct StepRow {
     /// Most bytes of each category since the step before, evaluations between included.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub memory: BTreeMap<Category, u64>,
-}
-
-/// One evaluation.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct EvalRow {
-    /// The step before which it was made; 0 is before the first.
-    pub step: u64,
-    /// Loss on held-out rows.
-    pub loss: Option<f64>,
-    /// `exp(loss)`.
-    pub perplexity: Option<f64>,
-    /// Part of the held-out tokens that were the most probable ones.
-    pub token_accuracy: Option<f64>,
-    /// Part of the answers that equal their reference.
-    pub exact_match: Option<f64>,
-}
-
-/// One generated answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EvalSample {
-    /// The prompt.
-    pub prompt: String,
-    /// The answer it should have, where known.
-    pub reference: Option<String>,
-    /// The answer it got.
-    pub text: String,
-    /// Tokens generated.
-    pub new_tokens: u64,
-    /// Whether the two are equal, where a reference is known.
-    pub exact_match: Option<bool>,
 }
 
 impl Store {
@@ -153,104 +123,6 @@ impl Store {
             .optional()
             .doing("read the newest speed")
     }
-
-    /// Records an evaluation and its samples, all or none.
-    pub fn record_eval(
-        &mut self,
-        run_id: i64,
-        eval: &EvalRow,
-        samples: &[EvalSample],
-    ) -> Result<(), StoreError> {
-        let doing = "record an evaluation";
-        let transaction = self.connection.transaction().doing(doing)?;
-        let step = eval.step as i64;
-        transaction
-            .execute(
-                "INSERT OR REPLACE INTO evals (run_id, step, at, loss, perplexity, token_accuracy,
-                     exact_match) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                params![
-                    run_id,
-                    step,
-                    now(),
-                    eval.loss,
-                    eval.perplexity,
-                    eval.token_accuracy,
-                    eval.exact_match
-                ],
-            )
-            .doing(doing)?;
-        transaction
-            .execute(
-                "DELETE FROM eval_samples WHERE run_id = ?1 AND step = ?2",
-                params![run_id, step],
-            )
-            .doing(doing)?;
-        for (position, sample) in samples.iter().enumerate() {
-            transaction
-                .execute(
-                    "INSERT INTO eval_samples (run_id, step, position, prompt, reference, text,
-                         new_tokens, exact_match) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-                    params![
-                        run_id,
-                        step,
-                        position as i64,
-                        sample.prompt,
-                        sample.reference,
-                        sample.text,
-                        sample.new_tokens as i64,
-                        sample.exact_match
-                    ],
-                )
-                .doing(doing)?;
-        }
-        transaction.commit().doing(doing)
-    }
-
-    /// The evaluations of a run, in order.
-    pub fn evals(&self, run_id: i64) -> Result<Vec<EvalRow>, StoreError> {
-        let mut statement = self
-            .connection
-            .prepare_cached(
-                "SELECT step, loss, perplexity, token_accuracy, exact_match
-                 FROM evals WHERE run_id = ?1 ORDER BY step",
-            )
-            .doing("read evaluations")?;
-        let rows = statement
-            .query_map([run_id], |row| {
-                Ok(EvalRow {
-                    step: row.get::<_, i64>(0)? as u64,
-                    loss: row.get(1)?,
-                    perplexity: row.get(2)?,
-                    token_accuracy: row.get(3)?,
-                    exact_match: row.get(4)?,
-                })
-            })
-            .doing("read evaluations")?;
-        rows.collect::<Result<_, _>>().doing("read evaluations")
-    }
-
-    /// The samples of one evaluation, in order.
-    pub fn eval_samples(&self, run_id: i64, step: u64) -> Result<Vec<EvalSample>, StoreError> {
-        let mut statement = self
-            .connection
-            .prepare_cached(
-                "SELECT prompt, reference, text, new_tokens, exact_match FROM eval_samples
-                 WHERE run_id = ?1 AND step = ?2 ORDER BY position",
-            )
-            .doing("read samples")?;
-        let rows = statement
-            .query_map(params![run_id, step as i64], |row| {
-                Ok(EvalSample {
-                    prompt: row.get(0)?,
-                    reference: row.get(1)?,
-                    text: row.get(2)?,
-                    new_tokens: row.get::<_, i64>(3)? as u64,
-                    exact_match: row.get(4)?,
-                })
-            })
-            .doing("read samples")?;
-        rows.collect::<Result<_, _>>().doing("read samples")
-    }
 }
 
 #[cfg(test)]
@@ -259,9 +131,9 @@ mod tests {
     use crate::config::Config;
 
     #[test]
-    fn steps_and_samples_come_back_as_written() {
+    fn steps_come_back_as_written() {
         let folder = tempfile::tempdir().unwrap();
-        let mut store = Store::open(&folder.path().join("chandler.db")).unwrap();
+        let store = Store::open(&folder.path().join("chandler.db")).unwrap();
         let run = store.begin_run(None, 1, &Config::default()).unwrap();
         let mut row = StepRow {
             step: 2,
@@ -280,24 +152,5 @@ mod tests {
         let first = StepRow { step: 1, ..row.clone() };
         store.record_step(run, &first).unwrap();
         assert_eq!(store.steps(run).unwrap(), [first, row]);
-
-        let eval = EvalRow {
-            step: 0,
-            loss: Some(1.0),
-            perplexity: None,
-            token_accuracy: None,
-            exact_match: Some(0.5),
-        };
-        let sample = EvalSample {
-            prompt: "p".into(),
-            reference: Some("r".into()),
-            text: "t".into(),
-            new_tokens: 1,
-            exact_match: Some(false),
-        };
-        store.record_eval(run, &eval, &[sample.clone(), sample.clone()]).unwrap();
-        store.record_eval(run, &eval, std::slice::from_ref(&sample)).unwrap();
-        assert_eq!(store.evals(run).unwrap(), [eval]);
-        assert_eq!(store.eval_samples(run, 0).unwrap(), [sample]);
     }
 }

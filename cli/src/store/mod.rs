@@ -6,6 +6,7 @@
 mod binding;
 mod curve;
 mod error;
+mod evals;
 mod events;
 mod jobs;
 mod metrics;
@@ -22,9 +23,10 @@ pub use binding::{Binding, BindingMismatch};
 pub use curve::{Bucket, Curve, SERIES, Span};
 use error::Doing;
 pub use error::StoreError;
+pub use evals::{EvalRow, EvalSample, ScoreRow};
 pub use events::Event;
 pub use jobs::{Job, JobState, NewJob};
-pub use metrics::{EvalRow, EvalSample, StepRow};
+pub use metrics::StepRow;
 pub use runs::{Run, RunState, RunSummary};
 
 /// How long a statement waits for another process to let go of the database.

@@ -163,6 +163,47 @@ const STEPS: &[&str] = &[
     -- For the steps that are there already.
     INSERT OR REPLACE INTO metrics SELECT * FROM metrics WHERE step % 32 = 0 ORDER BY run_id, step;
 ",
+    // Several sets in an evaluation, several metrics of each, several answers to a question.
+    // `asked` is the same where the same was asked: values with one `asked` can be compared.
+    "
+    CREATE TABLE scores (
+        run_id    INTEGER NOT NULL REFERENCES runs (id),
+        step      INTEGER NOT NULL,
+        set_name  TEXT NOT NULL,
+        metric    TEXT NOT NULL,
+        asked     TEXT NOT NULL,
+        value     REAL NOT NULL,
+        low       REAL,
+        high      REAL,
+        count     INTEGER NOT NULL,
+        gain      REAL,
+        gain_low  REAL,
+        gain_high REAL,
+        PRIMARY KEY (run_id, step, set_name, metric)
+    ) WITHOUT ROWID;
+    CREATE INDEX scores_by_question ON scores (asked, metric, run_id, step);
+
+    CREATE TABLE answers (
+        run_id        INTEGER NOT NULL REFERENCES runs (id),
+        step          INTEGER NOT NULL,
+        set_name      TEXT NOT NULL,
+        position      INTEGER NOT NULL,
+        attempt       INTEGER NOT NULL,
+        prompt        TEXT NOT NULL,
+        reference     TEXT,
+        text          TEXT NOT NULL,
+        score         REAL,
+        prompt_tokens INTEGER,
+        new_tokens    INTEGER NOT NULL,
+        seconds       REAL,
+        PRIMARY KEY (run_id, step, set_name, position, attempt)
+    ) WITHOUT ROWID;
+    INSERT INTO answers
+    SELECT run_id, step, 'held-out', position, 0, prompt, reference, text, exact_match, NULL,
+           new_tokens, NULL
+    FROM eval_samples;
+    DROP TABLE eval_samples;
+",
 ];
 
 /// Applies the steps that the database has not seen, each in a transaction of its own.

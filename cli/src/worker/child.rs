@@ -2,20 +2,15 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::mem::ManuallyDrop;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chandler_data::{
-    BuildProgress, DataError, DataOptions, Dataset, SourceLines, TextPipeline, split_held_out,
-};
+use chandler_data::{BuildProgress, DataError, Dataset, TextPipeline};
 use chandler_vram::HostMeter;
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::protocol::{
-    Errand, HeldOut, Question, QuestionsFrom, Reading, Refusal, Report, Stage, Tokenized, Work,
-};
+use super::protocol::{Errand, Reading, Refusal, Report, Stage, Tokenized, Work};
 use crate::engine::EngineError;
 use crate::exit::Exit;
 
@@ -100,7 +95,14 @@ fn work(errand: &Errand, out: &Out) -> Result<Report, EngineError> {
                 peak_bytes: HostMeter::new().read_host().peak_rss,
             }))
         }
-        Work::Ask { record } => Ok(Report::Asked(pipeline.question(record, errand.vocab_size)?.0)),
+        Work::ReadSet { set, options, cache_folder } => {
+            out.send(&Report::Stage(Stage::Questions));
+            Ok(Report::SetRead(set.read(&pipeline, options, cache_folder, &out.beats())?))
+        }
+        Work::Ask { record } => {
+            let question = pipeline.question(record, errand.vocab_size, None)?;
+            Ok(Report::Asked(question.prompt_ids))
+        }
         Work::Preview { file, options, rows, pieces } => {
             let send = |row| out.send(&Report::Row(Box::new(row)));
             super::preview::rows(&pipeline, file, options, *rows, *pieces, &out.beats(), &send)?;
@@ -125,90 +127,6 @@ fn gone(error: DataError, was_hashed: bool) -> DataError {
         }
         error => error,
     }
-}
-
-impl QuestionsFrom {
-    /// The questions, and whether the model is trained on their rows.
-    fn questions(
-        &self,
-        pipeline: &TextPipeline,
-        all: &Dataset,
-        options: &DataOptions,
-        beats: &Beats,
-    ) -> Result<(Vec<Question>, bool), EngineError> {
-        let question = |line: &String| -> Result<Question, DataError> {
-            beats.beat(BuildProgress::default());
-            let (prompt_ids, reference) = pipeline.question(line, options.vocab_size)?;
-            Ok(Question { prompt_ids, reference })
-        };
-        if let Some(path) = &self.prompts {
-            // What is wrong with these is no fault of a training file.
-            let of_configuration = |error: DataError| EngineError::Json {
-                path: path.clone(),
-                expected: "a file of records, one a line (eval.prompts)",
-                reason: error.to_string(),
-            };
-            let lines = self.lines_of(path, options).map_err(of_configuration)?;
-            let asked = lines.iter().map(|line| question(line).map_err(of_configuration));
-            let mut questions = asked.collect::<Result<Vec<_>, _>>()?;
-            questions.retain(|question| !question.prompt_ids.is_empty());
-            return Ok((questions, false));
-        }
-        let (rows, trained) = self.held_out.rows(all);
-        let lines = source_lines(pipeline, &rows, self.samples, options, beats)?;
-        // What can be learned can nearly always be asked; a row of which that is not so is no
-        // reason to refuse its file.
-        let tell = |error: &DataError| tracing::warn!("a row is not asked in evaluations: {error}");
-        let asked = lines.iter().map(question).filter_map(|asked| asked.inspect_err(tell).ok());
-        let mut questions: Vec<Question> = asked.collect();
-        questions.retain(|question| !question.prompt_ids.is_empty());
-        // A row is cut there; a prompt that is longer would take time without bound.
-        questions.retain(|question| question.prompt_ids.len() <= options.max_length);
-        Ok((questions, trained))
-    }
-
-    fn lines_of(&self, path: &Path, options: &DataOptions) -> Result<Vec<String>, DataError> {
-        let lines = SourceLines::open(path, options.max_line_bytes)?.take(self.samples);
-        lines.map(|line| Ok(line.map(|(_, text)| text)?)).collect()
-    }
-}
-
-impl HeldOut {
-    /// The rows that are asked, and whether they are trained on.
-    fn rows(self, all: &Dataset) -> (Dataset, bool) {
-        match self {
-            Self::All => (all.clone(), false),
-            Self::Share { share, seed } => {
-                let (train, held_out) = split_held_out(all.len(), share, seed);
-                let trained = held_out.is_empty();
-                (all.select(if trained { &train } else { &held_out }), trained)
-            }
-        }
-    }
-}
-
-/// The lines that the first rows come from, which must still be those that were tokenized.
-fn source_lines(
-    pipeline: &TextPipeline,
-    rows: &Dataset,
-    count: usize,
-    options: &DataOptions,
-    beats: &Beats,
-) -> Result<Vec<String>, EngineError> {
-    let first: Vec<usize> = (0..rows.len().min(count)).collect();
-    let alive = || beats.beat(BuildProgress::default());
-    let lines = rows.source_lines(&first, options.max_line_bytes, &alive)?;
-    for (row, line) in first.iter().zip(&lines) {
-        let path = rows.source(*row).map_or_else(Default::default, |source| source.0.to_owned());
-        let kept = rows.row(*row);
-        let kept = kept.map_err(|source| DataError::Read { path: path.clone(), source })?;
-        let example = pipeline.example(line, options);
-        let same = example.is_ok_and(|example| example.input_ids.starts_with(&kept.input_ids));
-        if !same {
-            return Err(DataError::Changed { path }.into());
-        }
-    }
-    Ok(lines)
 }
 
 /// Standard output as a line of reports. Clones are the same line.

@@ -13,12 +13,13 @@ mod error;
 mod parent;
 mod preview;
 mod protocol;
+mod questions;
 
 pub(crate) use child::serve;
 pub use error::{End, ReadThing, WorkerError};
 pub(crate) use parent::{Handed, Supervision, send};
 pub use protocol::Refusal;
-pub(crate) use protocol::{HeldOut, PreviewRow, Question, QuestionsFrom, Tokenized, Work};
+pub(crate) use protocol::{HeldOut, PreviewRow, QuestionsFrom, SetRead, SetToRead, Tokenized, Work};
 
 /// The hidden subcommand.
 pub(crate) const SUBCOMMAND: &str = "read-foreign-text";

@@ -13,7 +13,7 @@ use chandler_data::BuildProgress;
 use super::SUBCOMMAND;
 use super::confine::{Confinement, STACK_BYTES};
 use super::error::{End, ReadThing, WorkerError};
-use super::protocol::{Errand, PreviewRow, Reading, Report, Stage, Tokenized, Work};
+use super::protocol::{Errand, PreviewRow, Reading, Report, SetRead, Stage, Tokenized, Work};
 use crate::config::LimitsConfig;
 
 /// How often the wishes of others are looked at.
@@ -41,6 +41,7 @@ pub(crate) struct Supervision<'a> {
 #[derive(Debug)]
 pub(crate) enum Handed {
     Tokenized(Tokenized),
+    SetRead(SetRead),
     Asked(Vec<u32>),
     Previewed,
 }
@@ -79,6 +80,7 @@ fn confinement(limits: &LimitsConfig, work: &Work) -> Confinement {
     let files = match work {
         Work::Tokenize { files, .. } => files.clone(),
         Work::Preview { file, .. } => vec![file.clone()],
+        Work::ReadSet { set, .. } => vec![set.file.clone()],
         Work::Ask { .. } => vec![],
     };
     let bytes: u64 = files.iter().filter_map(|file| Some(file.metadata().ok()?.len())).sum();
@@ -246,6 +248,7 @@ impl Watch<'_> {
                 tracing::debug!(peak_bytes = peak, "the process that read the files is done");
                 return Ok(Some(Handed::Tokenized(made)));
             }
+            Report::SetRead(read) => return Ok(Some(Handed::SetRead(read))),
             Report::Asked(ids) => return Ok(Some(Handed::Asked(ids))),
             Report::Previewed => return Ok(Some(Handed::Previewed)),
             Report::Refused(refusal) => {
@@ -261,7 +264,7 @@ impl Watch<'_> {
         let files = match &self.errand.work {
             Work::Tokenize { files, .. } => files.as_slice(),
             Work::Preview { file, .. } => std::slice::from_ref(file),
-            Work::Ask { .. } => &[],
+            Work::Ask { .. } | Work::ReadSet { .. } => &[],
         };
         let file = files.get(self.reading.now.file);
         let of_the_file = match &self.errand.work {

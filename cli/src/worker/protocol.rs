@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use chandler_data::{BuildProgress, DataOptions};
+use chandler_data::{BuildProgress, DataOptions, Question};
 use serde::{Deserialize, Serialize};
 
 use super::confine::Confinement;
@@ -34,6 +34,8 @@ pub(crate) enum Work {
         cache_folder: PathBuf,
         questions: Option<QuestionsFrom>,
     },
+    /// Read an eval set.
+    ReadSet { set: SetToRead, options: DataOptions, cache_folder: PathBuf },
     /// Render and tokenize one conversation.
     Ask {
         /// A record.
@@ -55,6 +57,10 @@ pub(crate) struct QuestionsFrom {
     pub(crate) prompts: Option<PathBuf>,
     pub(crate) samples: usize,
     pub(crate) held_out: HeldOut,
+    /// A message put before conversations that have none of the system's.
+    pub(crate) system: Option<String>,
+    /// Whether the records are wanted along with the questions.
+    pub(crate) keep_records: bool,
 }
 
 /// Which rows are held out.
@@ -66,13 +72,26 @@ pub(crate) enum HeldOut {
     Share { share: f64, seed: u64 },
 }
 
-/// Something to ask a model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Question {
-    /// The prompt's tokens.
-    pub(crate) prompt_ids: Vec<u32>,
-    /// What the answer should be, where that is known.
-    pub(crate) reference: Option<String>,
+/// An eval set that is to be read: every record is asked, or has its loss taken, or both.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct SetToRead {
+    pub(crate) file: PathBuf,
+    /// The first so many records; all where it is not said.
+    pub(crate) samples: Option<usize>,
+    pub(crate) system: Option<String>,
+    /// Whether the records' own tokens are wanted, for their loss.
+    pub(crate) tokens: bool,
+    pub(crate) keep_records: bool,
+}
+
+/// An eval set that was read.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct SetRead {
+    pub(crate) questions: Vec<Question>,
+    /// Where the records' tokens are kept.
+    pub(crate) cache_file: Option<PathBuf>,
+    /// SHA-256 of the file.
+    pub(crate) sha256: String,
 }
 
 /// What the child tells, on its standard output.
@@ -84,6 +103,7 @@ pub(crate) enum Report {
     Note(String),
     Row(Box<PreviewRow>),
     Tokenized(Tokenized),
+    SetRead(SetRead),
     Asked(Vec<u32>),
     Previewed,
     Refused(Refusal),

@@ -1,0 +1,119 @@
+//! Answers of a model to questions: written, or chosen.
+
+use chandler_data::{Question, Tokenizer};
+use chandler_evaluator::{
+    ChoiceLogprob, Ended, EvalError, EvalScope, GenerateOptions, Generation, Normalization,
+    exact_match, pick,
+};
+
+use super::EngineError;
+use super::eval_set::EvalSet;
+use crate::store::EvalSample;
+
+/// Has a set's questions answered, each as often as the set says.
+pub(super) fn answer(
+    scope: &mut EvalScope,
+    set: &EvalSet,
+    options: &GenerateOptions,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<EvalSample>, EngineError> {
+    let attempts = set.attempts.max(1);
+    let prompts: Vec<Vec<u32>> = set
+        .questions
+        .iter()
+        .flat_map(|question| std::iter::repeat_n(question.prompt_ids.clone(), attempts))
+        .collect();
+    let mut watcher = stop_watcher(tokenizer, &set.stop_strings);
+    let answers = scope.generate(&prompts, options, &mut watcher)?;
+    let sample = |(index, generation): (usize, &Generation)| -> Result<_, EngineError> {
+        let (position, attempt) = (index / attempts, index % attempts);
+        let text = text_of(tokenizer, generation, &set.stop_strings)?;
+        let sample = sample(set, position, &set.questions[position], text, tokenizer)?;
+        Ok(EvalSample {
+            attempt: attempt as u64,
+            new_tokens: generation.new_ids.len() as u64,
+            seconds: scope.seconds().get(index).copied(),
+            ..sample
+        })
+    };
+    answers.iter().enumerate().map(sample).collect()
+}
+
+/// Has the most probable choice of each question picked.
+pub(super) fn choose(
+    scope: &mut EvalScope,
+    set: &EvalSet,
+    normalization: Normalization,
+    tokenizer: &Tokenizer,
+    stop: &dyn Fn() -> bool,
+) -> Result<Vec<EvalSample>, EngineError> {
+    let mut samples = vec![];
+    for (position, question) in set.questions.iter().enumerate() {
+        let Some(choices) = &question.choices else { continue };
+        let mut found = vec![];
+        for choice in &choices.each {
+            if stop() {
+                return Err(EvalError::Stopped.into());
+            }
+            let likely = scope.log_likelihood(&choice.row())?;
+            let bytes = choice.text.len();
+            found.push(ChoiceLogprob { logprob: likely.sum, tokens: likely.tokens, bytes });
+        }
+        let picked = pick(&found, normalization);
+        let text = picked.map_or_else(String::new, |at| choices.each[at].text.clone());
+        let right = picked == Some(choices.right);
+        let sample = sample(set, position, question, text, tokenizer)?;
+        samples.push(EvalSample { score: Some(f64::from(u8::from(right))), ..sample });
+    }
+    Ok(samples)
+}
+
+fn sample(
+    set: &EvalSet,
+    position: usize,
+    question: &Question,
+    text: String,
+    tokenizer: &Tokenizer,
+) -> Result<EvalSample, EngineError> {
+    let reference = question.reference.clone();
+    let exact_match = reference.as_ref().map(|reference| exact_match(&text, reference));
+    Ok(EvalSample {
+        set: set.name.clone(),
+        position: position as u64,
+        prompt: tokenizer.decode(&question.prompt_ids, true)?,
+        reference,
+        text,
+        exact_match,
+        prompt_tokens: Some(question.prompt_ids.len() as u64),
+        ..EvalSample::default()
+    })
+}
+
+/// Ends an answer in whose last tokens a stop string stands.
+pub(crate) fn stop_watcher<'a>(
+    tokenizer: &'a Tokenizer,
+    stops: &'a [String],
+) -> impl FnMut(usize, &[u32]) -> Option<Ended> + 'a {
+    let longest = stops.iter().map(String::len).max().unwrap_or(0);
+    move |_, ids| {
+        if longest == 0 {
+            return None;
+        }
+        let tail = &ids[ids.len().saturating_sub(longest + 8)..];
+        let text = tokenizer.decode(tail, false).ok()?;
+        stops.iter().any(|stop| text.contains(stop.as_str())).then_some(Ended::StopString)
+    }
+}
+
+/// The text of an answer, up to the first stop string.
+pub(crate) fn text_of(
+    tokenizer: &Tokenizer,
+    generation: &Generation,
+    stops: &[String],
+) -> Result<String, EngineError> {
+    let mut text = tokenizer.decode(&generation.new_ids, true)?;
+    if let Some(at) = stops.iter().filter_map(|stop| text.find(stop.as_str())).min() {
+        text.truncate(at);
+    }
+    Ok(text)
+}

@@ -1,0 +1,226 @@
+//! The sets of an evaluation: the job's own questions, and the files in `evals/`.
+
+use std::path::{Path, PathBuf};
+
+use chandler_data::{Dataset, Question};
+use chandler_evaluator::GenerateOptions;
+use chandler_model::{CausalLm, KvCache};
+use sha2::{Digest, Sha256};
+
+use super::EngineError;
+use super::reading::Reader;
+use super::settings::generate_options;
+use crate::config::{Config, EvalSetConfig, SetScorer};
+use crate::failure::in_one_line;
+use crate::visible::visible_line;
+use crate::worker::{SetRead, SetToRead};
+
+/// Names of the job's own set, by what its questions are.
+pub(crate) const HELD_OUT: &str = "held-out";
+/// Its questions are those of `eval.prompts`.
+pub(crate) const PROMPTS: &str = "prompts";
+/// Its questions are rows that are trained on.
+pub(crate) const TRAINING: &str = "training";
+
+/// Questions and rows that belong together, and how they are asked and scored.
+pub(crate) struct EvalSet {
+    pub(crate) name: String,
+    /// The same where the same is asked in the same way.
+    pub(crate) asked: String,
+    /// Whether it is the job's own.
+    pub(crate) is_own: bool,
+    pub(crate) questions: Vec<Question>,
+    /// Whether the model is trained on the questions' rows, so that a match proves nothing.
+    pub(crate) questions_are_trained: bool,
+    /// Rows whose loss is taken.
+    pub(crate) rows: Option<Dataset>,
+    pub(crate) scorer: SetScorer,
+    pub(crate) options: GenerateOptions,
+    pub(crate) stop_strings: Vec<String>,
+    /// Answers to each question.
+    pub(crate) attempts: usize,
+    /// Only every so manieth evaluation.
+    pub(crate) every: u64,
+}
+
+impl EvalSet {
+    /// The job's own set.
+    pub(crate) fn own(
+        config: &Config,
+        questions: Vec<Question>,
+        questions_are_trained: bool,
+        rows: Option<Dataset>,
+        stop_ids: Vec<u32>,
+        file_sha256: &str,
+    ) -> Self {
+        let settings = EvalSetConfig::of(&config.eval);
+        let name = match (questions_are_trained, &config.eval.prompts) {
+            (true, _) => TRAINING,
+            (false, Some(_)) => PROMPTS,
+            (false, None) => HELD_OUT,
+        };
+        let options = generate_options(&settings.eval, stop_ids);
+        let asked = asked(name, file_sha256, &settings);
+        Self {
+            is_own: true,
+            questions_are_trained,
+            ..Self::new(name.to_owned(), asked, settings, questions, rows, options)
+        }
+    }
+
+    fn new(
+        name: String,
+        asked: String,
+        settings: EvalSetConfig,
+        questions: Vec<Question>,
+        rows: Option<Dataset>,
+        options: GenerateOptions,
+    ) -> Self {
+        Self {
+            name,
+            asked,
+            is_own: false,
+            questions,
+            questions_are_trained: false,
+            rows,
+            scorer: settings.scorer,
+            options,
+            stop_strings: settings.eval.stop,
+            attempts: settings.keys.attempts,
+            every: settings.keys.every as u64,
+        }
+    }
+
+    /// Whether answers are written, which takes a KV cache.
+    pub(crate) fn writes_answers(&self) -> bool {
+        let writes = matches!(self.scorer, SetScorer::Rule(_) | SetScorer::Command { .. });
+        writes && !self.questions.is_empty()
+    }
+
+    /// Prompts of one pass: every question, as often as it is asked.
+    pub(crate) fn prompts(&self) -> usize {
+        self.questions.len() * self.attempts.max(1)
+    }
+
+    /// Tokens of the longest prompt.
+    pub(crate) fn longest_prompt(&self) -> usize {
+        self.questions.iter().map(|question| question.prompt_ids.len()).max().unwrap_or(0)
+    }
+
+    /// Tokens of the longest row whose loss is taken, choices included.
+    pub(crate) fn longest_row(&self) -> usize {
+        let rows = self.rows.iter();
+        let rows = rows.flat_map(|rows| (0..rows.len()).map(|row| rows.row_length(row)));
+        let chooses = matches!(self.scorer, SetScorer::Choice(_));
+        let choices = self.questions.iter().filter_map(|question| question.choices.as_ref());
+        let choices = choices.flat_map(|choices| &choices.each).filter(|_| chooses);
+        rows.chain(choices.map(|choice| choice.input_ids.len())).max().unwrap_or(0)
+    }
+
+    /// Bytes of the largest cache that answering the questions so takes, and of its logits.
+    pub(crate) fn bytes_needed(&self, model: &CausalLm, options: &GenerateOptions) -> u64 {
+        if !self.writes_answers() {
+            return 0;
+        }
+        let rows = options.batch_size.min(self.prompts());
+        let (config, tokens) = (model.config(), self.longest_prompt() + options.max_new_tokens);
+        let cache = KvCache::bytes_needed(config, rows, tokens, model.dtype());
+        (cache + 4 * rows * config.vocab_size) as u64
+    }
+}
+
+/// A hash of what is asked and how.
+fn asked(name: &str, file_sha256: &str, settings: &EvalSetConfig) -> String {
+    let how = format!("{name} {file_sha256} {settings:?}");
+    Sha256::digest(how.as_bytes()).iter().take(12).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Reads every set in `folder`, in the order of their names. A set that cannot be used is left
+/// out, and said: it keeps nobody from training.
+pub(crate) fn read_sets(
+    folder: &Path,
+    config: &Config,
+    reader: &Reader,
+    cache_folder: &Path,
+    stop_ids: &[u32],
+) -> Result<Vec<EvalSet>, EngineError> {
+    let mut sets = vec![];
+    for file in files(folder)? {
+        let name = visible_line(&file.file_stem().unwrap_or_default().to_string_lossy());
+        if [HELD_OUT, PROMPTS, TRAINING].contains(&name.as_str()) {
+            tracing::warn!("eval set {name} is left out: that name is taken; rename the file");
+            continue;
+        }
+        match read_set(&name, &file, config, reader, cache_folder, stop_ids) {
+            Ok(set) => sets.push(set),
+            Err(error) if error.is_a_stop() => return Err(error),
+            Err(error) => {
+                let hint = error.hint().map_or_else(String::new, |hint| format!("; hint: {hint}"));
+                tracing::warn!("eval set {name} is left out: {}{hint}", in_one_line(&error));
+            }
+        }
+    }
+    Ok(sets)
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>, EngineError> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
+        Err(source) => return Err(EngineError::Read { path: folder.to_owned(), source }),
+    };
+    let is_set = |path: &PathBuf| {
+        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        !hidden && path.extension().is_some_and(|extension| extension == "jsonl")
+    };
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(is_set).collect();
+    files.sort();
+    Ok(files)
+}
+
+fn read_set(
+    name: &str,
+    file: &Path,
+    config: &Config,
+    reader: &Reader,
+    cache_folder: &Path,
+    stop_ids: &[u32],
+) -> Result<EvalSet, EngineError> {
+    let settings_file = file.with_extension("toml");
+    let settings = if chandler_durable::is_there(&settings_file)? {
+        EvalSetConfig::read(&settings_file, &config.eval)?
+    } else {
+        EvalSetConfig::of(&config.eval)
+    };
+    let unusable = |reason: &str| EngineError::Json {
+        path: file.to_owned(),
+        expected: "an eval set",
+        reason: reason.to_owned(),
+    };
+    if settings.keys.attempts > 1 && settings.eval.temperature <= 0.0 {
+        return Err(unusable("attempts above 1 and temperature 0 give the same answer every time"));
+    }
+    let options = super::data_options(config, reader.vocab_size);
+    let chooses = matches!(settings.scorer, SetScorer::Choice(_));
+    let to_read = SetToRead {
+        file: file.to_owned(),
+        samples: settings.keys.samples,
+        system: settings.eval.system.clone(),
+        tokens: settings.keys.loss,
+        keep_records: config.eval.requeue_wrong && settings.keys.requeue_wrong,
+    };
+    let SetRead { questions, cache_file, sha256 } =
+        reader.read_set(to_read, &options, cache_folder)?;
+    if chooses && questions.iter().any(|question| question.choices.is_none()) {
+        return Err(unusable("its scorer is choice, and a record has no choices"));
+    }
+    let files = [file.to_owned()];
+    let rows = cache_file.map(|cache| Dataset::reopen(&cache, &files)).transpose()?;
+    let rows = rows.map(|rows| match settings.keys.samples {
+        Some(samples) => rows.select(&(0..rows.len().min(samples)).collect::<Vec<_>>()),
+        None => rows,
+    });
+    let asked = asked(name, &sha256, &settings);
+    let generate = generate_options(&settings.eval, stop_ids.to_vec());
+    Ok(EvalSet::new(name.to_owned(), asked, settings, questions, rows, generate))
+}

@@ -1,0 +1,204 @@
+//! From answers to figures: what each answer scored, and each set with its 95 % intervals.
+
+use std::collections::BTreeMap;
+
+use chandler_evaluator::{
+    Asked, ExternalScorer, LossReport, Paired, Reference, Summary, pass_at_k_over,
+};
+
+use super::eval_set::EvalSet;
+use crate::config::SetScorer;
+use crate::failure::in_one_line;
+use crate::store::{EvalRow, EvalSample, ScoreRow, Store, StoreError};
+
+/// Scores a set's answers; what could not be scored is returned in words, and goes without.
+pub(super) fn score_samples(
+    set: &EvalSet,
+    step: u64,
+    samples: &mut [EvalSample],
+    stop: &dyn Fn() -> bool,
+) -> Vec<String> {
+    let mut failed = vec![];
+    match &set.scorer {
+        SetScorer::None | SetScorer::Choice(_) => {}
+        SetScorer::Rule(scorer) => {
+            for sample in samples {
+                match scorer.score(&sample.text, set.reference(sample).as_ref()) {
+                    Ok(score) => sample.score = score,
+                    Err(error) => failed.push(format!("question {}: {error}", sample.position + 1)),
+                }
+            }
+        }
+        SetScorer::Command { command, limits } => {
+            match ExternalScorer::start(command, limits.clone(), |_| ()) {
+                Ok(mut program) => failed = by_program(&mut program, set, step, samples, stop),
+                Err(error) => failed.push(in_one_line(&error)),
+            }
+        }
+    }
+    let more = failed.len().saturating_sub(1);
+    let told = failed.into_iter().next().map(|first| {
+        let more = if more > 0 { format!(" (and {more} more)") } else { String::new() };
+        format!("eval set {}, answers without a score: {first}{more}", set.name)
+    });
+    told.into_iter().collect()
+}
+
+/// Has a program score answers, for as long as it runs.
+fn by_program(
+    program: &mut ExternalScorer,
+    set: &EvalSet,
+    step: u64,
+    samples: &mut [EvalSample],
+    stop: &dyn Fn() -> bool,
+) -> Vec<String> {
+    let mut failed = vec![];
+    for sample in samples {
+        let reference = set.reference(sample);
+        let asked = Asked {
+            prompt: &sample.prompt,
+            answer: &sample.text,
+            reference: reference.as_ref(),
+            set: &set.name,
+            step,
+        };
+        match program.score(&asked, stop) {
+            Ok(scored) => sample.score = scored.score,
+            Err(error) => failed.push(in_one_line(&error)),
+        }
+        if !program.is_running() {
+            break;
+        }
+    }
+    failed
+}
+
+/// The share of the answers that equal their reference, where one has some.
+pub(super) fn share_that_matches(samples: &[EvalSample]) -> Option<f64> {
+    let matches: Vec<bool> = samples.iter().filter_map(|sample| sample.exact_match).collect();
+    let hits = matches.iter().filter(|matched| **matched).count();
+    (!matches.is_empty()).then(|| hits as f64 / matches.len() as f64)
+}
+
+/// What the loss of a set's rows comes to.
+pub(super) fn rows_of_loss(set: &EvalSet, report: Option<&LossReport>) -> Vec<ScoreRow> {
+    let Some(report) = report else { return vec![] };
+    let row = |metric: &str, value: f64| ScoreRow {
+        count: report.tokens as u64,
+        ..set.score(metric, value)
+    };
+    vec![
+        row("loss", report.loss),
+        row("perplexity", report.perplexity),
+        row("token_accuracy", report.token_accuracy),
+    ]
+}
+
+/// What a set's answers come to: the mean of the questions' scores and, where there are several
+/// answers to each, pass@k. Nothing where the model is trained on the questions.
+pub(super) fn rows_of_samples(set: &EvalSet, samples: &[EvalSample]) -> Vec<ScoreRow> {
+    if set.questions_are_trained {
+        return vec![];
+    }
+    let by_question = by_question(samples);
+    let means: Vec<f64> = by_question.values().map(|scores| mean(scores)).collect();
+    let mut rows: Vec<ScoreRow> = row(set, set.scorer.metric(), Summary::of(&means)).into_iter().collect();
+    if set.attempts > 1 {
+        let problem = |scores: &Vec<f64>| {
+            (scores.len() as u64, scores.iter().filter(|score| **score >= 1.0).count() as u64)
+        };
+        let problems: Vec<(u64, u64)> = by_question.values().map(problem).collect();
+        let powers = std::iter::successors(Some(1), |k| Some(k * 2));
+        let smaller = powers.take_while(|k| *k < set.attempts as u64);
+        for k in smaller.chain([set.attempts as u64]) {
+            if let Some(summary) = pass_at_k_over(&problems, k) {
+                rows.extend(row(set, &format!("pass@{k}"), summary));
+            }
+        }
+    }
+    rows
+}
+
+fn row(set: &EvalSet, metric: &str, summary: Summary) -> Option<ScoreRow> {
+    let Summary { value, low, high, count } = summary;
+    Some(ScoreRow { low, high, count: count as u64, ..set.score(metric, value?) })
+}
+
+/// The scores of each question's answers.
+fn by_question(samples: &[EvalSample]) -> BTreeMap<u64, Vec<f64>> {
+    let mut scores: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+    for sample in samples {
+        if let Some(score) = sample.score {
+            scores.entry(sample.position).or_default().push(score);
+        }
+    }
+    scores
+}
+
+fn mean(scores: &[f64]) -> f64 {
+    scores.iter().sum::<f64>() / scores.len() as f64
+}
+
+/// The evaluation, with how much each set's score differs from the first time that the same was
+/// asked, question by question.
+pub(crate) fn with_gains(
+    eval: &EvalRow,
+    samples: &[EvalSample],
+    store: &Store,
+    run_id: i64,
+) -> Result<EvalRow, StoreError> {
+    let mut eval = eval.clone();
+    for score in &mut eval.scores {
+        let of_set: Vec<EvalSample> =
+            samples.iter().filter(|sample| sample.set == score.set).cloned().collect();
+        let now = by_question(&of_set);
+        let first = store.first_scores(&score.asked, &score.metric, (run_id, eval.step))?;
+        // Only the mean of the questions' scores is made of what is compared here.
+        let is_mean = !score.metric.starts_with("pass@") && score.count == now.len() as u64;
+        let (Some(first), true) = (first, is_mean) else { continue };
+        let pairs = now.iter().filter_map(|(at, scores)| Some((*first.get(at)?, mean(scores))));
+        let (before, after): (Vec<f64>, Vec<f64>) = pairs.unzip();
+        if let Some(paired) = Paired::of(&before, &after) {
+            let Summary { value, low, high, .. } = paired.difference;
+            (score.gain, score.gain_low, score.gain_high) = (value, low, high);
+        }
+    }
+    Ok(eval)
+}
+
+impl EvalSet {
+    /// What an answer should be.
+    fn reference(&self, sample: &EvalSample) -> Option<Reference> {
+        let question = self.questions.get(sample.position as usize)?;
+        match &question.expected {
+            Some(expected) => Some(Reference::from(expected.clone())),
+            None => question.reference.clone().map(Reference::from),
+        }
+    }
+
+    /// A value of this set.
+    pub(super) fn score(&self, metric: &str, value: f64) -> ScoreRow {
+        let (set, metric) = (self.name.clone(), metric.to_owned());
+        ScoreRow { set, metric, asked: self.asked.clone(), value, ..ScoreRow::default() }
+    }
+
+    /// The records whose questions no answer got right.
+    pub(super) fn wrong_records(&self, samples: &[EvalSample]) -> Vec<String> {
+        let is_wrong = |scores: &Vec<f64>| scores.iter().all(|score| *score < 1.0);
+        let wrong = by_question(samples).into_iter().filter(|(_, scores)| is_wrong(scores));
+        let record = |(at, _): (u64, Vec<f64>)| self.questions.get(at as usize)?.record.clone();
+        wrong.filter_map(record).collect()
+    }
+}
+
+/// The log's words for one metric: its value with its interval.
+pub(crate) fn shown(score: &ScoreRow) -> String {
+    let mut text = format!("{} {} {:.4}", score.set, score.metric, score.value);
+    if let (Some(low), Some(high)) = (score.low, score.high) {
+        text += &format!(" [{low:.4}, {high:.4}]");
+    }
+    if let Some(gain) = score.gain {
+        text += &format!(", {gain:+.4} since the first time");
+    }
+    text
+}

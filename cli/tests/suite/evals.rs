@@ -1,0 +1,188 @@
+//! Eval sets, their scorers, the best model, early stopping, wrong answers that come back.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+use serde_json::Value;
+
+use crate::support::{goldens, model, ok, put, run, text_of};
+
+const QUICK: [&str; 18] = [
+    "--set",
+    "train.per_device_train_batch_size=2",
+    "--set",
+    "eval.max_new_tokens=3",
+    "--set",
+    "eval.samples=2",
+    "--set",
+    "data.max_length=160",
+    "--set",
+    "data.eval_split=0.25",
+    "--set",
+    "daemon.min_free_gib=0",
+    "--set",
+    "daemon.settle_seconds=0",
+    "--set",
+    "train.learning_rate=0.01",
+    "--set",
+    "eval.eval_steps=1",
+];
+
+fn state_of(folder: &Path) -> String {
+    let state = text_of(&folder.join("state")).to_owned();
+    ok(&["init", "--dir", &state, "--model", &model("qwen3")]);
+    std::fs::copy(goldens().join("data/messages.jsonl"), folder.join("state/inbox/a.jsonl")).unwrap();
+    state
+}
+
+fn once(state: &str, set: &[&str]) -> String {
+    let set: Vec<&str> = set.iter().flat_map(|set| ["--set", set]).collect();
+    let output = run(&[&["run", "--once", "--dir", state], &QUICK[..], &set[..]].concat());
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{errors}");
+    errors
+}
+
+fn rows<T>(state: &str, query: &str, take: fn(&rusqlite::Row) -> rusqlite::Result<T>) -> Vec<T> {
+    let connection = Connection::open(Path::new(state).join("chandler.db")).unwrap();
+    let mut statement = connection.prepare(query).unwrap();
+    let rows = statement.query_map([], take).unwrap();
+    rows.map(Result::unwrap).collect()
+}
+
+#[test]
+fn every_set_is_asked_and_scored_its_own_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_of(folder.path());
+    let evals = Path::new(&state).join("evals");
+    put(&evals.join("sums.jsonl"), "{\"prompt\": \"1 + 1 =\", \"completion\": \" 2\"}\n".repeat(3));
+    put(&evals.join("sums.toml"), "scorer = \"numeric\"\nsamples = 2\nmax_new_tokens = 2\n");
+    put(
+        &evals.join("sky.jsonl"),
+        r#"{"question": "The sky is", "choices": ["green", "blue"], "answer": 1}"#,
+    );
+    put(&evals.join("sky.toml"), "scorer = \"choice\"\nloss = false\nevery = 2\n");
+    put(&evals.join("judged.jsonl"), r#"{"question": "Say it", "reference": ["a", "b"]}"#);
+    put(
+        &evals.join("judged.toml"),
+        "loss = false\nattempts = 3\ntemperature = 1.0\n[scorer]\nname = \"command\"\ncommand = \
+         [\"sh\", \"-c\", \"while read line; do echo 0.5; done\"]\n",
+    );
+    put(&evals.join("broken.jsonl"), "{]");
+    put(&evals.join("odd.jsonl"), r#"{"question": "Say it", "reference": "a"}"#);
+    put(&evals.join("odd.toml"), "loss = false\nscorer = \"rogue\"\n");
+    let log = once(&state, &["train.max_steps=3"]);
+    assert!(log.contains("eval set broken is left out") && log.contains("line 1"), "{log}");
+    assert!(log.contains("eval set odd is left out") && log.contains("rouge_l"), "{log}");
+
+    let found: Vec<(i64, String, String)> =
+        rows(&state, "SELECT step, set_name, metric FROM scores ORDER BY 1, 2, 3", |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        });
+    let at = |step: i64| -> Vec<String> {
+        let of_step = found.iter().filter(|(at, _, _)| *at == step);
+        of_step.map(|(_, set, metric)| format!("{set} {metric}")).collect()
+    };
+    let own = ["exact_match", "loss", "perplexity", "token_accuracy"].map(|m| format!("held-out {m}"));
+    let judged = ["command", "pass@1", "pass@2", "pass@3"].map(|m| format!("judged {m}"));
+    let sums = ["generalisation_gap", "loss", "numeric", "perplexity", "token_accuracy"];
+    let sums = sums.map(|m| format!("sums {m}"));
+    let sky = ["sky choice_accuracy".to_owned()];
+    assert_eq!(at(0), [&own[..], &judged, &sky, &sums].concat());
+    assert_eq!(at(1), [&own[..], &judged, &sums].concat());
+    assert_eq!(at(3), at(0), "the last evaluation has every set");
+
+    let judged: Vec<(i64, i64, f64)> = rows(
+        &state,
+        "SELECT position, attempt, score FROM answers WHERE set_name = 'judged' AND step = 1",
+        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+    );
+    assert_eq!(judged, [(0, 0, 0.5), (0, 1, 0.5), (0, 2, 0.5)]);
+    let gains: Vec<Option<f64>> = rows(
+        &state,
+        "SELECT gain FROM scores WHERE metric = 'command' ORDER BY step",
+        |row| row.get(0),
+    );
+    assert_eq!(gains, [None, Some(0.0), Some(0.0), Some(0.0)]);
+    let timed: Vec<i64> = rows(
+        &state,
+        "SELECT count(*) FROM answers WHERE prompt_tokens > 0 AND (seconds > 0 OR new_tokens = 0)",
+        |row| row.get(0),
+    );
+    let all: Vec<i64> = rows(&state, "SELECT count(*) FROM answers", |row| row.get(0));
+    assert_eq!(timed, all);
+}
+
+#[test]
+fn evaluations_with_sets_leave_training_alone() {
+    let losses = |with_sets: bool| -> Vec<i64> {
+        let folder = tempfile::tempdir().unwrap();
+        let state = state_of(folder.path());
+        if with_sets {
+            let evals = Path::new(&state).join("evals");
+            put(&evals.join("sums.jsonl"), "{\"prompt\": \"1 + 1 =\", \"completion\": \" 2\"}\n");
+            put(&evals.join("sums.toml"), "scorer = \"chrf\"\nattempts = 2\ntemperature = 0.8\n");
+        }
+        once(&state, &["train.max_steps=3"]);
+        rows(&state, "SELECT loss FROM metrics ORDER BY step", |row| {
+            row.get::<_, f64>(0).map(|loss| loss.to_bits() as i64)
+        })
+    };
+    assert_eq!(losses(true), losses(false));
+}
+
+#[test]
+fn a_job_ends_early_and_leaves_its_best_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_of(folder.path());
+    // A rate at which the loss on unseen rows rises after some steps.
+    let log = once(
+        &state,
+        &[
+            "train.max_steps=40",
+            "train.learning_rate=0.05",
+            "train.lr_scheduler_type=constant",
+            "eval.early_stopping_patience=3",
+            "eval.load_best_model_at_end=true",
+            "train.save_steps=1000",
+        ],
+    );
+    let losses: Vec<(i64, f64)> =
+        rows(&state, "SELECT step, loss FROM evals ORDER BY step", |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        });
+    let (best, _) = losses.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+    let (last, _) = losses.last().unwrap();
+    assert!(*best > 0 && *last == best + 3 && *last < 40, "{losses:?}");
+    let report: Vec<String> = rows(&state, "SELECT report FROM jobs", |row| row.get(0));
+    let report: Value = serde_json::from_str(&report[0]).unwrap();
+    assert_eq!((report["steps"].as_i64(), report["model_step"].as_i64()), (Some(*last), Some(*best)));
+    assert!(log.contains("the job ends here"), "{log}");
+
+    // It is the model of a run that goes just so far.
+    let other = tempfile::tempdir().unwrap();
+    let shorter = state_of(other.path());
+    let steps = format!("train.max_steps={best}");
+    once(&shorter, &[&steps, "train.learning_rate=0.05", "train.lr_scheduler_type=constant"]);
+    let weights = |state: &str| std::fs::read(Path::new(state).join("model/model.safetensors"));
+    assert!(weights(&state).unwrap() == weights(&shorter).unwrap(), "another model");
+}
+
+#[test]
+fn wrong_answers_come_back_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_of(folder.path());
+    let evals = Path::new(&state).join("evals");
+    let record = r#"{"prompt": "1 + 1 =", "completion": " an answer that it cannot know"}"#;
+    put(&evals.join("sums.jsonl"), format!("{record}\n"));
+    once(&state, &["train.max_steps=2", "eval.requeue_wrong=true"]);
+    let jobs: Vec<(String, String)> = rows(
+        &state,
+        "SELECT file_name, state FROM jobs ORDER BY id",
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    );
+    let done = |name: &str| (name.to_owned(), "done".to_owned());
+    assert_eq!(jobs, [done("a.jsonl"), done("wrong-answers-of-job-1.jsonl")]);
+    let archived = Path::new(&state).join("done/wrong-answers-of-job-1.jsonl");
+    assert_eq!(std::fs::read_to_string(archived).unwrap(), format!("{record}\n"));
+}
