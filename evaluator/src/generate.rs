@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::EvalError;
+use crate::penalties::Place;
 use crate::sampling::{Sampler, SamplingOptions};
 
 /// How to generate.
@@ -138,7 +139,7 @@ fn extend(
     };
     let open = answers.iter_mut().filter(|answer| answer.ended.is_none());
     let mut open: Vec<(&mut Answer, &[f32])> = open.zip(values.chunks_exact(vocab_size)).collect();
-    open.par_iter_mut().try_for_each(|(answer, logits)| answer.choose(logits))?;
+    open.par_iter_mut().try_for_each(|(answer, logits)| answer.choose(logits, options))?;
     for (answer, _) in open {
         answer.end(options, watcher);
     }
@@ -170,8 +171,10 @@ impl Answer {
         }
     }
 
-    fn choose(&mut self, logits: &[f32]) -> Result<(), EvalError> {
-        let id = self.sampler.next(logits, &self.seen)?;
+    fn choose(&mut self, logits: &[f32], options: &GenerateOptions) -> Result<(), EvalError> {
+        let (seen, prompt_len) = (&self.seen[..], self.prompt_len);
+        let place = Place { seen, prompt_len, stop_ids: &options.stop_ids };
+        let id = self.sampler.next(logits, &place)?;
         let logit = logits.get(id as usize).copied().unwrap_or(f32::NAN);
         self.logprobs.push(f64::from(logit) - log_sum_exp(logits));
         self.seen.push(id);

@@ -32,6 +32,7 @@
 mod candidates;
 mod error;
 mod generate;
+mod penalties;
 mod sampling;
 mod scope;
 mod score;
@@ -39,7 +40,8 @@ mod scoring;
 
 pub use error::EvalError;
 pub use generate::{Ended, GenerateOptions, Generation};
-pub use sampling::{Distribution, SamplingOptions};
+pub use penalties::Place;
+pub use sampling::{Distribution, SamplingOptions, TemperatureRamp};
 pub use scope::{EvalScope, Shrunk};
 pub use score::{LogLikelihood, LossReport, exact_match};
 pub use scoring::{

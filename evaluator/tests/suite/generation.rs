@@ -121,6 +121,48 @@ fn sampled_answers_go_by_their_seed() {
     assert_ne!(first[0].new_ids, answer(2)[0].new_ids);
 }
 
+/// What greedy decoding says by itself, and what it may not say any more.
+#[test]
+fn penalties_and_bans_reach_the_answer() {
+    let model = load("smol-llama");
+    let answer = |stop_ids: &[u32], sampling: SamplingOptions| {
+        let options = GenerateOptions {
+            max_new_tokens: 40,
+            stop_ids: stop_ids.to_vec(),
+            sampling,
+            ..GenerateOptions::default()
+        };
+        let mut scope = EvalScope::open(&model, &Ledger::new());
+        scope.generate(&[vec![5, 6]], &options, &mut |_, _| None).unwrap().remove(0)
+    };
+    let plain = answer(&[], SamplingOptions::default());
+    let repeats = |ids: &[u32]| {
+        let mut pairs: Vec<&[u32]> = ids.windows(2).collect();
+        pairs.sort_unstable();
+        pairs.windows(2).any(|two| two[0] == two[1])
+    };
+    assert!(repeats(&plain.new_ids), "{:?}", plain.new_ids);
+    let no_repeat = SamplingOptions { no_repeat_ngram_size: 2, ..SamplingOptions::default() };
+    assert!(!repeats(&answer(&[], no_repeat).new_ids));
+
+    let frequency = SamplingOptions { frequency_penalty: 1e4, ..SamplingOptions::default() };
+    let mut once = answer(&[], frequency).new_ids;
+    once.sort_unstable();
+    once.dedup();
+    assert_eq!(once.len(), 40);
+
+    let first = plain.new_ids[0];
+    let biased =
+        SamplingOptions { logit_bias: [(first, -1e4)].into(), ..SamplingOptions::default() };
+    assert!(!answer(&[], biased).new_ids.contains(&first));
+
+    let stopped = answer(&[first], SamplingOptions::default());
+    assert_eq!((stopped.new_ids.len(), stopped.ended), (1, Ended::StopToken));
+    let patient = SamplingOptions { min_new_tokens: 9, ..SamplingOptions::default() };
+    let patient = answer(&[first], patient).new_ids;
+    assert!(patient.len() > 9 && !patient[..9].contains(&first));
+}
+
 #[test]
 fn a_watcher_ends_an_answer() {
     let model = load("smol-llama");
