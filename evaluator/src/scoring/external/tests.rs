@@ -146,7 +146,8 @@ fn a_scorer_that_is_dropped_takes_its_group_along() {
 
 #[test]
 fn the_end_of_its_complaints_is_kept() {
-    let script = "i=0; while [ $i -lt 2000 ]; do echo line $i >&2; i=$((i+1)); done; read -r l; echo 1; exec 2>&-; read -r l";
+    let script = "i=0; while [ $i -lt 2000 ]; do echo line $i >&2; i=$((i+1)); done
+        read -r l; echo 1; read -r l";
     let mut scorer = start(script, &ExternalLimits::default());
     assert_eq!(score(&mut scorer).unwrap(), Some(1.0));
     let begun = Instant::now();
