@@ -121,7 +121,8 @@ fn commands(block: &str) -> Vec<Vec<String>> {
                     let runs = words.get(1).is_some_and(|word| word == "run");
                     let other = words.iter().any(|word| word == "-p" || word == "--example");
                     let rest = words[at + 1..].iter().cloned();
-                    (runs && !other).then(|| std::iter::once("chandler".to_owned()).chain(rest).collect())
+                    (runs && !other)
+                        .then(|| std::iter::once("chandler".to_owned()).chain(rest).collect())
                 }
                 _ => None,
             }
@@ -171,7 +172,9 @@ fn every_command_is_one_that_the_binary_takes() {
                 _ => continue,
             };
             for command in commands(&block) {
-                if command.len() == 1 || command.iter().any(|word| word == "--help" || word == "--version") {
+                if command.len() == 1
+                    || command.iter().any(|word| word == "--help" || word == "--version")
+                {
                     continue;
                 }
                 let parsed = Cli::try_parse_from(&command);
@@ -196,7 +199,8 @@ fn every_configuration_is_read() {
             chandler_durable::write(&file, block.as_bytes()).unwrap();
             let is_section = block.lines().any(|line| {
                 let name = line.trim().trim_matches(['[', ']']);
-                line.starts_with('[') && chandler_cli::config::SECTIONS.iter().any(|s| s.path == name)
+                line.starts_with('[')
+                    && chandler_cli::config::SECTIONS.iter().any(|s| s.path == name)
             });
             let read = if is_section {
                 let sources = ConfigSources { file: Some(file), ..ConfigSources::default() };

@@ -140,7 +140,11 @@ impl TextPipeline {
         self.chat(&prompt, &completion, &ChatExtras::default(), loss_on)
     }
 
-    pub(crate) fn instruction_prompt(&self, instruction: &str, input: &str) -> Result<Vec<u32>, DataError> {
+    pub(crate) fn instruction_prompt(
+        &self,
+        instruction: &str,
+        input: &str,
+    ) -> Result<Vec<u32>, DataError> {
         if self.template.is_none() {
             return self.text_ids(&alpaca_prompt(instruction, input));
         }

@@ -355,7 +355,10 @@ mod tests {
         for (line, text) in [
             (r#"{"question": "Which?", "reference": ["x", "y"]}"#, r#"["x","y"]"#),
             (r#"{"prompt": "Which?", "reference": " x "}"#, "x"),
-            (r#"{"messages": [{"role": "user", "content": "Which?"}], "reference": {"a": 1}}"#, r#"{"a":1}"#),
+            (
+                r#"{"messages": [{"role": "user", "content": "Which?"}], "reference": {"a": 1}}"#,
+                r#"{"a":1}"#,
+            ),
         ] {
             let question = pipeline.question(line, None, None).unwrap();
             assert_eq!(question.reference.as_deref(), Some(text));

@@ -38,7 +38,15 @@ impl<'a> EvalScope<'a> {
     /// Begins an evaluation; `model` stays as it is.
     pub fn open(model: &'a CausalLm, ledger: &Ledger) -> Self {
         let (ledger, baseline) = (ledger.clone(), ledger.bytes(Category::KvCache));
-        Self { model, ledger, baseline, stop: None, peak_cache_bytes: 0, shrunk: None, seconds: vec![] }
+        Self {
+            model,
+            ledger,
+            baseline,
+            stop: None,
+            peak_cache_bytes: 0,
+            shrunk: None,
+            seconds: vec![],
+        }
     }
 
     /// The evaluation ends with [`EvalError::Stopped`] once this says so; it is asked between

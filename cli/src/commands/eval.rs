@@ -9,7 +9,8 @@ use serde_json::json;
 
 use super::App;
 use crate::engine::{
-    EngineError, EvalSet, Evaluated, Evaluator, Reader, data_options, load_model, log_evaluation, model_folder, questions_from, stop_ids,
+    EngineError, EvalSet, Evaluated, Evaluator, Reader, data_options, load_model, log_evaluation,
+    model_folder, questions_from, stop_ids,
 };
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -58,8 +59,7 @@ pub(super) fn eval(app: &App, args: &EvalArgs) -> Result<Exit, Failure> {
     let evaluator =
         Evaluator { step, model: &model, tokenizer: &tokenizer, ledger, stop: &|| false };
     let options = Some(set.options.clone());
-    let Evaluated { row, samples, shortages, troubles, .. } =
-        evaluator.run(&[(&set, options)])?;
+    let Evaluated { row, samples, shortages, troubles, .. } = evaluator.run(&[(&set, options)])?;
     for words in shortages.iter().chain(&troubles) {
         tracing::warn!("{words}");
     }

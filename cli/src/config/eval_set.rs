@@ -203,8 +203,7 @@ fn scorer(value: &Value) -> Result<SetScorer, String> {
             .map(SetScorer::Rule)
             .map_err(|error| format!("cannot be used: {error}"));
     }
-    let table =
-        if json.is_string() { serde_json::json!({ "name": json }) } else { json };
+    let table = if json.is_string() { serde_json::json!({ "name": json }) } else { json };
     match serde_json::from_value(table).map_err(|error| format!("cannot be used: {error}"))? {
         Named::Choice { normalization } => Ok(SetScorer::Choice(normalization)),
         Named::Command { command, limits } => Ok(SetScorer::Command { command, limits }),

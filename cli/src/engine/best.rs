@@ -71,9 +71,8 @@ pub(crate) fn put_best(
     let facts = checkpoint_facts(folder, metric).into_iter();
     let valued = facts.filter_map(|fact| Some((fact.figure?, fact)));
     // Of equal ones the newest, as in what is kept.
-    let best = valued.max_by(|(a, left), (b, right)| {
-        better.compare(*a, *b).then(left.step.cmp(&right.step))
-    });
+    let best = valued
+        .max_by(|(a, left), (b, right)| better.compare(*a, *b).then(left.step.cmp(&right.step)));
     let Some((value, fact)) = best else {
         tracing::warn!(
             "no checkpoint has been evaluated by {metric}, so the model is that of step {last}"
@@ -114,8 +113,7 @@ mod tests {
     #[test]
     fn patience_ends_after_evaluations_that_are_no_better() {
         let found = verdicts("loss", &[2.0, 1.0, 0.95, 0.94, 0.5]);
-        let expected =
-            [(true, false), (true, false), (false, false), (false, true), (true, false)];
+        let expected = [(true, false), (true, false), (false, false), (false, true), (true, false)];
         assert_eq!(found, expected);
         let found = verdicts("exact_match", &[0.2, 0.25, 0.5, f64::NAN, 0.4]);
         let expected =

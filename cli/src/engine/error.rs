@@ -9,6 +9,7 @@ use chandler_evaluator::EvalError;
 use chandler_model::ModelError;
 use chandler_trainer::TrainError;
 
+use crate::config::ConfigError;
 use crate::daemon::{Fault, JobError, is_full};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -55,6 +56,9 @@ pub enum EngineError {
     /// The state directory descends from another model.
     #[error(transparent)]
     Binding(#[from] Box<BindingMismatch>),
+    /// The settings of an eval set cannot be used.
+    #[error(transparent)]
+    EvalSet(#[from] Box<ConfigError>),
     /// A file that a command was given could not be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
@@ -124,6 +128,7 @@ impl EngineError {
             Self::Eval(error) => error.hint(),
             Self::Durable(error) => error.hint(),
             Self::Store(error) => error.hint(),
+            Self::EvalSet(error) => error.hint(),
             Self::Queue(error) => error.hint(),
             Self::Lock(error) => error.hint(),
             Self::Binding(mismatch) => Some(mismatch.hint()),

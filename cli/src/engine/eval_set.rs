@@ -173,7 +173,8 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, EngineError> {
         let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
         !hidden && path.extension().is_some_and(|extension| extension == "jsonl")
     };
-    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(is_set).collect();
+    let mut files: Vec<PathBuf> =
+        entries.flatten().map(|entry| entry.path()).filter(is_set).collect();
     files.sort();
     Ok(files)
 }
@@ -188,7 +189,7 @@ fn read_set(
 ) -> Result<EvalSet, EngineError> {
     let settings_file = file.with_extension("toml");
     let settings = if chandler_durable::is_there(&settings_file)? {
-        EvalSetConfig::read(&settings_file, &config.eval)?
+        EvalSetConfig::read(&settings_file, &config.eval).map_err(Box::new)?
     } else {
         EvalSetConfig::of(&config.eval)
     };

@@ -388,7 +388,9 @@ impl Sink for JobSink<'_, '_> {
     }
 
     fn wrong(&mut self, records: &[String]) -> Result<(), BoxError> {
-        Ok(if self.requeues { keep_wrong(&self.checkpoints, records)? })
+        Ok(if self.requeues {
+            keep_wrong(&self.checkpoints, records)?
+        })
     }
 
     fn memory(&mut self, message: &str) -> Result<(), BoxError> {

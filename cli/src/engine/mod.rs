@@ -19,10 +19,10 @@ mod source;
 mod watch;
 
 pub(crate) use answering::{stop_watcher, text_of};
-pub(crate) use best::{Best, put_best};
+pub(crate) use best::put_best;
 pub use error::EngineError;
 pub(crate) use eval_set::EvalSet;
-pub(crate) use evaluation::{Evaluated, Evaluation, Evaluator};
+pub(crate) use evaluation::{Evaluated, Evaluator};
 pub use job_runner::runner;
 pub(crate) use job_runner::{
     GoneOn, checkpoint_bytes, checkpoint_facts, log_evaluation, remove_old_checkpoints, resume,

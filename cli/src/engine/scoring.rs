@@ -30,7 +30,7 @@ pub(super) fn score_samples(
             }
         }
         SetScorer::Command { command, limits } => {
-            match ExternalScorer::start(command, limits.clone(), |_| ()) {
+            match ExternalScorer::start(command, limits, |_| {}) {
                 Ok(mut program) => failed = by_program(&mut program, set, step, samples, stop),
                 Err(error) => failed.push(in_one_line(&error)),
             }
@@ -102,7 +102,8 @@ pub(super) fn rows_of_samples(set: &EvalSet, samples: &[EvalSample]) -> Vec<Scor
     }
     let by_question = by_question(samples);
     let means: Vec<f64> = by_question.values().map(|scores| mean(scores)).collect();
-    let mut rows: Vec<ScoreRow> = row(set, set.scorer.metric(), Summary::of(&means)).into_iter().collect();
+    let mut rows: Vec<ScoreRow> =
+        row(set, set.scorer.metric(), Summary::of(&means)).into_iter().collect();
     if set.attempts > 1 {
         let problem = |scores: &Vec<f64>| {
             (scores.len() as u64, scores.iter().filter(|score| **score >= 1.0).count() as u64)

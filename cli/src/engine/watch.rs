@@ -97,7 +97,7 @@ pub(crate) struct Around {
 /// How often the meters are read between steps.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-impl Watch<'_> {
+impl<'a> Watch<'a> {
     /// Reacts where others have taken what `memory.reserve` was to leave: once each time it happens.
     fn look_around(&mut self) -> Result<(), BoxError> {
         if self.around.looked.is_some_and(|looked| looked.elapsed() < LOOK_EVERY) {
@@ -139,10 +139,13 @@ impl Watch<'_> {
     }
 
     /// The sets that are due, and how much of each there is room for.
-    fn due(&mut self, step: u64, model: &CausalLm) -> Result<Vec<Due<'_>>, BoxError> {
-        let evaluation = self.evaluation;
+    fn due(&mut self, step: u64, model: &CausalLm) -> Result<Vec<Due<'a>>, BoxError> {
+        let evaluation: &'a Evaluation = self.evaluation;
         let mut due = vec![];
-        for set in evaluation.sets.iter().filter(|set| self.set_is_due(set, step)) {
+        for set in &evaluation.sets {
+            if !self.set_is_due(set, step) {
+                continue;
+            }
             let needed = |options: &GenerateOptions| set.bytes_needed(model, options);
             let room = (self.room)();
             let decision = decide(self.on_pressure, &set.options, set.prompts(), needed, room);

@@ -6,8 +6,8 @@ use chandler_vram::Category;
 use rusqlite::{OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
-use super::error::{Doing, StoreError};
 use super::Store;
+use super::error::{Doing, StoreError};
 
 /// One optimizer step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -19,7 +19,9 @@ pub(crate) use child::serve;
 pub use error::{End, ReadThing, WorkerError};
 pub(crate) use parent::{Handed, Supervision, send};
 pub use protocol::Refusal;
-pub(crate) use protocol::{HeldOut, PreviewRow, QuestionsFrom, SetRead, SetToRead, Tokenized, Work};
+pub(crate) use protocol::{
+    HeldOut, PreviewRow, QuestionsFrom, SetRead, SetToRead, Tokenized, Work,
+};
 
 /// The hidden subcommand.
 pub(crate) const SUBCOMMAND: &str = "read-foreign-text";

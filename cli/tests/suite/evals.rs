@@ -31,7 +31,8 @@ const QUICK: [&str; 18] = [
 fn state_of(folder: &Path) -> String {
     let state = text_of(&folder.join("state")).to_owned();
     ok(&["init", "--dir", &state, "--model", &model("qwen3")]);
-    std::fs::copy(goldens().join("data/messages.jsonl"), folder.join("state/inbox/a.jsonl")).unwrap();
+    std::fs::copy(goldens().join("data/messages.jsonl"), folder.join("state/inbox/a.jsonl"))
+        .unwrap();
     state
 }
 
@@ -83,7 +84,8 @@ fn every_set_is_asked_and_scored_its_own_way() {
         let of_step = found.iter().filter(|(at, _, _)| *at == step);
         of_step.map(|(_, set, metric)| format!("{set} {metric}")).collect()
     };
-    let own = ["exact_match", "loss", "perplexity", "token_accuracy"].map(|m| format!("held-out {m}"));
+    let own =
+        ["exact_match", "loss", "perplexity", "token_accuracy"].map(|m| format!("held-out {m}"));
     let judged = ["command", "pass@1", "pass@2", "pass@3"].map(|m| format!("judged {m}"));
     let sums = ["generalisation_gap", "loss", "numeric", "perplexity", "token_accuracy"];
     let sums = sums.map(|m| format!("sums {m}"));
@@ -98,11 +100,10 @@ fn every_set_is_asked_and_scored_its_own_way() {
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
     );
     assert_eq!(judged, [(0, 0, 0.5), (0, 1, 0.5), (0, 2, 0.5)]);
-    let gains: Vec<Option<f64>> = rows(
-        &state,
-        "SELECT gain FROM scores WHERE metric = 'command' ORDER BY step",
-        |row| row.get(0),
-    );
+    let gains: Vec<Option<f64>> =
+        rows(&state, "SELECT gain FROM scores WHERE metric = 'command' ORDER BY step", |row| {
+            row.get(0)
+        });
     assert_eq!(gains, [None, Some(0.0), Some(0.0), Some(0.0)]);
     let timed: Vec<i64> = rows(
         &state,
@@ -156,7 +157,10 @@ fn a_job_ends_early_and_leaves_its_best_model() {
     assert!(*best > 0 && *last == best + 3 && *last < 40, "{losses:?}");
     let report: Vec<String> = rows(&state, "SELECT report FROM jobs", |row| row.get(0));
     let report: Value = serde_json::from_str(&report[0]).unwrap();
-    assert_eq!((report["steps"].as_i64(), report["model_step"].as_i64()), (Some(*last), Some(*best)));
+    assert_eq!(
+        (report["steps"].as_i64(), report["model_step"].as_i64()),
+        (Some(*last), Some(*best))
+    );
     assert!(log.contains("the job ends here"), "{log}");
 
     // It is the model of a run that goes just so far.
@@ -176,11 +180,10 @@ fn wrong_answers_come_back_once() {
     let record = r#"{"prompt": "1 + 1 =", "completion": " an answer that it cannot know"}"#;
     put(&evals.join("sums.jsonl"), format!("{record}\n"));
     once(&state, &["train.max_steps=2", "eval.requeue_wrong=true"]);
-    let jobs: Vec<(String, String)> = rows(
-        &state,
-        "SELECT file_name, state FROM jobs ORDER BY id",
-        |row| Ok((row.get(0)?, row.get(1)?)),
-    );
+    let jobs: Vec<(String, String)> =
+        rows(&state, "SELECT file_name, state FROM jobs ORDER BY id", |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        });
     let done = |name: &str| (name.to_owned(), "done".to_owned());
     assert_eq!(jobs, [done("a.jsonl"), done("wrong-answers-of-job-1.jsonl")]);
     let archived = Path::new(&state).join("done/wrong-answers-of-job-1.jsonl");
