@@ -9,6 +9,7 @@ mod error;
 mod events;
 mod jobs;
 mod metrics;
+mod outbox;
 mod runs;
 mod schema;
 mod settings;
@@ -25,6 +26,7 @@ pub use error::StoreError;
 pub use events::Event;
 pub use jobs::{Job, JobState, NewJob};
 pub use metrics::{EvalRow, EvalSample, StepRow};
+pub use outbox::Parcel;
 pub use runs::{Run, RunState, RunSummary};
 
 /// How long a statement waits for another process to let go of the database.

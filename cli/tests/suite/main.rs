@@ -9,6 +9,7 @@ mod faults;
 mod hostile;
 mod kills;
 mod memory;
+mod notify;
 mod old_checkpoints;
 mod restarts;
 mod support;
