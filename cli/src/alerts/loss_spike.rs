@@ -35,12 +35,10 @@ impl LossSpike {
         if !loss.is_finite() {
             return None;
         }
-        let usual =
-            self.window.median_and_deviation().filter(|_| self.window.len() >= FEWEST);
+        let usual = self.window.median_and_deviation().filter(|_| self.window.len() >= FEWEST);
         self.window.push(loss);
         let (median, deviation) = usual?;
-        let spread =
-            deviation.max(LEAST_SPREAD * median.abs()).max(LEAST_SPREAD_NATS);
+        let spread = deviation.max(LEAST_SPREAD * median.abs()).max(LEAST_SPREAD_NATS);
         let excess = (loss - median) / spread;
         let was_calm = self.calm >= CALM;
         self.calm = if excess < self.factor / 2.0 { self.calm.saturating_add(1) } else { 0 };

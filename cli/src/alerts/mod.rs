@@ -128,10 +128,7 @@ mod tests {
             expected: Some(2.0),
             step: Some(120),
         };
-        assert_eq!(
-            alert.to_string(),
-            "alert: the loss is 9.123, where 2.000 is usual (step 120)"
-        );
+        assert_eq!(alert.to_string(), "alert: the loss is 9.123, where 2.000 is usual (step 120)");
         assert_eq!(
             serde_json::json!(alert),
             serde_json::json!({

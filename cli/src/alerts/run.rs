@@ -79,8 +79,10 @@ impl RunAlerts {
 
     /// Takes in the figures of an evaluation.
     pub fn evaluation(&mut self, row: &EvalRow) -> Vec<Alert> {
-        let figures = [("loss", row.loss, Better::Lower), ("exact_match", row.exact_match, Better::Higher)];
-        let known = figures.into_iter().filter_map(|(name, value, better)| Some((name, value?, better)));
+        let figures =
+            [("loss", row.loss, Better::Lower), ("exact_match", row.exact_match, Better::Higher)];
+        let known =
+            figures.into_iter().filter_map(|(name, value, better)| Some((name, value?, better)));
         known
             .filter_map(|(name, value, better)| self.evaluated(row.step, name, value, better))
             .collect()
@@ -166,7 +168,8 @@ mod tests {
 
     #[test]
     fn the_pace_is_known_after_some_steps_and_nothing_is_told_when_turned_off() {
-        let mut alerts = RunAlerts::new(&AlertsConfig { enabled: false, ..AlertsConfig::default() });
+        let mut alerts =
+            RunAlerts::new(&AlertsConfig { enabled: false, ..AlertsConfig::default() });
         for step in 1..=30 {
             assert_eq!(alerts.usual_step().is_some(), step > 6, "step {step}");
             // An evaluation after every fifth step.
@@ -183,6 +186,9 @@ mod tests {
         let store = Store::open(&folder.path().join("chandler.db")).unwrap();
         record(&store, None, None, &Alert::not_finite("loss", 7)).unwrap();
         let event = &store.recent_events(1).unwrap()[0];
-        assert_eq!((event.kind.as_str(), event.details.as_ref().unwrap()["step"].as_u64()), ("alert", Some(7)));
+        assert_eq!(
+            (event.kind.as_str(), event.details.as_ref().unwrap()["step"].as_u64()),
+            ("alert", Some(7))
+        );
     }
 }

@@ -87,9 +87,7 @@ mod tests {
     fn alerts(series: impl Fn(u64) -> f64) -> Vec<u64> {
         let mut detector = ThroughputDrop::new(0.5, Duration::from_secs(60));
         (1..=2000)
-            .filter(|step| {
-                detector.see(*step, series(*step), Duration::from_secs(*step)).is_some()
-            })
+            .filter(|step| detector.see(*step, series(*step), Duration::from_secs(*step)).is_some())
             .collect()
     }
 

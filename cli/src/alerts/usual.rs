@@ -123,8 +123,7 @@ mod tests {
             thinned.push(f64::from(reading));
         }
         assert!(thinned.readings.len() < 8 && thinned.seen() == 1000);
-        let steps: Vec<f64> =
-            thinned.readings.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        let steps: Vec<f64> = thinned.readings.windows(2).map(|pair| pair[1] - pair[0]).collect();
         assert!(steps.iter().all(|step| *step == steps[0]), "{:?}", thinned.readings);
         assert!((thinned.median().unwrap() - 500.0).abs() < 130.0);
     }

@@ -171,7 +171,8 @@ pub(super) fn work(
     controls.tell_manager("STOPPING=1");
     drop(lookout);
     if !matches!(worked, Err(DaemonError::Lost(_))) {
-        let words = worked.as_ref().map_or_else(|error| in_one_line(error), |tally| in_words(*tally));
+        let words =
+            worked.as_ref().map_or_else(|error| in_one_line(error), |tally| in_words(*tally));
         note(&store, "daemon_stopped", &format!("ended: {words}"));
     }
     // It says what is left to say.

@@ -106,7 +106,8 @@ fn install(app: &App, which: &Which, dry_run: bool) -> Result<Exit, Failure> {
 fn plan(app: &App, which: &Which) -> Result<ServicePlan, Failure> {
     let state = app.state()?;
     let daemon = app.config(Vec::new())?.config.daemon;
-    let program = whole(&std::env::current_exe().map_err(|error| cannot_find("the program", error))?)?;
+    let program =
+        whole(&std::env::current_exe().map_err(|error| cannot_find("the program", error))?)?;
     let state_dir = whole(state.root())?;
     let owner = match which.scope() {
         Scope::User => None,
@@ -152,7 +153,10 @@ fn uninstall(which: &Which, dry_run: bool) -> Result<Exit, Failure> {
         return Ok(Exit::Ok);
     }
     service.uninstall().map_err(failure)?;
-    output::print(&format!("{} is removed; the state directory stays\n", service.file().display()))?;
+    output::print(&format!(
+        "{} is removed; the state directory stays\n",
+        service.file().display()
+    ))?;
     Ok(Exit::Ok)
 }
 

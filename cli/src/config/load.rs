@@ -198,7 +198,12 @@ fn wrong_value(key: &Key, value: &Value, origin: Origin) -> Option<Problem> {
     }
     if key.kind == Kind::Webhooks {
         let found = webhooks::complaint(value)?;
-        return Some(Problem::WrongType { key: key.path(), origin, expected: key.expected(), found });
+        return Some(Problem::WrongType {
+            key: key.path(),
+            origin,
+            expected: key.expected(),
+            found,
+        });
     }
     if !accepts(key.kind, value) {
         return Some(Problem::WrongType {

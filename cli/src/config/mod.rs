@@ -19,8 +19,8 @@ pub use layers::FlagValue;
 pub use load::{ConfigSources, ResolvedConfig};
 pub use reference::{as_toml, markdown as reference_markdown, template as config_template};
 pub use sections::{
-    AlertsConfig, Config, DaemonConfig, DataConfig, EvalConfig, HttpConfig, LimitsConfig, LogConfig,
-    LoraConfig, LrSchedulerKwargs, MemoryConfig, MemorySize, ModelConfig, ModelPath, NotifyConfig,
-    SECTIONS, Section, TrainConfig, key, keys,
+    AlertsConfig, Config, DaemonConfig, DataConfig, EvalConfig, HttpConfig, LimitsConfig,
+    LogConfig, LoraConfig, LrSchedulerKwargs, MemoryConfig, MemorySize, ModelConfig, ModelPath,
+    NotifyConfig, SECTIONS, Section, TrainConfig, key, keys,
 };
 pub use webhooks::{Format, Secret, Topic, Webhook, Webhooks};

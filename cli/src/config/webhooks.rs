@@ -173,9 +173,7 @@ fn complaint_of_one(entry: &Value) -> Option<String> {
         return Some(format!("has the unknown key `{unknown}` (there are {})", KEYS.join(", ")));
     }
     let is_address = |text: &str| {
-        Url::parse(text).is_ok_and(|url| {
-            matches!(url.scheme(), "http" | "https") && url.has_host()
-        })
+        Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
     };
     if !table.get("url").and_then(Value::as_str).is_some_and(is_address) {
         return Some("has no `url` that begins with https:// or http://".to_owned());
@@ -242,11 +240,17 @@ mod tests {
             ("[{url = \"ftp://hooks.example/T0\"}]", "no `url` that begins"),
             ("[{url = \"hooks.example/T0\"}]", "no `url` that begins"),
             ("[{address = \"https://hooks.example/T0\"}]", "unknown key `address`"),
-            ("[{url = \"https://hooks.example/T0\", events = [\"job_don\"]}]", "job_done, job_failed"),
+            (
+                "[{url = \"https://hooks.example/T0\", events = [\"job_don\"]}]",
+                "job_done, job_failed",
+            ),
             ("[{url = \"https://hooks.example/T0\", events = \"alert\"}]", "`events`"),
             ("[{url = \"https://hooks.example/T0\", secret = \"\"}]", "`secret`"),
             ("[{url = \"https://hooks.example/T0\", format = \"xml\"}]", "`format`"),
-            ("[{url = \"https://a.b/T0\"}, {url = \"https://a.b/T0\"}]", "entry 2 has the `url` of"),
+            (
+                "[{url = \"https://a.b/T0\"}, {url = \"https://a.b/T0\"}]",
+                "entry 2 has the `url` of",
+            ),
         ] {
             let error = load(text).unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");

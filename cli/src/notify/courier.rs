@@ -65,7 +65,11 @@ pub(super) async fn send(client: &Client, hook: &Webhook, key: &str, body: Body)
         Err(error) => {
             let never = error.is_builder();
             let why = said_once(&error.without_url()).join(": ");
-            if never { Verdict::Never { why } } else { Verdict::Later { why, wait: None, all: true } }
+            if never {
+                Verdict::Never { why }
+            } else {
+                Verdict::Later { why, wait: None, all: true }
+            }
         }
     }
 }
@@ -84,7 +88,8 @@ async fn verdict(mut response: Response) -> Verdict {
     let answer: String = String::from_utf8_lossy(&answer).chars().take(ANSWER_CHARS).collect();
     let answer = visible_line(answer.trim());
     let why = if answer.is_empty() { status.to_string() } else { format!("{status}: {answer}") };
-    let passes = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS];
+    let passes =
+        [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS];
     if status.is_server_error() || passes.contains(&status) {
         let all = wait.is_some() || status == StatusCode::TOO_MANY_REQUESTS;
         return Verdict::Later { why, wait, all };

@@ -100,7 +100,10 @@ mod tests {
     #[test]
     fn texts_are_arguments_and_nothing_in_them_acts() {
         let linux = arguments(false);
-        assert_eq!(linux, ["--app-name=chandler", "--", "chandler: alert", "-x &lt;b&gt;\" &amp; y"]);
+        assert_eq!(
+            linux,
+            ["--app-name=chandler", "--", "chandler: alert", "-x &lt;b&gt;\" &amp; y"]
+        );
         let mac = arguments(true);
         let at = mac.iter().position(|arg| arg == "--").unwrap();
         assert_eq!(mac[at + 1..], ["chandler: alert", "-x <b>\" & y"]);

@@ -157,10 +157,18 @@ impl Service {
     pub fn enabling(&self) -> Vec<Vec<String>> {
         match self.manager {
             Manager::Systemd => {
-                vec![self.systemctl(&["daemon-reload"]), self.systemctl(&["enable", "--now", &self.name])]
+                vec![
+                    self.systemctl(&["daemon-reload"]),
+                    self.systemctl(&["enable", "--now", &self.name]),
+                ]
             }
             Manager::Launchd => {
-                vec![words(&["launchctl", "bootstrap", &self.domain(), &self.file.to_string_lossy()])]
+                vec![words(&[
+                    "launchctl",
+                    "bootstrap",
+                    &self.domain(),
+                    &self.file.to_string_lossy(),
+                ])]
             }
         }
     }
@@ -189,7 +197,9 @@ impl Service {
 
     fn systemctl(&self, rest: &[&str]) -> Vec<String> {
         let user = (self.scope == Scope::User).then_some("--user");
-        words(&["systemctl"].into_iter().chain(user).chain(rest.iter().copied()).collect::<Vec<_>>())
+        words(
+            &["systemctl"].into_iter().chain(user).chain(rest.iter().copied()).collect::<Vec<_>>(),
+        )
     }
 
     fn domain(&self) -> String {
@@ -231,7 +241,9 @@ impl Service {
         let label = launchd::label(&self.name);
         let command = match self.manager {
             Manager::Systemd => self.systemctl(&["status", "--no-pager", "--lines=0", &self.name]),
-            Manager::Launchd => words(&["launchctl", "print", &format!("{}/{label}", self.domain())]),
+            Manager::Launchd => {
+                words(&["launchctl", "print", &format!("{}/{label}", self.domain())])
+            }
         };
         let output = output_of(&command)?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -271,11 +283,9 @@ fn run(command: &[String]) -> Result<(), ServiceError> {
 }
 
 fn output_of(command: &[String]) -> Result<Output, ServiceError> {
-    let failed =
-        |source| ServiceError::Run { command: command.join(" "), source };
-    let (program, arguments) = command
-        .split_first()
-        .ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+    let failed = |source| ServiceError::Run { command: command.join(" "), source };
+    let (program, arguments) =
+        command.split_first().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
     Command::new(program).args(arguments).stdin(Stdio::null()).output().map_err(failed)
 }
 

@@ -27,7 +27,9 @@ impl NotifySocket {
         let address = match name.as_bytes().split_first() {
             Some((b'@', rest)) => abstract_address(rest)?,
             Some((b'/', _)) => SocketAddr::from_pathname(name)?,
-            _ => return Err(io::Error::new(io::ErrorKind::Unsupported, "an unknown kind of socket")),
+            _ => {
+                return Err(io::Error::new(io::ErrorKind::Unsupported, "an unknown kind of socket"));
+            }
         };
         let socket = UnixDatagram::unbound()?;
         // A manager that is slow keeps nobody waiting.
@@ -72,7 +74,8 @@ mod tests {
         #[cfg(target_os = "linux")]
         {
             let name = format!("chandler-test-{}", std::process::id());
-            let by_name = UnixDatagram::bind_addr(&abstract_address(name.as_bytes()).unwrap()).unwrap();
+            let by_name =
+                UnixDatagram::bind_addr(&abstract_address(name.as_bytes()).unwrap()).unwrap();
             let named = format!("@{name}");
             NotifySocket::open(OsStr::new(&named)).unwrap().send("STOPPING=1").unwrap();
             assert_eq!(heard(&by_name), "STOPPING=1");

@@ -98,7 +98,9 @@ pub(super) fn unit(plan: &ServicePlan) -> String {
     }
     let watchdog = hang.map_or_else(String::new, |hang| {
         let seconds = hang.as_secs() + LATER_SECONDS;
-        format!("# Later than daemon.hang_seconds, at which the parent acts.\nWatchdogSec={seconds}s\n")
+        format!(
+            "# Later than daemon.hang_seconds, at which the parent acts.\nWatchdogSec={seconds}s\n"
+        )
     });
     unit += &SERVICE.replace("{watchdog}\n", &watchdog);
     unit += CONFINED;

@@ -198,7 +198,10 @@ mod tests {
         assert_eq!(store.fill_outbox(6, &both).unwrap(), []);
         happen(&store, &["c"]);
         assert_eq!(store.fill_outbox(7, &both).unwrap().len(), 1);
-        assert_eq!((messages(&store, "one", 7), messages(&store, "two", 7)), ("abc".into(), "ac".into()));
+        assert_eq!(
+            (messages(&store, "one", 7), messages(&store, "two", 7)),
+            ("abc".into(), "ac".into())
+        );
         assert_eq!(messages(&store, "one", 6), "ab", "its time has not come");
         let keys: std::collections::BTreeSet<_> =
             store.due_parcels("one", 9, 9).unwrap().into_iter().map(|parcel| parcel.key).collect();
@@ -235,7 +238,10 @@ mod tests {
         let again = store.due_parcels("one", 100, 1).unwrap().remove(0);
         assert_eq!((again.failures, &again.key), (1, &first.key), "the key stays");
         store.postpone_hook("one", 200).unwrap();
-        assert_eq!((messages(&store, "one", 199), messages(&store, "two", 1)), (String::new(), "ac".into()));
+        assert_eq!(
+            (messages(&store, "one", 199), messages(&store, "two", 1)),
+            (String::new(), "ac".into())
+        );
         store.forget_parcel(first.id).unwrap();
         assert_eq!(messages(&store, "one", 200), "c");
         assert_eq!(store.forget_other_hooks(&["two".to_owned()]).unwrap(), 1);

@@ -81,7 +81,8 @@ impl Receiver {
                 let (status, lines) = answer(&request, number);
                 request.answered = status;
                 all.lock().unwrap().push(request);
-                let head = format!("HTTP/1.1 {status} x\r\nContent-Length: 0\r\nConnection: close\r\n");
+                let head =
+                    format!("HTTP/1.1 {status} x\r\nContent-Length: 0\r\nConnection: close\r\n");
                 let _ = stream.write_all(format!("{head}{lines}\r\n").as_bytes());
             }
         });
@@ -227,8 +228,8 @@ fn what_happens_arrives_signed_and_once_although_the_receiver_fails_and_the_daem
     // the first.
     let receiver = Receiver::start(|request, _| {
         static FAILED: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-        let fails = request.is("job_done")
-            && FAILED.fetch_add(1, std::sync::atomic::Ordering::SeqCst) < 2;
+        let fails =
+            request.is("job_done") && FAILED.fetch_add(1, std::sync::atomic::Ordering::SeqCst) < 2;
         if fails { (500, "") } else { (204, "") }
     });
     let state = State::new(&webhook(&receiver.url, "events = [\"job_done\", \"daemon_stopped\"]"));
@@ -296,7 +297,8 @@ fn a_loss_that_is_no_number_is_an_alert_in_status_and_for_webhooks() {
     let state = State::new(&hooks);
     state.add("one.jsonl");
     let wild = ["--set", "train.learning_rate=1e38", "--set", "train.max_grad_norm=0"];
-    let mut daemon = state.start(&[&["--once", "--set", "daemon.max_attempts=1"], &wild[..]].concat());
+    let mut daemon =
+        state.start(&[&["--once", "--set", "daemon.max_attempts=1"], &wild[..]].concat());
     assert_eq!(daemon.0.wait().unwrap().code(), Some(4));
     let body = receiver.wait_for("alert", 200).json();
     assert_eq!(body["details"]["alert"], "not_finite");
