@@ -9,6 +9,7 @@
 //! signature.rs  HMAC over a body
 //! courier.rs    one request, and what its answer means
 //! schedule.rs   when to try again
+//! outgoing.rs   what is sent to whom, and where it is kept
 //! sender.rs     from events to requests
 //! desktop.rs    notify-send, or osascript
 //! ```
@@ -16,6 +17,7 @@
 mod courier;
 mod desktop;
 mod message;
+mod outgoing;
 mod schedule;
 mod sender;
 mod signature;
@@ -163,7 +165,7 @@ pub fn test(state: &StateDir, config: &NotifyConfig) -> Result<Vec<Tested>, Noti
     let runtime = runtime()?;
     for hook in &config.webhooks.0 {
         let begun = Instant::now();
-        let key = sender::loose_key(&notice, &origin, &hook.place());
+        let key = outgoing::loose_key(&notice, &origin, &hook.place());
         let body = body(&notice, &key, &origin, hook.format);
         let answer = match runtime.block_on(courier::send(&client, hook, &key, body)) {
             Verdict::Delivered(status) => Ok(status.to_string()),

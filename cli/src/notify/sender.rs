@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use reqwest::Client;
-use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
 
 use super::courier::{Verdict, send};
 use super::desktop::Desktop;
 use super::message::{Notice, Origin, body};
+use super::outgoing::{Hook, OLDEST_MS, Outgoing, Place, Unsaved, age_ms, loose_key, wanted_by};
 use super::schedule::wait_after;
-use crate::config::{NotifyConfig, Webhook};
+use crate::config::NotifyConfig;
 use crate::failure::in_one_line;
 use crate::store::{Event, Store, StoreError};
 
@@ -21,47 +21,10 @@ use crate::store::{Event, Store, StoreError};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long what is left to say may take when the daemon ends.
 const LAST_WORDS: Duration = Duration::from_secs(3);
-/// What is older than this is told nobody, in milliseconds: a day.
-const OLDEST_MS: i64 = 24 * 3600 * 1000;
 /// The desktop shows nothing that is older than this.
 const FRESH_MS: i64 = 10 * 60 * 1000;
 /// Parcels of a webhook that are looked at to find one to send.
 const LOOKED_AT: usize = 64;
-
-/// A webhook and its name in the outbox.
-struct Hook {
-    name: String,
-    webhook: Webhook,
-    /// The receiver wants to hear nothing before.
-    quiet_until_ms: i64,
-}
-
-/// Something to send to one webhook.
-#[derive(Debug, Clone)]
-struct Outgoing {
-    hook: usize,
-    key: String,
-    notice: Notice,
-    created_ms: i64,
-    failures: u32,
-    place: Place,
-}
-
-/// Where it is kept until it is delivered.
-#[derive(Debug, Clone, Copy)]
-enum Place {
-    /// In the outbox.
-    Parcel(i64),
-    /// Here alone, until this time.
-    Loose { next_ms: i64 },
-}
-
-/// What could not be noted in the database of a parcel.
-#[derive(Debug, Clone, Copy)]
-enum Unsaved {
-    Gone,
-    Until(i64),
-}
 
 pub(super) struct Sender {
     hooks: Vec<Hook>,
@@ -328,38 +291,6 @@ impl Sender {
             tracing::warn!("the outbox of notify waits: {}", in_one_line(error));
         }
     }
-}
-
-impl Hook {
-    fn new(webhook: &Webhook) -> Self {
-        let digest = Sha256::digest(webhook.url.reveal());
-        Self { name: hex(&digest[..8]), webhook: webhook.clone(), quiet_until_ms: 0 }
-    }
-}
-
-/// The names of the webhooks that are to be told of an event.
-fn wanted_by(hooks: &[Hook], event: &Event, now_ms: i64) -> Vec<String> {
-    let Some(notice) = Notice::of(event) else { return Vec::new() };
-    if age_ms(event, now_ms) > OLDEST_MS {
-        return Vec::new();
-    }
-    let wanting = hooks.iter().filter(|hook| hook.webhook.wants(notice.topic));
-    wanting.map(|hook| hook.name.clone()).collect()
-}
-
-fn age_ms(event: &Event, now_ms: i64) -> i64 {
-    let at = event.at.parse::<Timestamp>().map_or(0, Timestamp::as_millisecond);
-    now_ms - at
-}
-
-/// What a receiver knows repeats by, of a notice that is in no outbox.
-pub(super) fn loose_key(notice: &Notice, origin: &Origin, hook: &str) -> String {
-    let digest = Sha256::digest(format!("{notice:?} {origin:?} {hook}"));
-    hex(&digest[..16])
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 async fn last_words_are_over(mut ends: watch::Receiver<bool>) {

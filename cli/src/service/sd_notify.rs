@@ -28,7 +28,10 @@ impl NotifySocket {
             Some((b'@', rest)) => abstract_address(rest)?,
             Some((b'/', _)) => SocketAddr::from_pathname(name)?,
             _ => {
-                return Err(io::Error::new(io::ErrorKind::Unsupported, "an unknown kind of socket"));
+                return Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "an unknown kind of socket",
+                ));
             }
         };
         let socket = UnixDatagram::unbound()?;

@@ -11,5 +11,6 @@ mod kills;
 mod memory;
 mod notify;
 mod old_checkpoints;
+mod receiver;
 mod restarts;
 mod support;
