@@ -14,6 +14,7 @@
 //! ```
 #![deny(missing_docs)]
 
+pub mod alerts;
 pub mod commands;
 pub mod config;
 pub mod control;
@@ -26,9 +27,11 @@ pub mod host;
 pub mod http;
 mod lock;
 pub mod logging;
+pub mod notify;
 pub mod output;
 pub mod priority;
 pub mod queue;
+pub mod service;
 pub mod signals;
 pub mod state_dir;
 pub mod store;

@@ -2,9 +2,10 @@
 //! crashed, and when nothing has moved in it for too long.
 //!
 //! The daemon does everything else, the lock included, so that this process has nothing in it that
-//! could fail. Whatever the daemon writes to its standard output is a sign of life.
+//! could fail. Whatever the daemon writes to its standard output is a sign of life; a line that is
+//! not empty is for the service manager, who listens to this process alone.
 
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::daemon::ALIVE;
 use crate::exit::Exit;
 
 /// The wait before the daemon is started again, and the longest, for one that ends at once.
@@ -21,10 +23,15 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Who lived so long did not end at once.
 const LONG_LIFE: Duration = Duration::from_secs(60);
 
+/// The assignments that are passed on to the service manager, by what they begin with.
+const PASSED_ON: [&str; 3] = ["READY=1", "STOPPING=1", "STATUS="];
+/// Of a line that the daemon writes.
+const MOST_LINE_BYTES: u64 = 4096;
+
 /// What a supervisor hears.
 enum News {
-    /// The daemon of this life is alive.
-    Beat(u64),
+    /// The daemon of this life is alive, and may have said something.
+    Beat(u64, String),
     /// Its standard output was closed: it is over, or about to be.
     Silence(u64),
     /// Somebody asked for an end.
@@ -42,11 +49,13 @@ enum Ending {
 /// Starts daemons until one ends by its own decision, and returns its code.
 ///
 /// `command` is given the words of the last crash, if there was one, and makes the command that
-/// starts the daemon. `tell` is told of each crash. A daemon that gives no sign of life for `hang`
-/// is killed; `None` waits for ever.
+/// starts the daemon. `tell` is told of each crash, `manager` what the daemon has to say to the
+/// service manager and that it is alive. A daemon that gives no sign of life for `hang` is killed;
+/// `None` waits for ever.
 pub fn supervise(
     command: &mut dyn FnMut(Option<&str>) -> Command,
     tell: &mut dyn FnMut(&str),
+    manager: &dyn Fn(&str),
     hang: Option<Duration>,
 ) -> io::Result<u8> {
     let (sender, news) = mpsc::channel();
@@ -65,7 +74,7 @@ pub fn supervise(
     loop {
         let begun = Instant::now();
         let life = Life::begin(&mut command(crash.as_deref()), number, sender.clone())?;
-        let words = match life.watch(&news, hang)? {
+        let words = match life.watch(&news, manager, hang)? {
             (Ending::Exit(code), _) => return Ok(code),
             // It was asked to end before it had learned to listen.
             (Ending::Cut(_), true) => return Ok(Exit::Ok.code()),
@@ -106,8 +115,9 @@ impl Life {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         if let Some(output) = child.stdout.take() {
             std::thread::Builder::new().name("pulse".to_owned()).spawn(move || {
-                for line in BufReader::new(output).split(b'\n') {
-                    if line.is_err() || sender.send(News::Beat(number)).is_err() {
+                let mut output = BufReader::new(output);
+                while let Some(line) = next_line(&mut output) {
+                    if sender.send(News::Beat(number, line)).is_err() {
                         break;
                     }
                 }
@@ -121,6 +131,7 @@ impl Life {
     fn watch(
         mut self,
         news: &Receiver<News>,
+        manager: &dyn Fn(&str),
         hang: Option<Duration>,
     ) -> io::Result<(Ending, bool)> {
         let (mut asked, mut beaten) = (false, Instant::now());
@@ -128,7 +139,13 @@ impl Life {
             let patience =
                 hang.map(|hang| (beaten + hang).saturating_duration_since(Instant::now()));
             match news.recv_timeout(patience.unwrap_or(LONGEST_WAIT)) {
-                Ok(News::Beat(life)) if life == self.number => beaten = Instant::now(),
+                Ok(News::Beat(life, line)) if life == self.number => {
+                    beaten = Instant::now();
+                    manager(ALIVE);
+                    if PASSED_ON.iter().any(|word| line.starts_with(word)) {
+                        manager(&line);
+                    }
+                }
                 Ok(News::Silence(life)) if life == self.number => {
                     let status = self.child.wait()?;
                     return Ok((ending_of(status), asked));
@@ -160,6 +177,14 @@ impl Life {
             let _ = kill_process(pid, signal);
         }
     }
+}
+
+/// The next line without its end; nothing where there will be none.
+fn next_line(output: &mut impl BufRead) -> Option<String> {
+    let mut line = Vec::new();
+    let read = output.by_ref().take(MOST_LINE_BYTES).read_until(b'\n', &mut line);
+    let is_there = read.is_ok_and(|length| length > 0);
+    is_there.then(|| String::from_utf8_lossy(&line).trim_end().to_owned())
 }
 
 fn ending_of(status: ExitStatus) -> Ending {
@@ -194,9 +219,29 @@ mod tests {
                 command
             },
             &mut |words| told.push(words.to_owned()),
+            &|_| {},
             hang,
         );
         (code.unwrap(), told, crashes)
+    }
+
+    #[test]
+    fn a_service_manager_hears_that_it_lives_and_what_it_says() {
+        let heard = std::cell::RefCell::new(Vec::new());
+        let script = "echo READY=1; echo; echo MAINPID=1; echo STATUS=step 3; exit 5";
+        let code = supervise(
+            &mut |_| {
+                let mut command = Command::new("sh");
+                command.args(["-c", &script.replace("step 3", "'step 3'")]);
+                command
+            },
+            &mut |_| {},
+            &|words| heard.borrow_mut().push(words.to_owned()),
+            None,
+        );
+        assert_eq!(code.unwrap(), 5);
+        let expected = [ALIVE, "READY=1", ALIVE, ALIVE, ALIVE, "STATUS=step 3"];
+        assert_eq!(heard.into_inner(), expected, "it does not say who the main process is");
     }
 
     #[test]

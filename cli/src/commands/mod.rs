@@ -11,9 +11,11 @@ mod export;
 mod generate;
 mod init;
 mod jobs;
+mod notify;
 mod plan;
 mod quickstart;
 mod run;
+mod service;
 mod status;
 mod steer;
 mod train;
@@ -101,6 +103,12 @@ enum Command {
     Bench(bench::BenchCommand),
     /// Check the state directory and the machine
     Doctor(doctor::DoctorArgs),
+    /// Webhooks and the desktop: say whether what is sent arrives
+    #[command(subcommand)]
+    Notify(notify::NotifyCommand),
+    /// Have the system run the daemon: systemd, or launchd
+    #[command(subcommand)]
+    Service(service::ServiceCommand),
     /// Read what others wrote; chandler starts it itself
     #[command(name = worker::SUBCOMMAND, hide = true)]
     ReadForeignText,
@@ -140,6 +148,8 @@ pub fn dispatch(cli: Cli, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Config(command) => config::config(&app, &command),
         Command::Bench(command) => bench::bench(&command),
         Command::Doctor(args) => doctor::doctor(&app, &args),
+        Command::Notify(command) => notify::notify(&app, &command),
+        Command::Service(command) => service::service(&app, &command),
         Command::ReadForeignText => Ok(worker::serve()),
     }
 }

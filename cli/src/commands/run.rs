@@ -11,12 +11,14 @@ use clap::Args;
 use super::App;
 use crate::config::Config;
 use crate::control::{ControlServer, Handler};
-use crate::daemon::{Answers, Controls, JobLoop, Tally, Until};
+use crate::daemon::{Answers, Controls, DaemonError, JobLoop, Lookout, Tally, Until, Voice};
 use crate::engine;
 use crate::exit::Exit;
 use crate::failure::{Failure, in_one_line};
 use crate::http::HttpServer;
 use crate::logging::{self, Progress, Terminal};
+use crate::notify::{Notifier, Urgent};
+use crate::service::NotifySocket;
 use crate::signals;
 use crate::state_dir::StateDir;
 use crate::store::Store;
@@ -45,10 +47,20 @@ pub(super) fn run(app: &App, args: &RunArgs) -> Result<Exit, Failure> {
     let controls = Controls::default();
     if let Some(supervisor) = args.supervised_by {
         end_with(supervisor)?;
-        controls.show_signs_of_life();
+        controls.speak(Voice::Supervisor);
+    } else if let Some(socket) = service_manager(&app.terminal) {
+        controls.speak(Voice::Manager(socket));
     }
     let tally = work(&state, &config, &app.terminal, &controls, until, args.after.as_deref())?;
     Ok(if args.once && tally.failed > 0 { Exit::BadData } else { Exit::Ok })
+}
+
+/// The socket of the service manager, where one listens. Who cannot be told is no reason not to work.
+fn service_manager(terminal: &Terminal) -> Option<NotifySocket> {
+    NotifySocket::from_environment().unwrap_or_else(|error| {
+        terminal.print(&format!("warning: the service manager is told nothing: {error}\n"));
+        None
+    })
 }
 
 /// Starts the daemon as a child, as often as it takes.
@@ -70,7 +82,10 @@ fn supervised(app: &App, config: &Config) -> Result<Exit, Failure> {
     let mut tell = |words: &str| app.terminal.print(&format!("warning: {words}\n"));
     let hang = Duration::try_from_secs_f64(config.daemon.hang_seconds).ok();
     let hang = hang.filter(|hang| !hang.is_zero());
-    let code = supervisor::supervise(&mut command, &mut tell, hang).map_err(failed)?;
+    let socket = service_manager(&app.terminal);
+    // What the manager does not hear is said again with the next sign of life.
+    let manager = |words: &str| drop(socket.as_ref().map(|socket| socket.send(words)));
+    let code = supervisor::supervise(&mut command, &mut tell, &manager, hang).map_err(failed)?;
     Ok(Exit::from_code(code))
 }
 
@@ -107,6 +122,7 @@ pub(super) fn work(
         tracing::warn!(%error, "the lock is held, but {} does not say so", lock.path().display());
     }
     let mut store = Store::open(&state.database())?;
+    let notifier = notifier(state, config);
     if let Some(words) = after {
         tracing::warn!("{words}");
         store.record_event("restarted", None, None, words, None)?;
@@ -138,7 +154,11 @@ pub(super) fn work(
             page.url()
         );
     }
-    let tally = JobLoop {
+    let urgent = notifier.as_ref().map(Notifier::urgent);
+    let lookout = lookout(state, config, controls, urgent)?;
+    note(&store, "daemon_started", &format!("chandler {} works", env!("CARGO_PKG_VERSION")));
+    controls.tell_manager("READY=1");
+    let worked = JobLoop {
         state,
         config,
         lock: &lock,
@@ -147,9 +167,47 @@ pub(super) fn work(
         progress: &progress,
         runner: &mut *runner,
     }
-    .work(until)?;
+    .work(until);
+    controls.tell_manager("STOPPING=1");
+    drop(lookout);
+    if !matches!(worked, Err(DaemonError::Lost(_))) {
+        let words =
+            worked.as_ref().map_or_else(|error| in_one_line(error), |tally| in_words(*tally));
+        note(&store, "daemon_stopped", &format!("ended: {words}"));
+    }
+    // It says what is left to say.
+    drop(notifier);
+    let tally = worked?;
     tracing::info!("ended: {}", in_words(tally));
     Ok(tally)
+}
+
+/// Whoever trains can do without anybody who is told of it.
+fn notifier(state: &StateDir, config: &Config) -> Option<Notifier> {
+    Notifier::start(state, &config.notify).unwrap_or_else(|error| {
+        let hint = error.hint().unwrap_or_default();
+        tracing::warn!("nobody is notified: {} ({hint})", in_one_line(&error));
+        None
+    })
+}
+
+fn lookout(
+    state: &StateDir,
+    config: &Config,
+    controls: &Controls,
+    urgent: Option<Urgent>,
+) -> Result<Lookout, Failure> {
+    Lookout::start(state, &config.alerts, controls, urgent).map_err(|error| {
+        let error = anyhow::Error::new(error).context("cannot start the thread that looks out");
+        Failure::new(Exit::Error, error, None)
+    })
+}
+
+/// Records that the daemon began or ended; a full disk is no reason to end.
+fn note(store: &Store, kind: &str, message: &str) {
+    if let Err(error) = store.record_event(kind, None, None, message, None) {
+        tracing::warn!("not recorded: {}", in_one_line(&error));
+    }
 }
 
 fn in_words(tally: Tally) -> String {

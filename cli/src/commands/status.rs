@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::App;
 use super::jobs::to_the_second;
+use crate::alerts;
 use crate::control::{self, ControlError, LiveStatus, Request, Response};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -15,6 +16,8 @@ use crate::state_dir::StateDir;
 use crate::store::{Binding, Event, Job, JobState, Store};
 
 const EVENTS: usize = 8;
+/// The newest alerts, however long ago.
+const ALERTS: usize = 3;
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
@@ -33,6 +36,7 @@ struct Status {
     base_model: Option<Binding>,
     counts: serde_json::Map<String, serde_json::Value>,
     next: Vec<Job>,
+    alerts: Vec<Event>,
     events: Vec<Event>,
 }
 
@@ -67,6 +71,7 @@ fn collect(state: &StateDir) -> Result<Status, Failure> {
         base_model: store.binding()?,
         counts,
         next: store.jobs_in(JobState::Queued)?,
+        alerts: store.recent_events_of(alerts::EVENT_KIND, ALERTS)?,
         events: store.recent_events(EVENTS)?,
     })
 }
@@ -119,8 +124,13 @@ fn render(status: &Status) -> String {
         let lead = if turn == 0 { "next" } else { "" };
         let _ = writeln!(text, "{lead:<8}  job {}, {} ({})", job.id, job.file_name, job.priority);
     }
-    for (turn, event) in status.events.iter().enumerate() {
-        let lead = if turn == 0 { "events" } else { "" };
+    text + &listed("alerts", &status.alerts) + &listed("events", &status.events)
+}
+
+fn listed(lead: &str, events: &[Event]) -> String {
+    let mut text = String::new();
+    for (turn, event) in events.iter().enumerate() {
+        let lead = if turn == 0 { lead } else { "" };
         let job = event.job_id.map_or_else(String::new, |id| format!("job {id}: "));
         let _ = writeln!(text, "{lead:<8}  {}  {job}{}", to_the_second(&event.at), event.message);
     }

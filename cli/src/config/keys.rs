@@ -32,6 +32,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// An amount of memory, such as `2GiB`.
     Size,
+    /// A list of tables, each a webhook.
+    Webhooks,
 }
 
 impl Kind {
@@ -52,6 +54,7 @@ impl Kind {
             Self::ListOr(words) => format!("list of texts, or {}", quoted(words)),
             Self::Choice(words) => format!("one of {}", quoted(words)),
             Self::Size => "size such as \"2GiB\"".into(),
+            Self::Webhooks => "list of tables".into(),
         }
     }
 

@@ -14,6 +14,7 @@ use super::error::{ConfigError, Origin, Problem};
 use super::keys::{Key, Kind};
 use super::layers::{self, Entry, FlagValue};
 use super::sections::{Config, SECTIONS, key, keys};
+use super::webhooks;
 
 /// Where values may come from, besides the defaults. Later fields win over earlier ones.
 #[derive(Debug, Clone, Default)]
@@ -202,6 +203,15 @@ pub(super) fn wrong_value(key: &Key, value: &Value, origin: Origin) -> Option<Pr
             nearest: nearest_word(word, words),
         });
     }
+    if key.kind == Kind::Webhooks {
+        let found = webhooks::complaint(value)?;
+        return Some(Problem::WrongType {
+            key: key.path(),
+            origin,
+            expected: key.expected(),
+            found,
+        });
+    }
     if !accepts(key.kind, value) {
         return Some(Problem::WrongType {
             key: key.path(),
@@ -240,6 +250,7 @@ fn accepts(kind: Kind, value: &Value) -> bool {
         Kind::Text | Kind::Path | Kind::ModelPath | Kind::Choice(_) => value.as_str().is_some(),
         Kind::Size => value.as_str().is_some_and(|text| text.parse::<Bytes>().is_ok()),
         Kind::List => list_of_texts(value),
+        Kind::Webhooks => webhooks::complaint(value).is_none(),
         Kind::ListOr(words) => {
             list_of_texts(value) || value.as_str().is_some_and(|word| words.contains(&word))
         }

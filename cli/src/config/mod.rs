@@ -8,6 +8,7 @@ mod layers;
 mod load;
 mod reference;
 mod sections;
+mod webhooks;
 
 pub use choices::{
     Attention, Dtype, LogFormat, LogRotation, LossOn, LrSchedulerType, OnBadLine, OnPressure,
@@ -20,7 +21,8 @@ pub use layers::FlagValue;
 pub use load::{ConfigSources, ResolvedConfig};
 pub use reference::{as_toml, markdown as reference_markdown, template as config_template};
 pub use sections::{
-    Config, DaemonConfig, DataConfig, EvalConfig, HttpConfig, LimitsConfig, LogConfig, LoraConfig,
-    LrSchedulerKwargs, MemoryConfig, MemorySize, ModelConfig, ModelPath, SECTIONS, Section,
-    TrainConfig, key, keys,
+    AlertsConfig, Config, DaemonConfig, DataConfig, EvalConfig, HttpConfig, LimitsConfig,
+    LogConfig, LoraConfig, LrSchedulerKwargs, MemoryConfig, MemorySize, ModelConfig, ModelPath,
+    NotifyConfig, SECTIONS, Section, TrainConfig, key, keys,
 };
+pub use webhooks::{Format, Secret, Topic, Webhook, Webhooks};

@@ -12,6 +12,7 @@ use super::choices::{
     Optim, PackingStrategy, RampShape, TargetModules,
 };
 use super::keys::{Bounds, ConfigValue, Key, Kind, section};
+use super::webhooks::Webhooks;
 
 /// A model folder, or the id of a model on the hub.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -280,6 +281,47 @@ section! {
         restart: bool = true;
         /// GiB that must stay free on the disk of the state directory.
         min_free_gib: f64 = 2.0, Bounds::at_least(0.0);
+        /// Program and arguments that are run when the queue has become empty, such as one that puts
+        /// the next file into the inbox; none where the list is empty.
+        when_idle: Vec<String> = Vec::new();
+        /// Least seconds from one start of it to the next.
+        when_idle_seconds: f64 = 300.0, Bounds::between(0.1, 31_536_000.0);
+        /// Seconds after which it is ended.
+        when_idle_limit_seconds: f64 = 3600.0, Bounds::between(0.1, 31_536_000.0);
+    }
+}
+
+section! {
+    /// What is told of as out of the ordinary, in `status`, in the log and to `notify`.
+    AlertsConfig in "alerts" {
+        /// Whether runs are watched at all.
+        enabled: bool = true;
+        /// A loss above the median of the last 64 by more than so many of their spreads; 0 tells
+        /// none.
+        loss_spike: f64 = 10.0, Bounds::at_least(0.0);
+        /// Tokens a second below the run's median by more than this part of it; 0 tells none.
+        throughput_drop: f64 = 0.5, Bounds::half_open(0.0, 1.0);
+        /// Seconds that it must last.
+        throughput_seconds: f64 = 60.0, Bounds::between(0.0, 31_536_000.0);
+        /// A figure of an evaluation worse than the run's best by more than this part of it; 0 tells
+        /// none.
+        eval_regression: f64 = 0.1, Bounds::at_least(0.0);
+        /// No step for so many times the usual time of one, neither paused nor evaluating; 0 tells
+        /// none.
+        stuck: f64 = 20.0, Bounds::at_least(0.0);
+        /// Seconds that it must last.
+        stuck_seconds: f64 = 300.0, Bounds::between(0.0, 31_536_000.0);
+    }
+}
+
+section! {
+    /// Who is told of what happens.
+    NotifyConfig in "notify" {
+        /// Whether the desktop shows when a job is done or has failed, and alerts.
+        desktop: bool = false;
+        /// Addresses that are sent what happens: `[[notify.webhooks]]` with `url`, and where wanted
+        /// `events` (all), `secret` (unsigned) and `format` (`json`, `slack`, `discord`, `ntfy`).
+        webhooks: Webhooks = Webhooks::default();
     }
 }
 
@@ -337,6 +379,10 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// The inbox, its attempts, and what is kept.
     pub daemon: DaemonConfig,
+    /// What is told of as out of the ordinary.
+    pub alerts: AlertsConfig,
+    /// Who is told of what happens.
+    pub notify: NotifyConfig,
     /// The daemon's page and API for the browser.
     pub http: HttpConfig,
     /// What is logged, and where.
@@ -375,6 +421,8 @@ pub const SECTIONS: &[Section] = listed![
     MemoryConfig,
     LimitsConfig,
     DaemonConfig,
+    AlertsConfig,
+    NotifyConfig,
     HttpConfig,
     LogConfig,
 ];

@@ -5,6 +5,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::stop::{StopFlag, StopReason};
+use super::voice::Voice;
+use crate::alerts::Standing;
 use crate::logging::StepProgress;
 
 /// The job that is being worked on, as `status` shows it.
@@ -29,8 +31,14 @@ struct Changing {
     wakes: u64,
     current: Option<CurrentJob>,
     waiting: Option<String>,
-    /// When the last sign of life was given, where somebody waits for them.
+    /// The median time of a step of the current run, once that is known.
+    usual_step: Option<Duration>,
+    /// When something last moved.
+    moved: Option<Instant>,
+    /// When the last sign of life was given.
     beaten: Option<Instant>,
+    /// Who hears of it.
+    voice: Voice,
 }
 
 /// Signs of life are given no more often, and while nothing else happens no more seldom.
@@ -84,9 +92,19 @@ impl Controls {
         }
     }
 
-    /// From now on gives signs of life on standard output, for a supervisor.
-    pub fn show_signs_of_life(&self) {
-        self.changing().beaten = Some(Instant::now());
+    /// From now on gives signs of life, and says how the daemon fares.
+    pub fn speak(&self, voice: Voice) {
+        self.changing().voice = voice;
+    }
+
+    /// Tells the service manager an assignment such as `READY=1`, where there is one.
+    pub fn tell_manager(&self, assignment: &str) {
+        self.changing().voice.tell(assignment);
+    }
+
+    /// Whether anybody hears how the daemon fares.
+    pub fn is_heard(&self) -> bool {
+        self.changing().voice.is_heard()
     }
 
     /// Something moved: called wherever work makes progress.
@@ -130,7 +148,27 @@ impl Controls {
 
     /// Shows another job, or none.
     pub fn set_current(&self, current: Option<CurrentJob>) {
-        self.changing().current = current;
+        let mut changing = self.changing();
+        changing.current = current;
+        changing.usual_step = None;
+    }
+
+    /// How the current run stands, for whoever looks whether it is stuck.
+    pub fn standing(&self) -> Standing {
+        let changing = self.changing();
+        let current = changing.current.as_ref();
+        Standing {
+            step: current.and_then(|current| Some(current.progress.as_ref()?.step)),
+            usual_step: changing.usual_step,
+            still: changing.moved.map_or(Duration::ZERO, |moved| moved.elapsed()),
+            is_training: !changing.paused
+                && current.is_some_and(|current| current.phase == "training"),
+        }
+    }
+
+    /// Says how long a step of the current run usually takes.
+    pub fn set_usual_step(&self, usual: Option<Duration>) {
+        self.changing().usual_step = usual;
     }
 
     /// What the daemon waits for, where it cannot go on.
@@ -165,10 +203,10 @@ impl Controls {
 }
 
 fn beat(changing: &mut Changing) {
-    if changing.beaten.is_some_and(|beaten| beaten.elapsed() >= PULSE) {
+    changing.moved = Some(Instant::now());
+    if changing.beaten.is_none_or(|beaten| beaten.elapsed() >= PULSE) {
         changing.beaten = Some(Instant::now());
-        // Whoever listened is gone, and has taken care that we hear of it.
-        let _ = crate::output::print("\n");
+        changing.voice.beat();
     }
 }
 

@@ -6,11 +6,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use chandler_daemon_lock::{Lock, LockError};
 
+use crate::alerts::RunAlerts;
 use crate::config::Config;
 use crate::daemon::controls::{Controls, CurrentJob};
 use crate::daemon::obstacle::{self, Obstacle, Patience};
 use crate::daemon::runner::{Fault, JobError, JobEstimate, JobOutcome, JobRunner, RunContext};
 use crate::daemon::stop::StopReason;
+use crate::daemon::when_idle::WhenIdle;
 use crate::exit::Exit;
 use crate::failure::in_one_line;
 use crate::logging::{Progress, duration_in_words};
@@ -121,8 +123,10 @@ impl JobLoop<'_> {
         let mut tally = Tally::default();
         let mut patience = Patience::default();
         let mut max_attempts = self.config.daemon.max_attempts;
+        let mut when_idle = WhenIdle::new(self.state, &self.config.daemon, self.controls);
         loop {
-            let error = match self.work_unhindered(until, max_attempts, &mut tally) {
+            let worked = self.work_unhindered(until, max_attempts, &mut tally, &mut when_idle);
+            let error = match worked {
                 Ok(()) => return Ok(tally),
                 Err(error) => error,
             };
@@ -159,6 +163,7 @@ impl JobLoop<'_> {
         until: Until,
         max_attempts: u64,
         tally: &mut Tally,
+        when_idle: &mut WhenIdle,
     ) -> Result<(), DaemonError> {
         self.recover(max_attempts)?;
         self.controls.set_paused(self.store.is_paused()?);
@@ -178,10 +183,15 @@ impl JobLoop<'_> {
                 self.controls.sleep(poll);
                 continue;
             }
+            when_idle.tell(self.store)?;
             if let Some(job) = self.store.jobs_in(JobState::Queued)?.into_iter().next() {
+                when_idle.is_busy();
                 self.work_on(&job, tally)?;
                 idle_since = Instant::now();
                 continue;
+            }
+            if until == Until::Stopped && look.unsettled.is_empty() {
+                when_idle.is_idle(self.store)?;
             }
             if until == Until::Empty
                 && (look.unsettled.is_empty() || idle_since.elapsed() > settle + ONCE_PATIENCE)
@@ -259,6 +269,8 @@ impl JobLoop<'_> {
             }
             Err(error) => return Err(error.into()),
         };
+        let before = self.store.last_run_of(job.id)?;
+        let alerts = RunAlerts::going_on(&self.config.alerts, self.store, before.as_ref())?;
         let run_id = self.store.begin_run(Some(job.id), job.attempts, self.config)?;
         let claimed = ClaimedJob { job, sha256, run_id };
         self.controls.set_current(Some(CurrentJob {
@@ -268,7 +280,7 @@ impl JobLoop<'_> {
             phase: "validating".to_owned(),
             progress: None,
         }));
-        let result = self.attempt(&claimed);
+        let result = self.attempt(&claimed, alerts);
         self.progress.end();
         self.controls.set_current(None);
         self.lock.still_ours()?;
@@ -278,7 +290,7 @@ impl JobLoop<'_> {
     }
 
     /// Validates and runs. A panic of the runner ends the attempt, not the daemon.
-    fn attempt(&mut self, job: &ClaimedJob) -> Result<JobOutcome, JobError> {
+    fn attempt(&mut self, job: &ClaimedJob, alerts: RunAlerts) -> Result<JobOutcome, JobError> {
         std::panic::catch_unwind(AssertUnwindSafe(|| {
             let mut context = RunContext {
                 config: self.config,
@@ -286,6 +298,8 @@ impl JobLoop<'_> {
                 progress: self.progress,
                 controls: self.controls,
                 lock: self.lock,
+                alerts,
+                job_id: job.job.id,
                 run_id: job.run_id,
             };
             let estimate = self.runner.validate(job, &mut context)?;

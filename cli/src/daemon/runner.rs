@@ -2,6 +2,7 @@
 
 use chandler_daemon_lock::{Lock, LockError};
 
+use crate::alerts::{self, Alert, Better, RunAlerts};
 use crate::config::Config;
 use crate::daemon::controls::Controls;
 use crate::exit::Exit;
@@ -49,6 +50,10 @@ pub struct RunContext<'a> {
     pub controls: &'a Controls,
     /// The lock of the state directory.
     pub lock: &'a Lock,
+    /// What is watched of the run.
+    pub alerts: RunAlerts,
+    /// The job.
+    pub job_id: i64,
     /// The run.
     pub run_id: i64,
 }
@@ -65,12 +70,34 @@ impl RunContext<'_> {
         self.store.record_step(self.run_id, row)?;
         self.controls.set_progress(progress);
         self.progress.step(progress);
-        Ok(())
+        let alerts = self.alerts.step(row);
+        self.controls.set_usual_step(self.alerts.usual_step());
+        alerts.iter().try_for_each(|alert| self.alert(alert))
     }
 
     /// Records an evaluation and its samples.
     pub fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), StoreError> {
-        self.store.record_eval(self.run_id, row, samples)
+        self.store.record_eval(self.run_id, row, samples)?;
+        let alerts = self.alerts.evaluation(row);
+        alerts.iter().try_for_each(|alert| self.alert(alert))
+    }
+
+    /// Looks at one more score of an evaluation before the step after `step`, and tells where it is
+    /// worse than the best so far.
+    pub fn scored(
+        &mut self,
+        step: u64,
+        metric: &str,
+        value: f64,
+        better: Better,
+    ) -> Result<(), StoreError> {
+        let alert = self.alerts.evaluated(step, metric, value, better);
+        alert.iter().try_for_each(|alert| self.alert(alert))
+    }
+
+    /// Logs and records an alert.
+    pub fn alert(&self, alert: &Alert) -> Result<(), StoreError> {
+        alerts::record(self.store, Some(self.job_id), Some(self.run_id), alert)
     }
 }
 

@@ -22,6 +22,7 @@ use super::session::{Prepared, Request, prepare};
 use super::source::{binding, model_folder};
 use super::watch::{Around, Sink, Watch, Wish};
 use super::{EngineError, write_merged_model};
+use crate::alerts::Alert;
 use crate::config::{Config, EvalConfig};
 use crate::daemon::{
     CheckpointFacts, Controls, JobError, JobEstimate, JobOutcome, JobRunner, RunContext,
@@ -300,6 +301,11 @@ impl JobRunner for EngineRunner {
         };
         let outcome = self.learn(job, ready, context);
         heap::give_back();
+        if let Err(EngineError::Train(TrainError::NotFinite { step, what, .. })) = &outcome
+            && context.config.alerts.enabled
+        {
+            context.alert(&Alert::not_finite(what, *step))?;
+        }
         Ok(outcome?)
     }
 

@@ -297,7 +297,10 @@ mod tests {
         assert_eq!(count(&store), 65 + 2);
         store
             .connection
-            .execute_batch("DROP TRIGGER curves_grow; DROP TABLE curves; PRAGMA user_version = 2")
+            .execute_batch(
+                "DROP TABLE outbox; DROP TRIGGER curves_grow; DROP TABLE curves;
+                 PRAGMA user_version = 2",
+            )
             .unwrap();
         drop(store);
         let store = Store::open(&folder.path().join("chandler.db")).unwrap();

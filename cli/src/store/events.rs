@@ -1,6 +1,6 @@
 //! Events: what happened, in words, for `status` and for whoever looks back.
 
-use rusqlite::params;
+use rusqlite::{Row, params};
 use serde::Serialize;
 
 use super::error::{Doing, StoreError};
@@ -23,6 +23,25 @@ pub struct Event {
     pub message: String,
     /// More, for machines.
     pub details: Option<serde_json::Value>,
+}
+
+/// The columns that [`Event::from_row`] reads, in its order.
+pub(super) const COLUMNS: &str = "id, at, job_id, run_id, kind, message, details";
+
+impl Event {
+    /// The event whose columns begin at `first`.
+    pub(super) fn from_row(row: &Row<'_>, first: usize) -> rusqlite::Result<Self> {
+        let details: Option<String> = row.get(first + 6)?;
+        Ok(Self {
+            id: row.get(first)?,
+            at: row.get(first + 1)?,
+            job_id: row.get(first + 2)?,
+            run_id: row.get(first + 3)?,
+            kind: row.get(first + 4)?,
+            message: row.get(first + 5)?,
+            details: details.and_then(|text| serde_json::from_str(&text).ok()),
+        })
+    }
 }
 
 impl Store {
@@ -60,27 +79,24 @@ impl Store {
         self.select_events("id > ?1 ORDER BY id", id, limit)
     }
 
+    /// The last `limit` events of one kind, newest first.
+    pub fn recent_events_of(&self, kind: &str, limit: usize) -> Result<Vec<Event>, StoreError> {
+        let doing = "read events of a kind";
+        let sql = format!("SELECT {COLUMNS} FROM events WHERE kind = ?1 ORDER BY id DESC LIMIT ?2");
+        let mut statement = self.connection.prepare_cached(&sql).doing(doing)?;
+        let rows = statement
+            .query_map(params![kind, limit as i64], |row| Event::from_row(row, 0))
+            .doing(doing)?;
+        rows.collect::<Result<_, _>>().doing(doing)
+    }
+
     fn select_events(&self, rest: &str, id: i64, limit: usize) -> Result<Vec<Event>, StoreError> {
         let mut statement = self
             .connection
-            .prepare_cached(&format!(
-                "SELECT id, at, job_id, run_id, kind, message, details
-                 FROM events WHERE {rest} LIMIT ?2",
-            ))
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM events WHERE {rest} LIMIT ?2"))
             .doing("read events")?;
         let rows = statement
-            .query_map([id, limit as i64], |row| {
-                let details: Option<String> = row.get(6)?;
-                Ok(Event {
-                    id: row.get(0)?,
-                    at: row.get(1)?,
-                    job_id: row.get(2)?,
-                    run_id: row.get(3)?,
-                    kind: row.get(4)?,
-                    message: row.get(5)?,
-                    details: details.and_then(|text| serde_json::from_str(&text).ok()),
-                })
-            })
+            .query_map([id, limit as i64], |row| Event::from_row(row, 0))
             .doing("read events")?;
         rows.collect::<Result<_, _>>().doing("read events")
     }

@@ -10,6 +10,7 @@ mod evals;
 mod events;
 mod jobs;
 mod metrics;
+mod outbox;
 mod runs;
 mod schema;
 mod settings;
@@ -27,6 +28,7 @@ pub use evals::{EvalRow, EvalSample, ScoreRow};
 pub use events::Event;
 pub use jobs::{Job, JobState, NewJob};
 pub use metrics::StepRow;
+pub use outbox::Parcel;
 pub use runs::{Run, RunState, RunSummary};
 
 /// How long a statement waits for another process to let go of the database.

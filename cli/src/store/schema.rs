@@ -204,6 +204,21 @@ const STEPS: &[&str] = &[
     FROM eval_samples;
     DROP TABLE eval_samples;
 ",
+    // What webhooks have yet to be told. `hook` is a digest of the address, `key` what the receiver
+    // knows repeats by.
+    "
+    CREATE TABLE outbox (
+        id         INTEGER PRIMARY KEY AUTOINCREMENT,
+        key        TEXT NOT NULL UNIQUE,
+        hook       TEXT NOT NULL,
+        event_id   INTEGER NOT NULL REFERENCES events (id),
+        created_ms INTEGER NOT NULL,
+        failures   INTEGER NOT NULL DEFAULT 0,
+        next_ms    INTEGER NOT NULL,
+        UNIQUE (hook, event_id)
+    );
+    CREATE INDEX outbox_by_turn ON outbox (hook, next_ms, id);
+",
 ];
 
 /// Applies the steps that the database has not seen, each in a transaction of its own.

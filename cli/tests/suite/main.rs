@@ -10,6 +10,8 @@ mod faults;
 mod hostile;
 mod kills;
 mod memory;
+mod notify;
 mod old_checkpoints;
+mod receiver;
 mod restarts;
 mod support;
