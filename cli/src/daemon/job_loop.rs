@@ -12,6 +12,7 @@ use crate::daemon::obstacle::{self, Obstacle, Patience};
 use crate::daemon::runner::{Fault, JobError, JobEstimate, JobOutcome, JobRunner, RunContext};
 use crate::daemon::stop::StopReason;
 use crate::exit::Exit;
+use crate::export::EventFile;
 use crate::failure::in_one_line;
 use crate::logging::{Progress, duration_in_words};
 use crate::queue::{self, ClaimTerms, ClaimedJob, FailureReport, Inbox, QueueError};
@@ -287,6 +288,7 @@ impl JobLoop<'_> {
                 controls: self.controls,
                 lock: self.lock,
                 run_id: job.run_id,
+                events: EventFile::wanted(self.config, self.state.events_of(job.run_id)),
             };
             let estimate = self.runner.validate(job, &mut context)?;
             if context.controls.stop().is_requested() {

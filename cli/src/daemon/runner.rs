@@ -5,6 +5,7 @@ use chandler_daemon_lock::{Lock, LockError};
 use crate::config::Config;
 use crate::daemon::controls::Controls;
 use crate::exit::Exit;
+use crate::export::EventFile;
 use crate::failure::said_once;
 use crate::logging::{Progress, StepProgress};
 use crate::queue::{BadLine, ClaimedJob};
@@ -51,6 +52,8 @@ pub struct RunContext<'a> {
     pub lock: &'a Lock,
     /// The run.
     pub run_id: i64,
+    /// Its event file for TensorBoard, where one is asked for.
+    pub events: Option<EventFile>,
 }
 
 impl RunContext<'_> {
@@ -63,6 +66,9 @@ impl RunContext<'_> {
     /// Records a step, and shows it on the terminal and in `status`.
     pub fn step(&mut self, row: &StepRow, progress: &StepProgress) -> Result<(), StoreError> {
         self.store.record_step(self.run_id, row)?;
+        if let Some(events) = &mut self.events {
+            events.step(row);
+        }
         self.controls.set_progress(progress);
         self.progress.step(progress);
         Ok(())
@@ -70,7 +76,11 @@ impl RunContext<'_> {
 
     /// Records an evaluation and its samples.
     pub fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), StoreError> {
-        self.store.record_eval(self.run_id, row, samples)
+        self.store.record_eval(self.run_id, row, samples)?;
+        if let Some(events) = &mut self.events {
+            events.evaluated(row, samples);
+        }
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod adapters;
 mod folders;
+mod gguf;
 mod gradients;
 mod hostile;
 #[cfg(feature = "hub")]
