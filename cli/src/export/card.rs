@@ -213,7 +213,7 @@ mod tests {
             "---\nbase_model: \"Qwen/Qwen3-0.6B\"\nlicense: \"other\"\nlicense_link: \"L\"\n",
             "library_name: peft\n",
             "# mine\n",
-            "| learning rate | 2e-5 |",
+            "| learning rate | 0.00002 |",
             "| method | LoRA of rank 16 |",
             "| 300 | 0.2500 | unknown | unknown | unknown |",
         ] {

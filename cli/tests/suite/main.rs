@@ -4,6 +4,7 @@
 mod bad_input;
 mod bench;
 mod daemon;
+mod exports;
 mod faces;
 mod faults;
 mod hostile;

@@ -10,6 +10,8 @@ mod hostile;
 mod hub;
 mod kv_cache;
 mod logits;
+#[cfg(feature = "hub")]
+mod push;
 mod rope;
 mod support;
 mod transformers;

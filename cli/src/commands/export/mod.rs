@@ -1,5 +1,6 @@
 //! `chandler export`: models and what is known about runs, for others to read.
 
+mod adapter;
 mod gguf;
 mod model;
 mod tables;
@@ -17,13 +18,15 @@ pub(super) struct ExportArgs {
     #[command(subcommand)]
     what: Option<What>,
     #[command(flatten)]
-    model: Option<model::ModelArgs>,
+    model: model::ModelArgs,
 }
 
 #[derive(Debug, Subcommand)]
 enum What {
     /// Write a model to a new folder, with an adapter merged into it or in another type
     Model(model::ModelArgs),
+    /// Write the adapter of a run, from its checkpoint, as a folder that peft loads
+    Adapter(adapter::AdapterArgs),
     /// Write a model as one GGUF file, for llama.cpp and what is built on it
     Gguf(gguf::GgufArgs),
     /// Write the metrics of steps: CSV, JSON lines, Parquet or TensorBoard
@@ -38,17 +41,14 @@ enum What {
 
 pub(super) fn export(app: &App, args: &ExportArgs) -> Result<Exit, Failure> {
     use crate::export::Subject;
-    match (&args.what, &args.model) {
-        (Some(What::Model(args)), _) | (None, Some(args)) => model::export(app, args),
-        (Some(What::Gguf(args)), _) => gguf::export(app, args),
-        (Some(What::Metrics(args)), _) => tables::metrics(app, args),
-        (Some(What::Evals(args)), _) => tables::table(app, args, Subject::Evals),
-        (Some(What::Samples(args)), _) => tables::table(app, args, Subject::Samples),
-        (Some(What::Events(args)), _) => tables::table(app, args, Subject::Events),
-        (None, None) => {
-            let error = anyhow::anyhow!("nothing to export was named");
-            let hint = "`chandler export --help` lists what there is";
-            Err(Failure::new(Exit::Usage, error, Some(hint.to_owned())))
-        }
+    match &args.what {
+        None => model::export(app, &args.model),
+        Some(What::Model(args)) => model::export(app, args),
+        Some(What::Adapter(args)) => adapter::export(app, args),
+        Some(What::Gguf(args)) => gguf::export(app, args),
+        Some(What::Metrics(args)) => tables::metrics(app, args),
+        Some(What::Evals(args)) => tables::table(app, args, Subject::Evals),
+        Some(What::Samples(args)) => tables::table(app, args, Subject::Samples),
+        Some(What::Events(args)) => tables::table(app, args, Subject::Events),
     }
 }

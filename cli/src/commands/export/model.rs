@@ -17,8 +17,8 @@ use crate::output;
 #[derive(Debug, Args)]
 pub(super) struct ModelArgs {
     /// The new folder
-    #[arg(value_name = "DIR")]
-    output: PathBuf,
+    #[arg(value_name = "DIR", required = true)]
+    output: Option<PathBuf>,
     #[command(flatten)]
     source: Source,
     /// The type of the weights [default: as they are]
@@ -86,8 +86,13 @@ impl Source {
 }
 
 pub(super) fn export(app: &App, args: &ModelArgs) -> Result<Exit, Failure> {
-    if args.output.join("config.json").exists() {
-        let error = anyhow::anyhow!("{} already holds a model", args.output.display());
+    let Some(output) = &args.output else {
+        let error = anyhow::anyhow!("no folder was named");
+        let hint = "`chandler export --help` lists what can be exported".to_owned();
+        return Err(Failure::new(Exit::Usage, error, Some(hint)));
+    };
+    if output.join("config.json").exists() {
+        let error = anyhow::anyhow!("{} already holds a model", output.display());
         return Err(Failure::new(Exit::Usage, error, Some("name a new folder".to_owned())));
     }
     let Loaded { mut model, folder, stored } = args.source.load(app)?;
@@ -96,11 +101,11 @@ pub(super) fn export(app: &App, args: &ModelArgs) -> Result<Exit, Failure> {
         SavedDtype::Bf16 => DType::BF16,
         SavedDtype::F16 => DType::F16,
     });
-    engine::export(&mut model, &folder, &args.output, dtype)?;
+    engine::export(&mut model, &folder, output, dtype)?;
     if args.json {
-        output::print_json_line(&json!({ "folder": args.output }))?;
+        output::print_json_line(&json!({ "folder": output }))?;
     } else {
-        output::print(&format!("{}\n", args.output.display()))?;
+        output::print(&format!("{}\n", output.display()))?;
     }
     Ok(Exit::Ok)
 }
