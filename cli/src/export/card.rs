@@ -157,7 +157,9 @@ fn training(text: &mut String, facts: &Facts) {
 fn evaluation(text: &mut String, evals: &[EvalRow]) {
     let (Some(first), Some(last)) = (evals.first(), evals.last()) else { return };
     text.push_str("\n## Evaluation\n\nThe first and the last of the run.\n\n");
-    text.push_str("| step | loss | perplexity | token accuracy | exact match |\n|---|---|---|---|---|\n");
+    text.push_str(
+        "| step | loss | perplexity | token accuracy | exact match |\n|---|---|---|---|---|\n",
+    );
     let shown = if first.step == last.step { vec![last] } else { vec![first, last] };
     for eval in shown {
         let figure =

@@ -63,17 +63,7 @@ impl ParquetRows {
         let path = path.to_owned();
         let (next_group, number, in_group, consumed) = (0, 0, 0, 0);
         let rows = None;
-        Ok(Self {
-            path,
-            file,
-            reader,
-            max_bytes,
-            next_group,
-            rows,
-            number,
-            in_group,
-            consumed,
-        })
+        Ok(Self { path, file, reader, max_bytes, next_group, rows, number, in_group, consumed })
     }
 
     pub(crate) fn take_batch(&mut self) -> Result<Option<Vec<Line>>, DataError> {

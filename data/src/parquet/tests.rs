@@ -66,7 +66,10 @@ fn a_row_without_a_value_has_no_key_and_a_long_one_is_told() {
         })
         .collect();
     let first = r#"{"prompt":"2 + 2 =","completion":" 4"}"#;
-    assert_eq!(texts, [first, r#"{"prompt":"3 + 3 =","completion":" 6"}"#, r#"{"completion":" 8"}"#]);
+    assert_eq!(
+        texts,
+        [first, r#"{"prompt":"3 + 3 =","completion":" 6"}"#, r#"{"completion":" 8"}"#]
+    );
     for (max_bytes, reason) in [(first.len() - 1, "longer than"), (3, "longer than 3 bytes")] {
         let found = read(&fixture("pairs.parquet"), max_bytes).unwrap();
         let Line::Bad(bad) = &found[0] else { panic!("{found:?}") };

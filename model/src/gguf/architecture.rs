@@ -153,7 +153,8 @@ fn difference_in_windows(config: &ModelConfig) -> Option<String> {
 
 /// Whether llama.cpp comes to the same numbers by its own defaults.
 fn is_plain_yarn(scaling: &RopeScaling) -> bool {
-    let RopeScaling::Yarn { factor, attention_factor, beta_fast, beta_slow, truncate, .. } = scaling
+    let RopeScaling::Yarn { factor, attention_factor, beta_fast, beta_slow, truncate, .. } =
+        scaling
     else {
         return false;
     };

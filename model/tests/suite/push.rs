@@ -79,7 +79,8 @@ fn converse(stream: TcpStream, state: &Mutex<State>, base: &str) {
     let mut stream = stream;
     while let Some(request) = read(&mut reader) {
         let (status, headers, body) = reply(&request, &mut state.lock().unwrap(), base);
-        let head = format!("HTTP/1.1 {status} x\r\nContent-Length: {}\r\n{headers}\r\n", body.len());
+        let head =
+            format!("HTTP/1.1 {status} x\r\nContent-Length: {}\r\n{headers}\r\n", body.len());
         stream.write_all(head.as_bytes()).unwrap();
         if request.method != "HEAD" && stream.write_all(&body).is_err() {
             return;
@@ -130,7 +131,10 @@ fn reply(request: &Request, state: &mut State, base: &str) -> (u16, String, Vec<
     match (request.method.as_str(), path) {
         ("POST", "/api/repos/create") => {
             let wanted: Value = serde_json::from_slice(&request.body).unwrap();
-            assert_eq!((&wanted["organization"], &wanted["name"]), (&json!("owner"), &json!("model")));
+            assert_eq!(
+                (&wanted["organization"], &wanted["name"]),
+                (&json!("owner"), &json!("model"))
+            );
             let was_there = std::mem::replace(&mut state.exists, true);
             state.private = wanted["private"] == true;
             if was_there { (409, nothing, b"{}".to_vec()) } else { told(json!({ "url": "x" })) }

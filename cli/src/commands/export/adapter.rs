@@ -67,7 +67,10 @@ pub(super) fn export(app: &App, args: &AdapterArgs) -> Result<Exit, Failure> {
     };
     if lora.r != rank {
         let what = format!("{place} has rank {rank}, and lora.r is {}", lora.r);
-        return Err(usage(what, "set lora.r, lora.lora_alpha and lora.use_rslora as the run had them"));
+        return Err(usage(
+            what,
+            "set lora.r, lora.lora_alpha and lora.use_rslora as the run had them",
+        ));
     }
     create_folder_all(&RealFs, &args.output).map_err(EngineError::from)?;
     write_adapter(&RealFs, &args.output, &lora, &origin.base, &matrices, DType::F32)
@@ -93,7 +96,8 @@ fn outside(
 ) -> Result<Origin, Failure> {
     if let (Some(job), Ok(state)) = (job_of(checkpoint), app.state()) {
         let ours = state.checkpoints_of(job).canonicalize();
-        let parent = checkpoint.canonicalize().ok().and_then(|path| Some(path.parent()?.to_owned()));
+        let parent =
+            checkpoint.canonicalize().ok().and_then(|path| Some(path.parent()?.to_owned()));
         if parent.is_some() && parent == ours.ok() {
             return of_job(app, args, checkpoint.to_owned(), job);
         }
@@ -124,12 +128,7 @@ fn newest(app: &App, args: &AdapterArgs) -> Result<Origin, Failure> {
 }
 
 /// A checkpoint of the daemon: the database knows with what it was made.
-fn of_job(
-    app: &App,
-    args: &AdapterArgs,
-    checkpoint: PathBuf,
-    job: i64,
-) -> Result<Origin, Failure> {
+fn of_job(app: &App, args: &AdapterArgs, checkpoint: PathBuf, job: i64) -> Result<Origin, Failure> {
     let store = Store::open(&app.state()?.database())?;
     let run = store.last_run_of(job)?;
     let config = run.map(|run| store.run_config(run.id)).transpose()?.flatten();

@@ -66,8 +66,8 @@ pub(super) fn export(app: &App, args: &GgufArgs) -> Result<Exit, Failure> {
         (Some(Weights::Q4K), _) => GgufType::Q4K,
         (None, _) => GgufType::F32,
     };
-    let written = write_gguf(&RealFs, &args.output, &model, &folder, weights)
-        .map_err(EngineError::from)?;
+    let written =
+        write_gguf(&RealFs, &args.output, &model, &folder, weights).map_err(EngineError::from)?;
     if args.json {
         output::print_json_line(&json!({
             "file": args.output,

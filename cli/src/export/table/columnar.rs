@@ -27,12 +27,8 @@ pub(super) struct Parquet<'a> {
 }
 
 impl<'a> Parquet<'a> {
-    pub(super) fn begin(
-        columns: Vec<Column>,
-        out: &'a mut (dyn Write + Send),
-    ) -> io::Result<Self> {
-        let properties =
-            WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+    pub(super) fn begin(columns: Vec<Column>, out: &'a mut (dyn Write + Send)) -> io::Result<Self> {
+        let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
         let schema = schema(&columns).map_err(io::Error::other)?;
         let writer = SerializedFileWriter::new(out, schema, Arc::new(properties));
         let writer = writer.map_err(io_error)?;

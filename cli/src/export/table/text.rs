@@ -13,10 +13,7 @@ use super::{Cell, Column, TableWriter};
 pub(super) struct Csv<'a>(csv::Writer<&'a mut (dyn Write + Send)>);
 
 impl<'a> Csv<'a> {
-    pub(super) fn begin(
-        columns: &[Column],
-        out: &'a mut (dyn Write + Send),
-    ) -> io::Result<Self> {
+    pub(super) fn begin(columns: &[Column], out: &'a mut (dyn Write + Send)) -> io::Result<Self> {
         let mut writer =
             csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(out);
         writer.write_record(columns.iter().map(|column| &column.name)).map_err(io::Error::from)?;

@@ -31,11 +31,10 @@ pub(super) fn of_evaluation(row: &EvalRow, samples: &[EvalSample]) -> Vec<(Strin
         ("eval/token_accuracy", row.token_accuracy),
         ("eval/exact_match", row.exact_match),
     ];
-    let curves =
-        curves.into_iter().filter_map(|(tag, value)| Some(scalar(tag.to_owned(), value?)));
+    let curves = curves.into_iter().filter_map(|(tag, value)| Some(scalar(tag.to_owned(), value?)));
     let texts = samples.iter().enumerate();
-    let texts = texts
-        .map(|(place, sample)| (format!("samples/{place}"), Shown::Text(as_markdown(sample))));
+    let texts =
+        texts.map(|(place, sample)| (format!("samples/{place}"), Shown::Text(as_markdown(sample))));
     curves.chain(texts).collect()
 }
 

@@ -119,7 +119,8 @@ fn send(
         // The addresses of the parts stand under their numbers: 00001 and so on.
         let named = action.header.iter().find(|(key, _)| key.parse() == Ok(number));
         let url = named.and_then(|(_, url)| url.as_str());
-        let url = url.ok_or_else(|| client.not_understood(format!("part {number} has no place")))?;
+        let url =
+            url.ok_or_else(|| client.not_understood(format!("part {number} has no place")))?;
         let start = (number - 1) * size;
         let length = size.min(source.size - start);
         let sent = client.put(url, &HeaderMap::new(), || part(source, start, length))?;
