@@ -13,6 +13,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parquet::basic::Compression;
+use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use parquet::record::Row;
 use parquet::record::reader::{ReaderIter, TreeBuilder};
@@ -60,6 +62,7 @@ impl ParquetRows {
             let reason = format!("it has {columns} columns, not 1 to {MAX_COLUMNS}");
             return Err(bad(path, Place::File, reason));
         }
+        check_codecs(path, reader.metadata())?;
         let path = path.to_owned();
         let (next_group, number, in_group, consumed) = (0, 0, 0, 0);
         let rows = None;
@@ -189,6 +192,27 @@ fn check_footer(path: &Path, file: &File) -> Result<(), DataError> {
         _ => "its end is missing".to_owned(),
     };
     Err(bad(path, Place::File, reason))
+}
+
+/// Refuses what is compressed in a way that is not built in.
+fn check_codecs(path: &Path, file: &ParquetMetaData) -> Result<(), DataError> {
+    for (number, group) in file.row_groups().iter().enumerate() {
+        for column in group.columns() {
+            let codec = column.compression();
+            let known = matches!(
+                codec,
+                Compression::UNCOMPRESSED
+                    | Compression::SNAPPY
+                    | Compression::GZIP(_)
+                    | Compression::ZSTD(_)
+            );
+            if !known {
+                let reason = format!("it is compressed by {codec}, not by Snappy, gzip or zstd");
+                return Err(bad(path, Place::Row { group: number + 1, row: 0 }, reason));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn bad(path: &Path, place: Place, reason: String) -> DataError {

@@ -142,6 +142,8 @@ fn what_is_wrong_is_said_with_its_place() {
     let mut long = whole.clone();
     long[end - 8..end - 4].copy_from_slice(&u32::MAX.to_le_bytes());
     assert!(reason(&long).contains("longer than the file"));
+    let lz4 = read(&fixture("lz4.parquet"), 1 << 20).unwrap_err().to_string();
+    assert!(lz4.contains("row group 1: it is compressed by LZ4_RAW, not by"), "{lz4}");
     // The middle of the second row group's first page.
     let mut torn = whole.clone();
     torn[whole.len() / 4..whole.len() / 4 + 64].fill(0xa5);

@@ -41,15 +41,17 @@ impl Value {
             Self::Text(text) => put_text(out, text),
             Self::Texts(texts) => {
                 put_array(out, 8, texts.len());
-                texts.iter().for_each(|text| put_text(out, text));
+                for text in texts {
+                    put_text(out, text);
+                }
             }
             Self::Floats(values) => {
                 put_array(out, 6, values.len());
-                values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+                out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
             }
             Self::Ints(values) => {
                 put_array(out, 5, values.len());
-                values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+                out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
             }
         }
     }

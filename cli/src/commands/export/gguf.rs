@@ -57,14 +57,13 @@ pub(super) fn export(app: &App, args: &GgufArgs) -> Result<Exit, Failure> {
     }
     let Loaded { model, folder, stored } = args.source.load(app)?;
     let weights = match (args.weights, stored) {
-        (Some(Weights::F32), _) => GgufType::F32,
         (Some(Weights::F16), _) | (None, DType::F16) => GgufType::F16,
         (Some(Weights::Bf16), _) | (None, DType::BF16) => GgufType::Bf16,
         (Some(Weights::Q8_0), _) => GgufType::Q8_0,
         (Some(Weights::Q6K), _) => GgufType::Q6K,
         (Some(Weights::Q5K), _) => GgufType::Q5K,
         (Some(Weights::Q4K), _) => GgufType::Q4K,
-        (None, _) => GgufType::F32,
+        (Some(Weights::F32) | None, _) => GgufType::F32,
     };
     let written =
         write_gguf(&RealFs, &args.output, &model, &folder, weights).map_err(EngineError::from)?;

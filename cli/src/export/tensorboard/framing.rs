@@ -51,8 +51,6 @@ mod tests {
     fn the_checksum_is_castagnolis() {
         assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283);
         assert_eq!(crc32c::crc32c(&[0; 32]), 0x8a91_36aa);
-        let masked = ((0xe306_9283u32 >> 15) | (0xe306_9283u32 << 17)).wrapping_add(0xa282_ead8);
-        assert_eq!(masked_crc32c(b"123456789"), masked);
     }
 
     #[test]
