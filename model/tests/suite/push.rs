@@ -224,7 +224,7 @@ fn commit(body: &[u8], state: &mut State) -> (u16, String, Vec<u8>) {
         let value = &line["value"];
         let name = value["path"].as_str().unwrap_or_default().to_owned();
         match line["key"].as_str().unwrap() {
-            "header" => state.message = value["summary"].as_str().unwrap().to_owned(),
+            "header" => value["summary"].as_str().unwrap().clone_into(&mut state.message),
             "file" => {
                 let content = value["content"].as_str().unwrap();
                 let bytes = base64::engine::general_purpose::STANDARD.decode(content).unwrap();
