@@ -6,6 +6,7 @@ use crate::config::ConfigError;
 use crate::control::ControlError;
 use crate::daemon::{DaemonError, JobError};
 use crate::exit::Exit;
+use crate::export::ExportError;
 use crate::http::HttpError;
 use crate::logging::LoggingError;
 use crate::queue::QueueError;
@@ -100,6 +101,13 @@ failure_from! {
     LoggingError => Exit::Usage,
     StoreError => Exit::Error,
     HttpError => Exit::Error,
+}
+
+impl From<ExportError> for Failure {
+    fn from(error: ExportError) -> Self {
+        let (exit, hint) = (error.exit(), error.hint());
+        Self::new(exit, error, hint)
+    }
 }
 
 impl From<QueueError> for Failure {

@@ -21,6 +21,7 @@ pub mod control;
 pub mod daemon;
 pub mod engine;
 pub mod exit;
+pub mod export;
 pub mod failure;
 pub mod heap;
 pub mod host;

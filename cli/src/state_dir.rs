@@ -12,6 +12,7 @@
 //! evals/          eval sets: NAME.jsonl, and NAME.toml for how it is asked
 //! model/          the newest model, in Hugging Face format
 //! logs/           JSON lines
+//! runs/           event files for TensorBoard, where log.tensorboard asks for them
 //! cache/          tokenised files, by hash
 //! control/        the socket that commands talk through
 //! token           what the HTTP server asks for; for its owner alone
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 use chandler_durable::{self as durable, DurableError, RealFs};
 
+use crate::export::run_folder;
 use crate::priority::Priority;
 
 /// The folder that is used where neither `--dir` nor `CHANDLER_DIR` names one and the current
@@ -222,6 +224,10 @@ impl StateDir {
     /// `logs/`.
     pub fn logs(&self) -> PathBuf {
         self.root.join("logs")
+    }
+    /// The folder in `runs/` for TensorBoard's event files of a run; made by a run that writes some.
+    pub fn events_of(&self, run_id: i64) -> PathBuf {
+        self.root.join("runs").join(run_folder(run_id))
     }
     /// `cache/`, with tokenised files by hash; may be removed while no daemon runs.
     pub fn cache(&self) -> PathBuf {

@@ -320,7 +320,13 @@ impl Builder<'_, '_> {
             }
         }
         self.bytes += lines.consumed();
-        Ok(lines.into_hash())
+        let now = BuildProgress {
+            records: self.done.load(Ordering::Relaxed),
+            bytes: self.bytes,
+            file: index,
+            lines: (first, lines.number()),
+        };
+        lines.into_hash(&|| (self.progress)(now))
     }
 
     /// Tokenizes lines side by side.

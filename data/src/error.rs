@@ -60,6 +60,17 @@ pub enum DataError {
         path: PathBuf,
     },
 
+    /// A Parquet file that cannot be read to its end.
+    #[error("{} is not a sound Parquet file: {place}{reason}", path.display())]
+    BadParquet {
+        /// Which.
+        path: PathBuf,
+        /// Where in it.
+        place: Place,
+        /// What is wrong.
+        reason: String,
+    },
+
     /// Lines that cannot be used, where none may be.
     #[error("{}", bad_lines(lines, *count))]
     BadLines {
@@ -146,7 +157,31 @@ pub enum DataError {
     },
 }
 
-/// A line that cannot be used.
+/// A place in a Parquet file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The file as a whole, or what it says about itself.
+    File,
+    /// A row of a row group, both from 1; row 0 is before the first.
+    Row {
+        /// The row group.
+        group: usize,
+        /// The row in it.
+        row: u64,
+    },
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::File => Ok(()),
+            Self::Row { group, row: 0 } => write!(f, "row group {group}: "),
+            Self::Row { group, row } => write!(f, "row group {group}, row {row}: "),
+        }
+    }
+}
+
+/// A line, or a row of a Parquet file, that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BadLine {
     /// The file.
@@ -189,6 +224,9 @@ impl DataError {
             }
             Self::Empty { .. } => {
                 "write one JSON object a line, such as {\"prompt\": \"…\", \"completion\": \"…\"}"
+            }
+            Self::BadParquet { .. } => {
+                "write it anew with the program that made it, or as JSON lines"
             }
             Self::BadLines { .. } => {
                 "correct the lines, or set data.on_bad_line = \"skip\" to leave them out"

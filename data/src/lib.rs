@@ -1,6 +1,6 @@
 //! From records of text and chat to rows of tokens with labels.
 //!
-//! A JSON line becomes a [`Record`]; the model's own chat template renders it, its tokenizer cuts
+//! A JSON line, or a row of a Parquet file, becomes a [`Record`]; the model's own chat template renders it, its tokenizer cuts
 //! it, and the tokens that carry loss get labels, all with the results of transformers and TRL.
 //! [`Dataset`] does that for whole files in parallel, keeps the tokens on disk, and hands out
 //! [`Row`]s, packed or not.
@@ -31,6 +31,8 @@ mod mersenne_twister;
 mod options;
 mod order;
 mod packing;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod pipeline;
 mod python_text;
 mod question;
@@ -44,7 +46,7 @@ mod tokenizer_rules;
 
 pub use chat_template::{ChatTemplate, RenderOptions, Rendered};
 pub use dataset::{BuildProgress, Dataset, file_sha256};
-pub use error::{BadLine, DataError};
+pub use error::{BadLine, DataError, Place};
 pub use example::Example;
 pub use options::{DataOptions, LossOn, OnBadLine, Packing};
 pub use order::{row_order, split_held_out};

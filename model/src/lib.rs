@@ -45,6 +45,7 @@ mod config;
 mod error;
 mod folder;
 mod foreign;
+pub mod gguf;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod init;

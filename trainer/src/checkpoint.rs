@@ -32,6 +32,22 @@ pub fn checkpoint_step(folder: &Path) -> Option<u64> {
 /// 1 had no number and did not say which instructions had computed it.
 const FORMAT: u32 = 2;
 
+/// The trained parameters in the checkpoint at `folder`, by name, as precisely as the run had them:
+/// of an adapter its matrices alone.
+///
+/// Every byte is verified before the first one is believed.
+pub fn checkpoint_weights(folder: &Path) -> Result<Vec<(String, Tensor)>, TrainError> {
+    if let Verdict::Broken(broken) = verify(&RealFs, folder)? {
+        let (path, reason) = (folder.to_owned(), broken.to_string());
+        return Err(TrainError::BadCheckpoint { path, reason });
+    }
+    let file = SafetensorsFile::open(&folder.join(WEIGHTS))?;
+    let read = |(name, shape): (&str, &[usize])| {
+        Ok((name.to_owned(), file.read(name, shape, DType::F32, &Device::Cpu)?))
+    };
+    file.shapes().map(read).collect()
+}
+
 /// What a resumed run is told.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resumed {

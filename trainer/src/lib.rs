@@ -53,7 +53,7 @@ mod train_loop;
 mod update;
 
 pub use batches::BatchPlan;
-pub use checkpoint::{CHECKPOINT_PREFIX, Resumed, checkpoint_step};
+pub use checkpoint::{CHECKPOINT_PREFIX, Resumed, checkpoint_step, checkpoint_weights};
 pub use error::{BoxError, TrainError};
 pub use fit::Fit;
 pub use metrics::StepMetrics;

@@ -13,6 +13,7 @@ mod init;
 mod jobs;
 mod notify;
 mod plan;
+mod push;
 mod quickstart;
 mod run;
 mod service;
@@ -88,8 +89,10 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Say how much memory a run will use
     Plan(plan::PlanArgs),
-    /// Write a model to a new folder, with an adapter merged into it or in another type
+    /// Write models, metrics, samples and events in the formats of other programs
     Export(export::ExportArgs),
+    /// Upload a model, with a card, to the Hugging Face hub
+    Push(push::PushArgs),
     /// Look at training files
     #[command(subcommand)]
     Data(data::DataCommand),
@@ -143,6 +146,7 @@ pub fn dispatch(cli: Cli, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Generate(args) => generate::generate(&app, &args),
         Command::Plan(args) => plan::plan(&app, &args),
         Command::Export(args) => export::export(&app, &args),
+        Command::Push(args) => push::push(&app, &args),
         Command::Data(command) => data::data(&app, &command),
         Command::Quickstart(args) => quickstart::quickstart(&app, &args),
         Command::Config(command) => config::config(&app, &command),

@@ -20,6 +20,7 @@ use crate::engine::{
     put_best, remove_old_checkpoints, resume, write_output,
 };
 use crate::exit::Exit;
+use crate::export::EventFile;
 use crate::failure::Failure;
 use crate::logging::{self, Progress, StepProgress};
 use crate::output;
@@ -97,6 +98,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         progress: &progress,
         controls: &controls,
         keep: config.train.save_total_limit,
+        events: EventFile::wanted(&config, events_folder(&args.output)),
     };
     let mut watch = Watch {
         evaluation: &evaluation,
@@ -228,11 +230,20 @@ struct FileSink<'a> {
     controls: &'a Controls,
     /// Checkpoints that stay; `None` keeps all.
     keep: Option<usize>,
+    events: Option<EventFile>,
+}
+
+/// Each start has a folder of event files for itself.
+fn events_folder(output: &Path) -> PathBuf {
+    output.join("runs").join(jiff::Timestamp::now().strftime("%Y-%m-%dT%H-%M-%SZ").to_string())
 }
 
 impl Sink for FileSink<'_> {
     fn step(&mut self, row: &StepRow, progress: &StepProgress) -> Result<(), BoxError> {
         self.progress.step(progress);
+        if let Some(events) = &mut self.events {
+            events.step(row);
+        }
         self.metrics.push(row)
     }
 
@@ -240,6 +251,9 @@ impl Sink for FileSink<'_> {
 
     fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), BoxError> {
         log_evaluation(self.config, row, samples);
+        if let Some(events) = &mut self.events {
+            events.evaluated(row, samples);
+        }
         Ok(())
     }
 

@@ -356,6 +356,9 @@ section! {
         /// Whether the first prompts and answers of an evaluation are logged. No other line of the
         /// log holds text of a record; the database keeps samples either way.
         samples: bool = false;
+        /// Whether each run writes event files for TensorBoard, samples included: the daemon into
+        /// `runs/` of the state directory, `chandler train` into `runs/` of its output folder.
+        tensorboard: bool = false;
     }
 }
 

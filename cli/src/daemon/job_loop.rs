@@ -14,6 +14,7 @@ use crate::daemon::runner::{Fault, JobError, JobEstimate, JobOutcome, JobRunner,
 use crate::daemon::stop::StopReason;
 use crate::daemon::when_idle::WhenIdle;
 use crate::exit::Exit;
+use crate::export::EventFile;
 use crate::failure::in_one_line;
 use crate::logging::{Progress, duration_in_words};
 use crate::queue::{self, ClaimTerms, ClaimedJob, FailureReport, Inbox, QueueError};
@@ -301,6 +302,7 @@ impl JobLoop<'_> {
                 alerts,
                 job_id: job.job.id,
                 run_id: job.run_id,
+                events: EventFile::wanted(self.config, self.state.events_of(job.run_id)),
             };
             let estimate = self.runner.validate(job, &mut context)?;
             if context.controls.stop().is_requested() {

@@ -6,6 +6,7 @@ use crate::alerts::{self, Alert, Better, RunAlerts};
 use crate::config::Config;
 use crate::daemon::controls::Controls;
 use crate::exit::Exit;
+use crate::export::EventFile;
 use crate::failure::said_once;
 use crate::logging::{Progress, StepProgress};
 use crate::queue::{BadLine, ClaimedJob};
@@ -56,6 +57,8 @@ pub struct RunContext<'a> {
     pub job_id: i64,
     /// The run.
     pub run_id: i64,
+    /// Its event file for TensorBoard, where one is asked for.
+    pub events: Option<EventFile>,
 }
 
 impl RunContext<'_> {
@@ -68,6 +71,9 @@ impl RunContext<'_> {
     /// Records a step, and shows it on the terminal and in `status`.
     pub fn step(&mut self, row: &StepRow, progress: &StepProgress) -> Result<(), StoreError> {
         self.store.record_step(self.run_id, row)?;
+        if let Some(events) = &mut self.events {
+            events.step(row);
+        }
         self.controls.set_progress(progress);
         self.progress.step(progress);
         let alerts = self.alerts.step(row);
@@ -78,6 +84,9 @@ impl RunContext<'_> {
     /// Records an evaluation and its samples.
     pub fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), StoreError> {
         self.store.record_eval(self.run_id, row, samples)?;
+        if let Some(events) = &mut self.events {
+            events.evaluated(row, samples);
+        }
         let alerts = self.alerts.evaluation(row);
         alerts.iter().try_for_each(|alert| self.alert(alert))
     }

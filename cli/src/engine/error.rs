@@ -29,6 +29,12 @@ pub enum EngineError {
     /// The model could not be had from the hub.
     #[error(transparent)]
     Hub(#[from] chandler_model::hub::HubError),
+    /// The model did not get to the hub.
+    #[error(transparent)]
+    Push(#[from] chandler_model::hub::PushError),
+    /// The model did not become a GGUF file.
+    #[error(transparent)]
+    Gguf(#[from] chandler_model::gguf::GgufError),
     /// The data could not be used.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -118,6 +124,8 @@ impl EngineError {
             ),
             Self::Model(error) => error.hint(),
             Self::Hub(error) => error.hint(),
+            Self::Gguf(error) => error.hint(),
+            Self::Push(error) => error.hint(),
             Self::Data(error) => error.hint(),
             Self::Worker(error) => error.hint(),
             Self::Train(error) => match (within(error), store_within(error)) {
@@ -227,6 +235,7 @@ fn blames_the_file(error: &DataError) -> bool {
             | DataError::Render { .. }
             | DataError::TokenOutOfVocabulary { .. }
             | DataError::Changed { .. }
+            | DataError::BadParquet { .. }
     )
 }
 

@@ -5,6 +5,7 @@ mod bad_input;
 mod bench;
 mod daemon;
 mod evals;
+mod exports;
 mod faces;
 mod faults;
 mod hostile;

@@ -164,6 +164,11 @@ impl SafetensorsFile {
         Ok(Self(WeightFiles::of_files(path, [path.to_owned()])?))
     }
 
+    /// Names and shapes of its tensors, by name.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.0.tensors.iter().map(|(name, (_, entry))| (name.as_str(), entry.shape.as_slice()))
+    }
+
     /// Reads one tensor, which must have `shape` and be finite, and converts it to `dtype`.
     pub fn read(
         &self,

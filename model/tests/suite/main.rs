@@ -3,12 +3,15 @@
 
 mod adapters;
 mod folders;
+mod gguf;
 mod gradients;
 mod hostile;
 #[cfg(feature = "hub")]
 mod hub;
 mod kv_cache;
 mod logits;
+#[cfg(feature = "hub")]
+mod push;
 mod rope;
 mod support;
 mod transformers;

@@ -1,7 +1,10 @@
-//! Models from the Hugging Face hub, by hf-hub, whose cache and environment variables hold.
+//! Models from the Hugging Face hub, by hf-hub, whose cache and environment variables hold, and to
+//! it.
 //!
 //! `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE` and `HF_TOKEN` mean what they mean to Python's
 //! huggingface_hub; so does `HF_HUB_OFFLINE`.
+
+mod push;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,6 +12,8 @@ use std::sync::Arc;
 use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
 use hf_hub::repository::RepoTypeModel;
 use hf_hub::{HFClientBuilder, HFError, HFRepositorySync};
+
+pub use push::{CARD_FILE, Push, PushError, PushOptions, Pushed, Upload};
 
 /// A model folder, or a model on the hub.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Lines of a file, read with bounds, so that no file takes more memory than a batch of them.
+//! Lines of text.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -6,26 +6,12 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::files::open_regular;
+use super::{BATCH_BYTES, BATCH_LINES, Line};
 use crate::tokenizer::hexadecimal;
 use crate::{BadLine, DataError};
 
-/// Lines of a batch, at most.
-const BATCH_LINES: usize = 4096;
-/// Bytes after which a batch is full; a longer line is a batch of its own.
-const BATCH_BYTES: u64 = 4 << 20;
-
-/// A line that is there to be used, or the reason why not.
-#[derive(Debug)]
-pub(crate) enum Line {
-    /// Its number, from 1, and its text.
-    Text(u64, String),
-    /// It cannot be text.
-    Bad(BadLine),
-}
-
 /// The non-blank lines of a JSONL file.
-pub(crate) struct Lines {
+pub(crate) struct TextLines {
     path: PathBuf,
     reader: BufReader<Hashed>,
     /// The bytes of the line that is being read.
@@ -45,11 +31,11 @@ enum Step {
     End,
 }
 
-impl Lines {
-    pub(crate) fn open(path: &Path, max_bytes: usize) -> Result<Self, DataError> {
-        let file = Hashed { file: open_regular(path)?, hash: Sha256::new() };
-        let reader = BufReader::with_capacity(1 << 18, file);
-        Ok(Self {
+impl TextLines {
+    /// Begins at the beginning of `file`, which was opened by `path`.
+    pub(crate) fn new(path: &Path, file: File, max_bytes: usize) -> Self {
+        let reader = BufReader::with_capacity(1 << 18, Hashed { file, hash: Sha256::new() });
+        Self {
             path: path.to_owned(),
             reader,
             bytes: vec![],
@@ -57,7 +43,7 @@ impl Lines {
             max_bytes,
             skipping: false,
             consumed: 0,
-        })
+        }
     }
 
     /// Some lines, perhaps none of them worth anything; `None` at the end of the file.
@@ -165,10 +151,10 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    fn lines_of(bytes: &[u8], max_bytes: usize) -> (tempfile::NamedTempFile, Lines) {
+    fn lines_of(bytes: &[u8], max_bytes: usize) -> (tempfile::NamedTempFile, TextLines) {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
-        let lines = Lines::open(file.path(), max_bytes).unwrap();
+        let lines = TextLines::new(file.path(), File::open(file.path()).unwrap(), max_bytes);
         (file, lines)
     }
 
@@ -227,11 +213,5 @@ mod tests {
         let (_file, mut lines) = lines_of(&vec![b'\n'; 10 << 20], 100);
         assert!(lines.take_batch().unwrap().is_some_and(|batch| batch.is_empty()));
         assert_eq!((lines.number(), lines.consumed()), (4 << 20, 4 << 20));
-    }
-
-    #[test]
-    fn a_pipe_is_no_file() {
-        let error = Lines::open("/dev/null".as_ref(), 100).err().unwrap();
-        assert!(error.to_string().contains("not a regular file"), "{error}");
     }
 }

@@ -1,0 +1,86 @@
+//! What of a run is shown, and under which tag.
+
+use super::event::Shown;
+use crate::store::{EvalRow, EvalSample, StepRow};
+
+/// The curves of a step; what is unknown has no point. Memory is in bytes.
+pub(super) fn of_step(row: &StepRow) -> Vec<(String, Shown)> {
+    let memory = row.memory.iter().map(|(category, bytes)| (category.name(), *bytes));
+    let peak = row.peak_bytes.map(|bytes| ("peak", bytes));
+    let memory = peak.into_iter().chain(memory);
+    let memory = memory.map(|(name, bytes)| scalar(format!("memory/{name}"), bytes as f64));
+    [
+        ("train/loss", Some(row.loss)),
+        ("train/learning_rate", Some(row.lr)),
+        ("train/grad_norm", Some(row.grad_norm)),
+        ("train/num_tokens", Some(row.num_tokens as f64)),
+        ("train/mean_token_accuracy", row.mean_token_accuracy),
+        ("train/tokens_per_s", row.tokens_per_s),
+    ]
+    .into_iter()
+    .filter_map(|(tag, value)| Some(scalar(tag.to_owned(), value?)))
+    .chain(memory)
+    .collect()
+}
+
+/// The curves of an evaluation and its samples as texts, each under its place.
+pub(super) fn of_evaluation(row: &EvalRow, samples: &[EvalSample]) -> Vec<(String, Shown)> {
+    let curves = [
+        ("eval/loss", row.loss),
+        ("eval/perplexity", row.perplexity),
+        ("eval/token_accuracy", row.token_accuracy),
+        ("eval/exact_match", row.exact_match),
+    ];
+    let curves = curves.into_iter().filter_map(|(tag, value)| Some(scalar(tag.to_owned(), value?)));
+    let texts = samples.iter().enumerate();
+    let texts =
+        texts.map(|(place, sample)| (format!("samples/{place}"), Shown::Text(as_markdown(sample))));
+    curves.chain(texts).collect()
+}
+
+fn scalar(tag: String, value: f64) -> (String, Shown) {
+    (tag, Shown::Scalar(value))
+}
+
+/// Each part as an indented block, in which Markdown changes nothing.
+fn as_markdown(sample: &EvalSample) -> String {
+    let part = |name: &str, text: &str| {
+        let lines: String = text.lines().map(|line| format!("    {line}\n")).collect();
+        format!("**{name}**\n\n{lines}\n")
+    };
+    let mut text = part("prompt", &sample.prompt);
+    if let Some(reference) = &sample.reference {
+        text += &part("reference", reference);
+    }
+    text + &part("answer", &sample.text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_unknown_has_no_point_and_what_a_sample_says_stays_as_it_is() {
+        let row = EvalRow {
+            step: 4,
+            loss: Some(0.5),
+            perplexity: None,
+            token_accuracy: None,
+            exact_match: Some(0.0),
+        };
+        let sample = EvalSample {
+            prompt: "# a\n<b>".into(),
+            reference: None,
+            text: "c".into(),
+            new_tokens: 1,
+            exact_match: None,
+        };
+        let text = "**prompt**\n\n    # a\n    <b>\n\n**answer**\n\n    c\n\n".to_owned();
+        let expected = [
+            ("eval/loss".to_owned(), Shown::Scalar(0.5)),
+            ("eval/exact_match".to_owned(), Shown::Scalar(0.0)),
+            ("samples/0".to_owned(), Shown::Text(text)),
+        ];
+        assert_eq!(of_evaluation(&row, &[sample]), expected);
+    }
+}
