@@ -6,6 +6,9 @@
 //! which confines itself by the kernel's limits before it opens a file, tells how far it is, and is
 //! killed when nothing comes any more, when it is no longer wanted, and when its parent dies. What
 //! it leaves is a token cache, token ids and text; the parent opens the first and is done.
+//!
+//! Whoever answers requests keeps one that stands ready (`standing.rs`): it is asked one prompt after
+//! the other, each watched as if it were the only one.
 
 mod child;
 mod confine;
@@ -13,12 +16,14 @@ mod error;
 mod parent;
 mod preview;
 mod protocol;
+mod standing;
 
 pub(crate) use child::serve;
 pub use error::{End, ReadThing, WorkerError};
 pub(crate) use parent::{Handed, Supervision, send};
 pub use protocol::Refusal;
-pub(crate) use protocol::{HeldOut, PreviewRow, Question, QuestionsFrom, Tokenized, Work};
+pub(crate) use protocol::{HeldOut, PreviewRow, Query, Question, QuestionsFrom, Tokenized, Work};
+pub(crate) use standing::Standing;
 
 /// The hidden subcommand.
 pub(crate) const SUBCOMMAND: &str = "read-foreign-text";
