@@ -14,6 +14,7 @@ mod jobs;
 mod plan;
 mod quickstart;
 mod run;
+mod serve;
 mod status;
 mod steer;
 mod train;
@@ -84,6 +85,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Answer a conversation
     Generate(generate::GenerateArgs),
+    /// Answer requests in the form of OpenAI's API with a model
+    Serve(serve::ServeArgs),
     /// Say how much memory a run will use
     Plan(plan::PlanArgs),
     /// Write a model to a new folder, with an adapter merged into it or in another type
@@ -133,6 +136,7 @@ pub fn dispatch(cli: Cli, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Train(args) => train::train(&app, &args),
         Command::Eval(args) => eval::eval(&app, &args),
         Command::Generate(args) => generate::generate(&app, &args),
+        Command::Serve(args) => serve::serve(&app, &args),
         Command::Plan(args) => plan::plan(&app, &args),
         Command::Export(args) => export::export(&app, &args),
         Command::Data(command) => data::data(&app, &command),

@@ -20,5 +20,5 @@ pub use reference::{as_toml, markdown as reference_markdown, template as config_
 pub use sections::{
     Config, DaemonConfig, DataConfig, EvalConfig, HttpConfig, LimitsConfig, LogConfig, LoraConfig,
     LrSchedulerKwargs, MemoryConfig, MemorySize, ModelConfig, ModelPath, SECTIONS, Section,
-    TrainConfig, key, keys,
+    ServeConfig, TrainConfig, key, keys,
 };

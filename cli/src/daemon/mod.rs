@@ -2,6 +2,7 @@
 
 mod answers;
 mod controls;
+mod guest;
 mod job_loop;
 mod live_memory;
 mod obstacle;
@@ -11,6 +12,7 @@ mod stop;
 
 pub use answers::Answers;
 pub use controls::{Controls, CurrentJob};
+pub use guest::Guest;
 pub use job_loop::{DaemonError, JobLoop, Tally, Until};
 pub use live_memory::LiveMemory;
 pub(crate) use obstacle::is_full;

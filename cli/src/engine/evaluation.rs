@@ -2,10 +2,11 @@
 
 use chandler_data::{Dataset, Tokenizer};
 use chandler_evaluator::{Ended, EvalScope, GenerateOptions, Generation, LossReport, exact_match};
-use chandler_model::{CausalLm, KvCache};
+use chandler_model::CausalLm;
 use chandler_vram::{Bytes, HostMeter, Ledger};
 
 use super::EngineError;
+use super::guard::bytes_of_answers;
 use crate::heap;
 use crate::store::{EvalRow, EvalSample};
 use crate::worker::Question;
@@ -33,10 +34,7 @@ impl Evaluation {
     /// Bytes of the largest cache that answering the questions so takes, and of its logits.
     pub(crate) fn bytes_needed(&self, model: &CausalLm, options: &GenerateOptions) -> u64 {
         let longest = self.questions.iter().map(|q| q.prompt_ids.len()).max().unwrap_or(0);
-        let rows = options.batch_size.min(self.questions.len());
-        let (config, tokens) = (model.config(), longest + options.max_new_tokens);
-        let cache = KvCache::bytes_needed(config, rows, tokens, model.dtype());
-        (cache + 4 * rows * config.vocab_size) as u64
+        bytes_of_answers(model, self.questions.len(), longest, options)
     }
 
     /// Evaluates `model` within a scope of its own. What does not fit into memory is cut or left

@@ -11,4 +11,5 @@ mod kills;
 mod memory;
 mod old_checkpoints;
 mod restarts;
+mod serve;
 mod support;
