@@ -35,6 +35,8 @@ pub(super) struct Answers<'a> {
     askers: Vec<Asker<'a>>,
     rows: Vec<Row<'a>>,
     stop_ids: &'a [u32],
+    /// The very last word and whose it is: said once the memory is free.
+    last_word: Option<(usize, Said)>,
 }
 
 impl<'a> Answers<'a> {
@@ -56,14 +58,16 @@ impl<'a> Answers<'a> {
                 ended: None,
             })
         });
-        Self { askers: reads.iter().map(asker).collect(), rows: rows.collect(), stop_ids }
+        let (askers, rows) = (reads.iter().map(asker).collect(), rows.collect());
+        Self { askers, rows, stop_ids, last_word: None }
     }
 
     /// Takes the newest token of a row into account, and says whether it is the last. A batch that
     /// was begun anew repeats what it said.
     pub(super) fn heard(&mut self, row: usize, ids: &[u32]) -> Option<Ended> {
         let row = self.rows.get_mut(row)?;
-        let asker = self.askers.get(row.asker)?;
+        let number = row.asker;
+        let asker = self.askers.get(number)?;
         if asker.ticket.client.is_closed() {
             return Some(Ended::StopString);
         }
@@ -73,29 +77,40 @@ impl<'a> Answers<'a> {
         asker.begin();
         row.seen = ids.len();
         let newest = ids.last().copied().unwrap_or_default();
-        if self.stop_ids.contains(&newest) {
-            row.end(asker, Ended::StopToken);
+        let ended = if self.stop_ids.contains(&newest) {
+            Ended::StopToken
         } else {
             let (text, stopped) = row.speech.push(&row.opened.tokenizer, newest);
             asker.say_text(row.choice, text);
-            if stopped {
-                row.end(asker, Ended::StopString);
-            } else if row.seen >= row.most {
-                row.end(asker, Ended::MaxNewTokens);
+            match stopped {
+                true => Ended::StopString,
+                false if row.seen >= row.most => Ended::MaxNewTokens,
+                false => return None,
             }
+        };
+        let word = row.end(asker, ended);
+        if self.rows.iter().all(|row| row.ended.is_some()) {
+            self.last_word = Some((number, word));
+        } else {
+            asker.say(word);
         }
-        row.ended
+        Some(ended)
     }
 
-    /// Ends what was cut short because memory did not suffice for more.
+    /// Ends what was cut short because memory did not suffice for more, and says the last word, now
+    /// that the cache is freed. Returns the tokens of all answers.
     pub(super) fn finish(mut self) -> usize {
         for row in &mut self.rows {
             if row.ended.is_none()
                 && let Some(asker) = self.askers.get(row.asker)
             {
                 asker.begin();
-                row.end(asker, Ended::MaxNewTokens);
+                let word = row.end(asker, Ended::MaxNewTokens);
+                asker.say(word);
             }
+        }
+        if let Some((asker, word)) = self.last_word {
+            self.askers[asker].say(word);
         }
         self.rows.iter().map(|row| row.seen).sum()
     }
@@ -123,7 +138,8 @@ impl Asker<'_> {
 }
 
 impl Row<'_> {
-    fn end(&mut self, asker: &Asker, ended: Ended) {
+    /// Ends the answer, and returns what is to be said of that.
+    fn end(&mut self, asker: &Asker, ended: Ended) -> Said {
         self.ended = Some(ended);
         let mut finish = match ended {
             Ended::StopToken | Ended::StopString => Finish::Stop,
@@ -136,6 +152,6 @@ impl Row<'_> {
                 finish = Finish::Stop;
             }
         }
-        asker.say(Said::Ended { choice: self.choice, finish, tokens: self.seen });
+        Said::Ended { choice: self.choice, finish, tokens: self.seen }
     }
 }
