@@ -32,6 +32,7 @@ pub mod notify;
 pub mod output;
 pub mod priority;
 pub mod queue;
+pub mod serve;
 pub mod service;
 pub mod signals;
 pub mod state_dir;

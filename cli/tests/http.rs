@@ -66,7 +66,7 @@ fn serve(limits: Limits) -> Server {
     state.init("").unwrap();
     let store = Store::open(&state.database()).unwrap();
     let config = HttpConfig { port: 0, ..HttpConfig::default() };
-    let server = HttpServer::start_within(limits, &state, &config, Arc::new(answer)).unwrap();
+    let server = HttpServer::start_within(limits, &state, &config, Arc::new(answer), None).unwrap();
     let token = read_token(&state.token_file()).unwrap().as_str().to_owned();
     Server { _folder: folder, store, token, server }
 }
@@ -446,11 +446,11 @@ fn a_port_that_is_taken_is_left_to_its_owner() {
     drop(Store::open(&state.database()).unwrap());
     let taken = first.server.address().port();
     let config = HttpConfig { port: taken.into(), ..HttpConfig::default() };
-    let second = HttpServer::start(&state, &config, Arc::new(answer)).unwrap();
+    let second = HttpServer::start(&state, &config, Arc::new(answer), None).unwrap();
     assert_ne!(second.address().port(), taken);
     assert_eq!(second.url(), format!("http://{}", second.address()));
     let elsewhere = HttpConfig { address: "192.0.2.1".into(), ..HttpConfig::default() };
-    let error = HttpServer::start(&state, &elsewhere, Arc::new(answer)).unwrap_err();
+    let error = HttpServer::start(&state, &elsewhere, Arc::new(answer), None).unwrap_err();
     assert!(error.hint().unwrap().contains("http.enabled"), "{error}");
 }
 

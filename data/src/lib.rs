@@ -52,7 +52,7 @@ pub use options::{DataOptions, LossOn, OnBadLine, Packing};
 pub use order::{row_order, split_held_out};
 pub use pipeline::TextPipeline;
 pub use question::{Choice, Choices, Question};
-pub use record::{Messages, Record};
+pub use record::{ChatExtras, Messages, Record};
 pub use row::{IGNORE_INDEX, Row};
 pub use source_lines::{SourceError, SourceLines};
 pub use stats::LengthStats;

@@ -122,6 +122,12 @@ impl Tokenizer {
         Ok(Tokens { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
     }
 
+    /// Whether [`decode`](Self::decode) takes spaces out before what follows them, as transformers
+    /// does for `clean_up_tokenization_spaces`: at the end of a text they may still go.
+    pub fn cleans_up_spaces(&self) -> bool {
+        self.clean_up_spaces
+    }
+
     /// The text of `ids`.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, DataError> {
         let text = guarded(|| self.inner.decode(ids, skip_special_tokens))?;

@@ -16,6 +16,7 @@ mod plan;
 mod push;
 mod quickstart;
 mod run;
+mod serve;
 mod service;
 mod status;
 mod steer;
@@ -87,6 +88,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Answer a conversation
     Generate(generate::GenerateArgs),
+    /// Answer requests in the form of OpenAI's API with a model
+    Serve(serve::ServeArgs),
     /// Say how much memory a run will use
     Plan(plan::PlanArgs),
     /// Write models, metrics, samples and events in the formats of other programs
@@ -144,6 +147,7 @@ pub fn dispatch(cli: Cli, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Train(args) => train::train(&app, &args),
         Command::Eval(args) => eval::eval(&app, &args),
         Command::Generate(args) => generate::generate(&app, &args),
+        Command::Serve(args) => serve::serve(&app, &args),
         Command::Plan(args) => plan::plan(&app, &args),
         Command::Export(args) => export::export(&app, &args),
         Command::Push(args) => push::push(&app, &args),

@@ -11,13 +11,14 @@ use clap::Args;
 use super::App;
 use crate::config::Config;
 use crate::control::{ControlServer, Handler};
-use crate::daemon::{Answers, Controls, DaemonError, JobLoop, Lookout, Tally, Until, Voice};
+use crate::daemon::{Answers, Controls, DaemonError, Guest, JobLoop, Lookout, Tally, Until, Voice};
 use crate::engine;
 use crate::exit::Exit;
 use crate::failure::{Failure, in_one_line};
 use crate::http::HttpServer;
 use crate::logging::{self, Progress, Terminal};
 use crate::notify::{Notifier, Urgent};
+use crate::serve::{self, Service};
 use crate::service::NotifySocket;
 use crate::signals;
 use crate::state_dir::StateDir;
@@ -132,7 +133,11 @@ pub(super) fn work(
     let asked = Arc::clone(&answers);
     let handler: Arc<Handler> = Arc::new(move |request| asked.answer(request));
     let _server = ControlServer::start(state, Arc::clone(&handler))?;
-    let page = config.http.enabled.then(|| HttpServer::start(state, &config.http, handler));
+    let service = service(state, config, &ledger);
+    let page = config
+        .http
+        .enabled
+        .then(|| HttpServer::start(state, &config.http, handler, service.as_ref()));
     // Whoever trains can do without a page.
     let page = page.and_then(|started| {
         started
@@ -166,8 +171,13 @@ pub(super) fn work(
         controls,
         progress: &progress,
         runner: &mut *runner,
+        guest: service.as_deref().map(|service| service as &dyn Guest),
     }
     .work(until);
+    // Answers that go on are brought to their end while there is still somebody to tell them.
+    if let Some(service) = &service {
+        service.end();
+    }
     controls.tell_manager("STOPPING=1");
     drop(lookout);
     if !matches!(worked, Err(DaemonError::Lost(_))) {
@@ -208,6 +218,29 @@ fn note(store: &Store, kind: &str, message: &str) {
     if let Err(error) = store.record_event(kind, None, None, message, None) {
         tracing::warn!("not recorded: {}", in_one_line(&error));
     }
+}
+
+/// Answers requests to the newest model between jobs, where the configuration wants it. Whoever
+/// trains can do without.
+fn service(state: &StateDir, config: &Config, ledger: &Ledger) -> Option<Arc<Service>> {
+    if !(config.http.enabled && config.serve.enabled) {
+        return None;
+    }
+    let database = state.database();
+    let tell = Arc::new(move |words: &str| {
+        tracing::warn!("{words}");
+        let told = Store::open(&database)
+            .and_then(|store| store.record_event("memory", None, None, words, None));
+        if let Err(error) = told {
+            tracing::warn!("the event is not recorded: {error}");
+        }
+    });
+    let source = serve::newest_or_base(state, config);
+    let service = Service::on_demand(config, ledger, source, tell);
+    service
+        .inspect_err(|error| tracing::warn!("no requests are answered: {error}"))
+        .ok()
+        .map(Arc::new)
 }
 
 fn in_words(tally: Tally) -> String {

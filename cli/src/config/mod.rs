@@ -23,6 +23,6 @@ pub use reference::{as_toml, markdown as reference_markdown, template as config_
 pub use sections::{
     AlertsConfig, Config, DaemonConfig, DataConfig, EvalConfig, HttpConfig, LimitsConfig,
     LogConfig, LoraConfig, LrSchedulerKwargs, MemoryConfig, MemorySize, ModelConfig, ModelPath,
-    NotifyConfig, SECTIONS, Section, TrainConfig, key, keys,
+    NotifyConfig, SECTIONS, Section, ServeConfig, TrainConfig, key, keys,
 };
 pub use webhooks::{Format, Secret, Topic, Webhook, Webhooks};

@@ -343,6 +343,25 @@ section! {
 }
 
 section! {
+    /// Answers to requests in the form of OpenAI's API: by `chandler serve`, and by a daemon that
+    /// works on no job.
+    ServeConfig in "serve" {
+        /// Whether the daemon answers them, where its HTTP server does; the model is loaded with the
+        /// first request.
+        enabled: bool = true;
+        /// Seconds without a request after which the daemon lets go of the model. A job that is
+        /// ready has it let go at once.
+        idle_seconds: f64 = 300.0, Bounds::at_least(0.0);
+        /// Seconds that an answer may still take when a job is ready, or the server ends.
+        grace_seconds: f64 = 5.0, Bounds::between(0.0, 3600.0);
+        /// Most tokens of one answer, also where the request asks for more.
+        max_new_tokens: usize = 2048, Bounds::at_least(1.0);
+        /// Requests that may wait for their turn.
+        queue: usize = 16, Bounds::between(0.0, 1024.0);
+    }
+}
+
+section! {
     /// What is logged, and where.
     LogConfig in "log" {
         /// error, warn, info, debug or trace, or a filter such as `info,chandler_trainer=debug`.
@@ -388,6 +407,8 @@ pub struct Config {
     pub notify: NotifyConfig,
     /// The daemon's page and API for the browser.
     pub http: HttpConfig,
+    /// Answers to requests in the form of OpenAI's API.
+    pub serve: ServeConfig,
     /// What is logged, and where.
     pub log: LogConfig,
 }
@@ -427,6 +448,7 @@ pub const SECTIONS: &[Section] = listed![
     AlertsConfig,
     NotifyConfig,
     HttpConfig,
+    ServeConfig,
     LogConfig,
 ];
 

@@ -9,6 +9,7 @@ use chandler_daemon_lock::{Lock, LockError};
 use crate::alerts::RunAlerts;
 use crate::config::Config;
 use crate::daemon::controls::{Controls, CurrentJob};
+use crate::daemon::guest::Guest;
 use crate::daemon::obstacle::{self, Obstacle, Patience};
 use crate::daemon::runner::{Fault, JobError, JobEstimate, JobOutcome, JobRunner, RunContext};
 use crate::daemon::stop::StopReason;
@@ -113,6 +114,8 @@ pub struct JobLoop<'a> {
     pub progress: &'a Progress,
     /// Whoever learns.
     pub runner: &'a mut dyn JobRunner,
+    /// Whoever uses the model between jobs.
+    pub guest: Option<&'a dyn Guest>,
 }
 
 impl JobLoop<'_> {
@@ -281,9 +284,15 @@ impl JobLoop<'_> {
             phase: "validating".to_owned(),
             progress: None,
         }));
+        if let Some(guest) = self.guest {
+            guest.leave(&|| self.controls.beat());
+        }
         let result = self.attempt(&claimed, alerts);
         self.progress.end();
         self.controls.set_current(None);
+        if let Some(guest) = self.guest {
+            guest.may_return();
+        }
         self.lock.still_ours()?;
         let settled = self.settle(&claimed, result, tally);
         self.controls.stop().forget_skip();

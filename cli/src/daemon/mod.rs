@@ -2,6 +2,7 @@
 
 mod answers;
 mod controls;
+mod guest;
 mod job_loop;
 mod live_memory;
 mod lookout;
@@ -14,6 +15,7 @@ mod when_idle;
 
 pub use answers::Answers;
 pub use controls::{Controls, CurrentJob};
+pub use guest::Guest;
 pub use job_loop::{DaemonError, JobLoop, Tally, Until};
 pub use live_memory::LiveMemory;
 pub use lookout::Lookout;

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use chandler_data::{Dataset, Question};
 use chandler_evaluator::GenerateOptions;
-use chandler_model::{CausalLm, KvCache};
+use chandler_model::CausalLm;
 use sha2::{Digest, Sha256};
 
 use super::EngineError;
+use super::guard::bytes_of_answers;
 use super::reading::Reader;
 use super::settings::generate_options;
 use crate::config::{Config, EvalSetConfig, SetScorer};
@@ -122,10 +123,7 @@ impl EvalSet {
         if !self.writes_answers() {
             return 0;
         }
-        let rows = options.batch_size.min(self.prompts());
-        let (config, tokens) = (model.config(), self.longest_prompt() + options.max_new_tokens);
-        let cache = KvCache::bytes_needed(config, rows, tokens, model.dtype());
-        (cache + 4 * rows * config.vocab_size) as u64
+        bytes_of_answers(model, self.prompts(), self.longest_prompt(), options)
     }
 }
 

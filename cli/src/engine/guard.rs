@@ -1,6 +1,7 @@
 //! What becomes of an evaluation for which there may be too little memory.
 
 use chandler_evaluator::GenerateOptions;
+use chandler_model::{CausalLm, KvCache};
 use chandler_vram::Bytes;
 
 use crate::config::OnPressure;
@@ -14,6 +15,20 @@ pub(crate) enum Decision {
     Postpone(String),
     /// The run ends, for this reason.
     Stop(String),
+}
+
+/// Bytes of the largest cache that answers to so many prompts, of `longest` tokens at most, take,
+/// and of their logits.
+pub(crate) fn bytes_of_answers(
+    model: &CausalLm,
+    prompts: usize,
+    longest: usize,
+    options: &GenerateOptions,
+) -> u64 {
+    let rows = options.batch_size.min(prompts);
+    let (config, tokens) = (model.config(), longest + options.max_new_tokens);
+    let cache = KvCache::bytes_needed(config, rows, tokens, model.dtype());
+    (cache + 4 * rows * config.vocab_size) as u64
 }
 
 /// Decides about an evaluation of `prompts` prompts that would need `needed(options)` bytes where

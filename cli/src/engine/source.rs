@@ -17,12 +17,7 @@ use crate::store::Binding;
 
 /// The folder of the configured model; one from the hub is downloaded first, or found in the cache.
 pub(crate) fn model_folder(config: &Config, progress: &Progress) -> Result<PathBuf, EngineError> {
-    let path = config.model.path.as_ref().ok_or(EngineError::NoModel)?;
-    let mut source = ModelSource::parse(&path.0);
-    if let (ModelSource::Hub { revision, .. }, Some(wanted)) = (&mut source, &config.model.revision)
-    {
-        *revision = Some(wanted.clone());
-    }
+    let source = model_source(config)?;
     if let ModelSource::Folder(folder) = source {
         return Ok(folder);
     }
@@ -31,6 +26,22 @@ pub(crate) fn model_folder(config: &Config, progress: &Progress) -> Result<PathB
     let folder = resolve(&source, &HubOptions::from_env(), tell);
     progress.end();
     Ok(folder?)
+}
+
+/// As [`model_folder`], but nothing is downloaded.
+pub(crate) fn cached_model_folder(config: &Config) -> Result<PathBuf, EngineError> {
+    let options = HubOptions { offline: true, ..HubOptions::from_env() };
+    Ok(resolve(&model_source(config)?, &options, Arc::new(|_| {}))?)
+}
+
+fn model_source(config: &Config) -> Result<ModelSource, EngineError> {
+    let path = config.model.path.as_ref().ok_or(EngineError::NoModel)?;
+    let mut source = ModelSource::parse(&path.0);
+    if let (ModelSource::Hub { revision, .. }, Some(wanted)) = (&mut source, &config.model.revision)
+    {
+        *revision = Some(wanted.clone());
+    }
+    Ok(source)
 }
 
 /// Loads a model in the configured type, with an adapter where one is given. From here on the

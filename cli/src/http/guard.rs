@@ -9,6 +9,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::header::{
@@ -22,10 +23,11 @@ use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::assets;
 use super::reply::Refusal;
 use super::routes::App;
 use super::token::Token;
+use super::{HttpError, assets, v1};
+use crate::serve;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -41,6 +43,9 @@ pub(super) struct Guard {
     address: SocketAddr,
     names: Vec<String>,
     cookie_name: String,
+    has_page: bool,
+    /// Whether nobody has to show the token.
+    is_open: bool,
 }
 
 /// What becomes of a request.
@@ -65,7 +70,20 @@ impl Guard {
     pub(super) fn new(token: Token, address: SocketAddr, names: &[String]) -> Self {
         let names = names.iter().map(|name| name.to_ascii_lowercase()).collect();
         let cookie_name = token.cookie_name();
-        Self { token, address, names, cookie_name }
+        Self { token, address, names, cookie_name, has_page: true, is_open: false }
+    }
+
+    /// Of a server without a page; without a token, whoever reaches the address may ask.
+    pub(super) fn without_page(
+        token: Option<Token>,
+        address: SocketAddr,
+        names: &[String],
+    ) -> Result<Self, HttpError> {
+        let is_open = token.is_none();
+        // One that nobody knows, for nobody.
+        let token = token.map_or_else(Token::random, Ok);
+        let token = token.map_err(|source| HttpError::Random { source })?;
+        Ok(Self { has_page: false, is_open, ..Self::new(token, address, names) })
     }
 
     fn judge(&self, request: &Parts) -> Verdict {
@@ -82,8 +100,11 @@ impl Guard {
             return Ok(Verdict::Admit);
         }
         let reads = matches!(request.method, Method::GET | Method::HEAD);
-        let is_page = reads && path == "/";
+        let is_page = self.has_page && reads && path == "/";
         let says_where_from = check_origin(&request.headers, &host, is_page)?;
+        if self.is_open {
+            return Ok(Verdict::Admit);
+        }
         if is_page && self.shows_token_in(request.uri.query()) {
             return Ok(Verdict::SignIn);
         }
@@ -219,16 +240,30 @@ fn is_from_another_site(headers: &HeaderMap) -> bool {
 
 /// Stands before everything.
 pub(super) async fn stand(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    admit(&app.guard, app.limits.answer_patience, request, next).await
+}
+
+/// Lets a request through or not. An answer must begin within `patience`, where it is not an answer
+/// of the model.
+pub(super) async fn admit(
+    guard: &Guard,
+    patience: Duration,
+    request: Request,
+    next: Next,
+) -> Response {
     let (parts, body) = request.into_parts();
-    let is_api = parts.uri.path() != "/" && !assets::is_one(parts.uri.path());
-    let verdict = app.guard.judge(&parts);
+    let path = parts.uri.path();
+    let (is_v1, is_api) = (v1::is_one(path), path != "/" && !assets::is_one(path));
+    let verdict = guard.judge(&parts);
     let mut response = match verdict {
+        Verdict::Refuse(refusal) if is_v1 => in_v1_form(refusal).into_response(),
         Verdict::Refuse(refusal) => refusal.into_response(),
-        Verdict::SignIn => app.guard.sign_in(is_from_another_site(&parts.headers)),
+        Verdict::SignIn => guard.sign_in(is_from_another_site(&parts.headers)),
         Verdict::AskForToken => assets::sign_in_page(),
         Verdict::Admit => {
             let answer = next.run(Request::from_parts(parts, body));
-            match tokio::time::timeout(app.limits.answer_patience, answer).await {
+            let patience = if is_v1 { Duration::MAX } else { patience };
+            match tokio::time::timeout(patience, answer).await {
                 Ok(response) => response,
                 Err(_) => Refusal::new(
                     StatusCode::REQUEST_TIMEOUT,
@@ -241,6 +276,16 @@ pub(super) async fn stand(State(app): State<Arc<App>>, request: Request, next: N
     };
     protect(&mut response, is_api);
     response
+}
+
+/// A refusal as clients of OpenAI's API read it.
+fn in_v1_form(refusal: Refusal) -> serve::Refusal {
+    if refusal.status == StatusCode::UNAUTHORIZED {
+        return serve::Refusal::no_token();
+    }
+    let hint = refusal.hint.map_or_else(String::new, |hint| format!(" ({hint})"));
+    let status = refusal.status.as_u16();
+    serve::Refusal { status, ..serve::Refusal::invalid(None, refusal.error + &hint) }
 }
 
 /// Headers that every answer has.
@@ -360,6 +405,31 @@ mod tests {
             let headers: Vec<_> = [host].iter().chain(headers).copied().collect();
             let request = parts(method, uri, &headers);
             assert_eq!(status(&guard, &request), expected, "{method} {uri} {headers:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_page_there_is_no_way_in_but_the_token_and_without_a_token_none_is_needed() {
+        let token = Token::random().unwrap();
+        let bearer = format!("Bearer {}", token.as_str());
+        let address = "127.0.0.1:7918".parse().unwrap();
+        let host = ("host", "localhost:7918");
+        let opening = format!("/?token={}", token.as_str());
+        let closed = Guard::without_page(Some(token), address, &[]).unwrap();
+        let open = Guard::without_page(None, address, &[]).unwrap();
+        let foreign = ("origin", "http://evil.example");
+        let cases: [(Case, u16); 6] = [
+            (("GET", &opening, &[host], 401), 200),
+            (("GET", "/", &[host], 401), 200),
+            (("POST", "/v1/chat/completions", &[host, ("authorization", &bearer)], 200), 200),
+            (("POST", "/v1/chat/completions", &[host], 401), 200),
+            (("POST", "/v1/chat/completions", &[host, foreign], 403), 403),
+            (("POST", "/v1/chat/completions", &[("host", "evil.example")], 421), 421),
+        ];
+        for ((method, uri, headers, when_closed), when_open) in cases {
+            let request = parts(method, uri, headers);
+            let found = (status(&closed, &request), status(&open, &request));
+            assert_eq!(found, (when_closed, when_open), "{method} {uri} {headers:?}");
         }
     }
 

@@ -45,9 +45,23 @@ pub(super) fn bind(config: &HttpConfig) -> Result<(TcpListener, SocketAddr), Htt
         }
         bound => bound.map_err(listen)?,
     };
+    ready(listener, wanted)
+}
+
+/// Binds this port and no other.
+pub(super) fn bind_exactly(wanted: SocketAddr) -> Result<(TcpListener, SocketAddr), HttpError> {
+    let listener = TcpListener::bind(wanted);
+    ready(listener.map_err(|source| HttpError::Listen { address: wanted, source })?, wanted)
+}
+
+fn ready(
+    listener: TcpListener,
+    wanted: SocketAddr,
+) -> Result<(TcpListener, SocketAddr), HttpError> {
+    let listen = |source| HttpError::Listen { address: wanted, source };
     listener.set_nonblocking(true).map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
-    if !ip.is_loopback() {
+    if !address.ip().is_loopback() {
         tracing::warn!(
             "{address} can be reached from other machines: the token is sent there unencrypted"
         );

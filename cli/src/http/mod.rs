@@ -12,6 +12,7 @@
 //! routes.rs      which path is answered by what
 //! read.rs        GET /api/…
 //! steer.rs       POST /api/…
+//! v1.rs          /v1/…, answers of the model; serving.rs is a server of those alone
 //! stream.rs      GET /api/stream, from position to position (position.rs)
 //! prometheus.rs  GET /metrics
 //! assets.rs      the page
@@ -28,28 +29,37 @@ mod prometheus;
 mod read;
 mod reply;
 mod routes;
+mod serving;
 mod stalled;
 mod steer;
 mod stream;
 mod token;
+mod v1;
 
-use std::net::SocketAddr;
+use std::future::Future;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use axum::Router;
 use chandler_durable::DurableError;
 use tokio::sync::{Semaphore, watch};
 
 pub use limits::Limits;
+pub(crate) use serving::Serving;
+pub(crate) use token::make_or_read as make_or_read_token;
 pub use token::{Token, read_token};
 
 use crate::config::HttpConfig;
 use crate::control::Handler;
+use crate::serve::Service;
 use crate::state_dir::StateDir;
 use crate::store::{Store, StoreError};
 use guard::Guard;
 use routes::App;
+use v1::V1;
 
 /// Threads that read the database; the one that listens never does.
 const READING_THREADS: usize = 4;
@@ -135,22 +145,24 @@ pub struct HttpServer {
 
 impl HttpServer {
     /// Listens as `config` says. The caller holds the lock of `state`, whose database exists.
+    /// Requests to the model are answered where there is a service.
     pub fn start(
         state: &StateDir,
         config: &HttpConfig,
         handler: Arc<Handler>,
+        service: Option<&Arc<Service>>,
     ) -> Result<Self, HttpError> {
-        Self::start_within(Limits::default(), state, config, handler)
+        Self::start_within(Limits::default(), state, config, handler, service)
     }
 
-    /// Listens as `config` says, with other limits.
+    /// As [`start`](Self::start), with other limits.
     pub fn start_within(
         limits: Limits,
         state: &StateDir,
         config: &HttpConfig,
         handler: Arc<Handler>,
+        service: Option<&Arc<Service>>,
     ) -> Result<Self, HttpError> {
-        let start = |source| HttpError::Start { source };
         let token = token::make_or_read(&state.token_file())?;
         let (listener, address) = listen::bind(config)?;
         let reader = Store::open_to_read(&state.database())?;
@@ -164,6 +176,22 @@ impl HttpServer {
             limits,
             changed,
         });
+        let v1 = service
+            .map(|service| V1 { service: Arc::clone(service), patience: limits.answer_patience });
+        let beside = stream::watch_database(Arc::clone(&app), changes);
+        let router = routes::router(app, v1);
+        Self::run(listener, address, router, limits, Some(Box::pin(beside)))
+    }
+
+    /// Answers from a thread of its own, with `beside` going on there too.
+    fn run(
+        listener: TcpListener,
+        address: SocketAddr,
+        router: Router,
+        limits: Limits,
+        beside: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    ) -> Result<Self, HttpError> {
+        let start = |source| HttpError::Start { source };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
@@ -174,8 +202,10 @@ impl HttpServer {
         let thread = std::thread::Builder::new()
             .name("http".to_owned())
             .spawn(move || {
-                runtime.spawn(stream::watch_database(Arc::clone(&app), changes));
-                runtime.block_on(listen::serve(listener, routes::router(app), limits, ends));
+                if let Some(beside) = beside {
+                    runtime.spawn(beside);
+                }
+                runtime.block_on(listen::serve(listener, router, limits, ends));
                 // What is being read is let go of, not waited for.
                 runtime.shutdown_background();
             })

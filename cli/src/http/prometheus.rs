@@ -11,12 +11,28 @@ use super::read::{Counts, counts};
 use super::reply::Refusal;
 use super::routes::App;
 use crate::control::LiveStatus;
+use crate::daemon::LiveMemory;
+
+/// The format.
+pub(super) const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Refusal> {
     let live = app.live().await?;
     let counts = app.read(counts).await?;
     let text = render(&live, &counts);
-    Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+    Ok(([(CONTENT_TYPE, TEXT)], text).into_response())
+}
+
+/// The gauges of `chandler serve`.
+pub(super) fn render_serving(waiting: usize, answering: bool, memory_now: &LiveMemory) -> String {
+    let mut page = Page::default();
+    let version = [("version", env!("CARGO_PKG_VERSION"))];
+    page.gauge("chandler_info", "The version.", &[(&version, Some(1))]);
+    page.one("chandler_serve_waiting", "Requests that wait for their turn.", Some(waiting));
+    let answering = Some(u8::from(answering));
+    page.one("chandler_serve_answering", "Whether one is being answered.", answering);
+    memory(&mut page, memory_now);
+    page.0
 }
 
 /// Gauges; one that is unknown is left out.
@@ -46,12 +62,11 @@ fn render(live: &LiveStatus, counts: &Counts) -> String {
         progress.and_then(|p| p.tokens_per_s),
     );
     page.one("chandler_seconds_left", "Until the run's last step.", progress.and_then(|p| p.eta_s));
-    memory(&mut page, live);
+    memory(&mut page, &live.memory);
     page.0
 }
 
-fn memory(page: &mut Page, live: &LiveStatus) {
-    let memory = &live.memory;
+fn memory(page: &mut Page, memory: &LiveMemory) {
     let held: Vec<(String, u64)> =
         memory.ledger.categories.iter().map(|line| (word(line.category), line.bytes)).collect();
     let labels: Vec<_> =

@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, watch};
 use super::guard::{self, Guard};
 use super::limits::Limits;
 use super::reply::Refusal;
+use super::v1::{self, V1};
 use super::{assets, prometheus, read, steer, stream};
 use crate::control::{Handler, LiveStatus, Request, Response};
 use crate::store::{Store, StoreError};
@@ -83,8 +84,8 @@ fn broken(why: &dyn std::fmt::Display) -> Refusal {
     )
 }
 
-/// Everything there is, behind the guard.
-pub(super) fn router(app: Arc<App>) -> Router {
+/// Everything there is, behind the guard; answers of the model where somebody gives them.
+pub(super) fn router(app: Arc<App>, v1: Option<V1>) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/metrics", get(prometheus::metrics))
@@ -107,6 +108,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/api/retry", post(steer::retry))
         .route("/api/priority", post(steer::priority))
         .route("/api/eval-now", post(steer::eval_now))
+        .merge(v1.map_or_else(Router::new, v1::router))
         .fallback(get(assets::asset).fallback(not_so))
         .method_not_allowed_fallback(not_so)
         .layer(DefaultBodyLimit::max(MOST_BODY_BYTES))

@@ -44,8 +44,9 @@ impl Token {
         fits.then(|| Ok(Self { text: text.to_owned(), session: random_bytes()? })).transpose()
     }
 
-    fn random() -> io::Result<Self> {
-        Ok(Self { text: hex(&random_bytes()?), session: random_bytes()? })
+    /// A new one that stands in no file.
+    pub(crate) fn random() -> io::Result<Self> {
+        Ok(Self { text: hex(&random_bytes::<TOKEN_BYTES>()?), session: random_bytes()? })
     }
 
     /// The text, for the address that opens the page.
@@ -83,8 +84,13 @@ impl Token {
     }
 }
 
-fn random_bytes() -> io::Result<[u8; TOKEN_BYTES]> {
-    let mut bytes = [0; TOKEN_BYTES];
+/// 64 random bits.
+pub(super) fn random_word() -> io::Result<u64> {
+    Ok(u64::from_le_bytes(random_bytes()?))
+}
+
+fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     if filled < bytes.len() {
         return Err(io::ErrorKind::UnexpectedEof.into());
@@ -117,7 +123,7 @@ fn read_text(path: &Path) -> io::Result<(String, std::fs::Metadata)> {
 }
 
 /// The token in `path`; a new one where there is none, or where others could have read it.
-pub(super) fn make_or_read(path: &Path) -> Result<Token, HttpError> {
+pub(crate) fn make_or_read(path: &Path) -> Result<Token, HttpError> {
     match read_text(path) {
         Ok((text, metadata)) => {
             const OTHERS: u32 = 0o077;

@@ -1,16 +1,17 @@
 //! The child's side: confine, read, tell.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chandler_data::{BuildProgress, DataError, Dataset, TextPipeline};
+use chandler_data::{BuildProgress, ChatExtras, DataError, Dataset, TextPipeline};
 use chandler_vram::HostMeter;
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::protocol::{Errand, Reading, Refusal, Report, Stage, Tokenized, Work};
+use super::protocol::{Errand, Query, Reading, Refusal, Report, Stage, Tokenized, Work};
 use crate::engine::EngineError;
 use crate::exit::Exit;
 
@@ -20,22 +21,24 @@ const TELL_EVERY: Duration = Duration::from_millis(100);
 /// Does the errand on standard input.
 pub(crate) fn serve() -> Exit {
     let out = Out::default();
-    match receive().and_then(|errand| errand.confinement.enter().map(|()| errand)) {
+    let received = receive().and_then(|received| received.0.confinement.enter().map(|()| received));
+    match received {
         Err(error) => {
             let _ = writeln!(io::stderr(), "the reading process cannot begin: {error}");
             Exit::Error
         }
-        Ok(errand) => {
+        Ok((errand, lines)) => {
             quiet(&out);
-            let report = work(&errand, &out).unwrap_or_else(|error| Report::Refused(error.into()));
-            out.send(&report);
+            let report = work(&errand, &lines, &out);
+            out.send(&report.unwrap_or_else(|error| Report::Refused(error.into())));
             Exit::Ok
         }
     }
 }
 
-/// Reads the errand, and from then on ends this process when the parent's end of the pipe closes.
-fn receive() -> io::Result<Errand> {
+/// Reads the errand. From then on this process ends when the parent's end of the pipe closes; lines
+/// that come before are handed on.
+fn receive() -> io::Result<(Errand, Receiver<String>)> {
     // Whoever means to end the daemon signals its whole group; when to end this is its own affair.
     for signal in
         [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGHUP]
@@ -46,11 +49,15 @@ fn receive() -> io::Result<Errand> {
     let mut line = String::new();
     input.read_line(&mut line)?;
     let errand = serde_json::from_str(&line)?;
+    let (sender, lines) = channel();
     std::thread::Builder::new().name("parent".to_owned()).spawn(move || {
-        let _ = input.read_to_end(&mut vec![]);
+        for line in input.lines().map_while(Result::ok) {
+            // Whoever is not asked anything has let go of its end.
+            let _ = sender.send(line);
+        }
         std::process::exit(Exit::Interrupted.code().into());
     })?;
-    Ok(errand)
+    Ok((errand, lines))
 }
 
 /// Log lines go to the parent; a panic's words may hold a record's, and go nowhere.
@@ -65,7 +72,7 @@ fn quiet(out: &Out) {
     let _ = layer.try_init();
 }
 
-fn work(errand: &Errand, out: &Out) -> Result<Report, EngineError> {
+fn work(errand: &Errand, lines: &Receiver<String>, out: &Out) -> Result<Report, EngineError> {
     out.send(&Report::Stage(Stage::Model));
     // The process ends behind this: nobody has to take a vocabulary apart first.
     let pipeline = ManuallyDrop::new(TextPipeline::open(&errand.model_folder)?);
@@ -103,11 +110,50 @@ fn work(errand: &Errand, out: &Out) -> Result<Report, EngineError> {
             let question = pipeline.question(record, errand.vocab_size, None)?;
             Ok(Report::Asked(question.prompt_ids))
         }
+        Work::Stand => Ok(stand(&pipeline, errand.vocab_size, lines, out)),
         Work::Preview { file, options, rows, pieces } => {
             let send = |row| out.send(&Report::Row(Box::new(row)));
             super::preview::rows(&pipeline, file, options, *rows, *pieces, &out.beats(), &send)?;
             Ok(Report::Previewed)
         }
+    }
+}
+
+/// Answers one query after the other; the process ends when no more can come.
+fn stand(
+    pipeline: &TextPipeline,
+    vocab_size: Option<usize>,
+    lines: &Receiver<String>,
+    out: &Out,
+) -> Report {
+    out.send(&Report::Standing { tokenizer_sha256: pipeline.tokenizer().hash().to_owned() });
+    for line in lines {
+        let ids = serde_json::from_str(&line)
+            .map_err(|error| DataError::Record { reason: error.to_string() })
+            .and_then(|query| ids_of(pipeline, query, vocab_size));
+        let refused = |error| Report::Refused(EngineError::from(error).into());
+        out.send(&ids.map_or_else(refused, Report::Asked));
+    }
+    Report::Previewed
+}
+
+fn ids_of(
+    pipeline: &TextPipeline,
+    query: Query,
+    vocab_size: Option<usize>,
+) -> Result<Vec<u32>, DataError> {
+    let ids = match query {
+        Query::Text(text) => pipeline.text_ids(&text)?,
+        Query::Chat { messages, tools, template_kwargs } => {
+            pipeline.prompt_ids(&messages, &ChatExtras { tools, template_kwargs })?
+        }
+    };
+    match vocab_size {
+        Some(vocab_size) => match ids.iter().find(|id| **id as usize >= vocab_size) {
+            Some(id) => Err(DataError::TokenOutOfVocabulary { id: *id, vocab_size }),
+            None => Ok(ids),
+        },
+        None => Ok(ids),
     }
 }
 

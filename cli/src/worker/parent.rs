@@ -43,6 +43,8 @@ pub(crate) enum Handed {
     Tokenized(Tokenized),
     SetRead(SetRead),
     Asked(Vec<u32>),
+    /// The SHA-256 of the tokenizer that it stands ready with.
+    Standing(String),
     Previewed,
 }
 
@@ -57,13 +59,7 @@ pub(crate) fn send(
     let confinement = confinement(supervision.limits, &work);
     let errand = Errand { confinement, model_folder, vocab_size, work };
     let worker = Worker::start(&errand).map_err(|source| WorkerError::Start { source })?;
-    let mut watch = Watch {
-        supervision,
-        errand: &errand,
-        stage: Stage::default(),
-        reading: Reading::default(),
-        idle: Duration::ZERO,
-    };
+    let mut watch = Watch::new(supervision, &errand, Stage::default());
     let handed = watch.until_done(&worker.reports, row);
     let over = worker.end(handed.is_err());
     match handed {
@@ -73,7 +69,7 @@ pub(crate) fn send(
     }
 }
 
-fn confinement(limits: &LimitsConfig, work: &Work) -> Confinement {
+pub(super) fn confinement(limits: &LimitsConfig, work: &Work) -> Confinement {
     let wanted = std::env::var("RAYON_NUM_THREADS").ok().and_then(|text| text.parse().ok());
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = threads.max(wanted.unwrap_or(0)) as u64;
@@ -81,7 +77,7 @@ fn confinement(limits: &LimitsConfig, work: &Work) -> Confinement {
         Work::Tokenize { files, .. } => files.clone(),
         Work::Preview { file, .. } => vec![file.clone()],
         Work::ReadSet { set, .. } => vec![set.file.clone()],
-        Work::Ask { .. } => vec![],
+        Work::Ask { .. } | Work::Stand => vec![],
     };
     let bytes: u64 = files.iter().filter_map(|file| Some(file.metadata().ok()?.len())).sum();
     let for_files = limits.cpu_seconds_per_mib * (bytes / MIB) as f64;
@@ -94,22 +90,22 @@ fn confinement(limits: &LimitsConfig, work: &Work) -> Confinement {
 }
 
 /// A running child and the threads that listen to it.
-struct Worker {
-    child: Child,
+pub(super) struct Worker {
+    pub(super) child: Child,
     /// Open for as long as the child may live.
-    input: Option<ChildStdin>,
-    reports: Receiver<io::Result<Report>>,
+    pub(super) input: Option<ChildStdin>,
+    pub(super) reports: Receiver<io::Result<Report>>,
     last_words: JoinHandle<String>,
 }
 
 /// How a child ended.
-struct Over {
+pub(super) struct Over {
     status: ExitStatus,
     last_words: String,
 }
 
 impl Worker {
-    fn start(errand: &Errand) -> io::Result<Self> {
+    pub(super) fn start(errand: &Errand) -> io::Result<Self> {
         let mut child = Command::new(this_program()?)
             .arg0("chandler")
             .arg(SUBCOMMAND)
@@ -146,7 +142,7 @@ impl Worker {
     }
 
     /// Waits for the child, which is killed first if it is not to go on.
-    fn end(mut self, kill: bool) -> io::Result<Over> {
+    pub(super) fn end(mut self, kill: bool) -> io::Result<Over> {
         if kill {
             self.child.kill()?;
         }
@@ -185,7 +181,7 @@ fn listen(mut output: impl BufRead, to: &SyncSender<io::Result<Report>>) {
 }
 
 /// The watch over one child.
-struct Watch<'a> {
+pub(super) struct Watch<'a> {
     supervision: &'a Supervision<'a>,
     errand: &'a Errand,
     stage: Stage,
@@ -194,9 +190,14 @@ struct Watch<'a> {
     idle: Duration,
 }
 
-impl Watch<'_> {
+impl<'a> Watch<'a> {
+    pub(super) fn new(supervision: &'a Supervision, errand: &'a Errand, stage: Stage) -> Self {
+        let (reading, idle) = (Reading::default(), Duration::ZERO);
+        Self { supervision, errand, stage, reading, idle }
+    }
+
     /// Listens until the child hands over what it made; `None` where it ended before.
-    fn until_done(
+    pub(super) fn until_done(
         &mut self,
         reports: &Receiver<io::Result<Report>>,
         row: &mut dyn FnMut(PreviewRow),
@@ -250,6 +251,9 @@ impl Watch<'_> {
             }
             Report::SetRead(read) => return Ok(Some(Handed::SetRead(read))),
             Report::Asked(ids) => return Ok(Some(Handed::Asked(ids))),
+            Report::Standing { tokenizer_sha256 } => {
+                return Ok(Some(Handed::Standing(tokenizer_sha256)));
+            }
             Report::Previewed => return Ok(Some(Handed::Previewed)),
             Report::Refused(refusal) => {
                 let cause = refusal.os_error.map(io::Error::from_raw_os_error);
@@ -264,7 +268,7 @@ impl Watch<'_> {
         let files = match &self.errand.work {
             Work::Tokenize { files, .. } => files.as_slice(),
             Work::Preview { file, .. } => std::slice::from_ref(file),
-            Work::Ask { .. } | Work::ReadSet { .. } => &[],
+            Work::Ask { .. } | Work::Stand | Work::ReadSet { .. } => &[],
         };
         let file = files.get(self.reading.now.file);
         let of_the_file = match &self.errand.work {
@@ -284,7 +288,7 @@ impl Watch<'_> {
     }
 
     /// What a child's end means that handed over nothing.
-    fn ended(&self, over: &Over) -> WorkerError {
+    pub(super) fn ended(&self, over: &Over) -> WorkerError {
         let confinement = &self.errand.confinement;
         let end = match (over.status.signal(), over.status.code()) {
             _ if over.last_words.contains("memory allocation of") => {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use chandler_data::{BuildProgress, DataOptions, Question};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::confine::Confinement;
 use crate::daemon::Fault;
@@ -41,6 +42,8 @@ pub(crate) enum Work {
         /// A record.
         record: String,
     },
+    /// Render and tokenize what is asked, one `Query` a line on standard input, until it closes.
+    Stand,
     /// Show what is trained.
     Preview {
         file: PathBuf,
@@ -49,6 +52,31 @@ pub(crate) enum Work {
         /// Whether the trained stretches are wanted as text.
         pieces: bool,
     },
+}
+
+/// What a standing worker is asked for the token ids of.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Query {
+    /// A conversation, up to where the assistant answers.
+    Chat {
+        messages: Vec<Value>,
+        /// Tools that the template is to offer.
+        tools: Option<Value>,
+        /// Further arguments of the template.
+        template_kwargs: Map<String, Value>,
+    },
+    /// A plain text, with the tokens that the tokenizer puts before it.
+    Text(String),
+}
+
+impl std::fmt::Debug for Query {
+    /// Without what was asked.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Chat { .. } => "Chat",
+            Self::Text(_) => "Text",
+        })
+    }
 }
 
 /// Where the questions of an evaluation come from: a file, else the first rows held out.
@@ -105,6 +133,10 @@ pub(crate) enum Report {
     Tokenized(Tokenized),
     SetRead(SetRead),
     Asked(Vec<u32>),
+    /// It stands ready; the SHA-256 is the tokenizer's.
+    Standing {
+        tokenizer_sha256: String,
+    },
     Previewed,
     Refused(Refusal),
 }

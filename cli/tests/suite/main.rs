@@ -15,4 +15,5 @@ mod notify;
 mod old_checkpoints;
 mod receiver;
 mod restarts;
+mod serve;
 mod support;
