@@ -27,6 +27,7 @@ pub mod http;
 mod lock;
 pub mod logging;
 pub mod output;
+mod plan;
 pub mod priority;
 pub mod queue;
 pub mod signals;

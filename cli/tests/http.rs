@@ -60,12 +60,16 @@ fn status() -> LiveStatus {
     .unwrap()
 }
 
+fn listening_on(port: u64) -> Config {
+    Config { http: HttpConfig { port, ..HttpConfig::default() }, ..Config::default() }
+}
+
 fn serve(limits: Limits) -> Server {
     let folder = tempfile::tempdir().unwrap();
     let state = StateDir::choose(Some(Path::new("state")), folder.path());
     state.init("").unwrap();
     let store = Store::open(&state.database()).unwrap();
-    let config = HttpConfig { port: 0, ..HttpConfig::default() };
+    let config = listening_on(0);
     let server = HttpServer::start_within(limits, &state, &config, Arc::new(answer)).unwrap();
     let token = read_token(&state.token_file()).unwrap().as_str().to_owned();
     Server { _folder: folder, store, token, server }
@@ -149,7 +153,7 @@ fn who_comes_without_the_token_or_by_another_name_is_turned_away() {
     assert_eq!(server.get("/api/status").0, 200);
     let health = server.request("GET /healthz", &[], "");
     assert_eq!((code(&health), body_of(&health)), (200, "ok\n"));
-    for path in ["/api/status", "/metrics", "/api/stream", "/app.js", "/nothing"] {
+    for path in ["/api/status", "/metrics", "/api/stream", "/app/main.js", "/nothing"] {
         for wrong in [None, Some("Bearer "), Some("Bearer 00"), Some("Basic x")] {
             let headers: Vec<_> = wrong.map(|value| ("Authorization", value)).into_iter().collect();
             let answer = server.request(&format!("GET {path}"), &headers, "");
@@ -265,9 +269,9 @@ fn no_path_leads_to_a_file_of_the_machine() {
         "/%2e%2e/token",
         "/..%2ftoken",
         "//etc/passwd",
-        "/uplot/../app.js",
-        "/assets/app.js",
-        "/app.js%00",
+        "/uplot/../app/main.js",
+        "/assets/app/main.js",
+        "/app/main.js%00",
         "/uplot/",
         "/\\..\\token",
     ] {
@@ -275,13 +279,13 @@ fn no_path_leads_to_a_file_of_the_machine() {
         assert!(matches!(code(&answer), 400 | 404), "{path}: {answer}");
     }
     let head = [("Authorization", &*bearer)];
-    let script = server.request("GET /app.js", &head, "");
+    let script = server.request("GET /app/main.js", &head, "");
     assert_eq!(header(&script, "content-type"), Some("text/javascript; charset=utf-8"));
     assert_eq!(header(&script, "cache-control"), Some("no-cache"));
     let etag = header(&script, "etag").unwrap();
-    let again = server.request("GET /app.js", &[head[0], ("If-None-Match", etag)], "");
+    let again = server.request("GET /app/main.js", &[head[0], ("If-None-Match", etag)], "");
     assert_eq!((code(&again), body_of(&again)), (304, ""));
-    assert_eq!(code(&server.request("POST /app.js", &[head[0]], "")), 405);
+    assert_eq!(code(&server.request("POST /app/main.js", &[head[0]], "")), 405);
     assert_eq!(code(&server.request("GET /api/pause", &head, "")), 405);
     assert_eq!(server.get("/api/nothing").0, 404);
 }
@@ -430,11 +434,12 @@ fn a_port_that_is_taken_is_left_to_its_owner() {
     state.init("").unwrap();
     drop(Store::open(&state.database()).unwrap());
     let taken = first.server.address().port();
-    let config = HttpConfig { port: taken.into(), ..HttpConfig::default() };
+    let config = listening_on(taken.into());
     let second = HttpServer::start(&state, &config, Arc::new(answer)).unwrap();
     assert_ne!(second.address().port(), taken);
     assert_eq!(second.url(), format!("http://{}", second.address()));
-    let elsewhere = HttpConfig { address: "192.0.2.1".into(), ..HttpConfig::default() };
+    let mut elsewhere = listening_on(0);
+    elsewhere.http.address = "192.0.2.1".into();
     let error = HttpServer::start(&state, &elsewhere, Arc::new(answer)).unwrap_err();
     assert!(error.hint().unwrap().contains("http.enabled"), "{error}");
 }

@@ -116,7 +116,7 @@ pub(super) fn work(
     let asked = Arc::clone(&answers);
     let handler: Arc<Handler> = Arc::new(move |request| asked.answer(request));
     let _server = ControlServer::start(state, Arc::clone(&handler))?;
-    let page = config.http.enabled.then(|| HttpServer::start(state, &config.http, handler));
+    let page = config.http.enabled.then(|| HttpServer::start(state, config, handler));
     // Whoever trains can do without a page.
     let page = page.and_then(|started| {
         started

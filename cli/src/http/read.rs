@@ -24,9 +24,9 @@ const USUAL_POINTS: usize = 1000;
 /// Points of a curve at most.
 const MOST_POINTS: usize = 4000;
 
-type Answer<T> = Result<Json<T>, Refusal>;
-type AnId = Result<Path<i64>, PathRejection>;
-type Asked<T> = Result<Query<T>, QueryRejection>;
+pub(super) type Answer<T> = Result<Json<T>, Refusal>;
+pub(super) type AnId = Result<Path<i64>, PathRejection>;
+pub(super) type Asked<T> = Result<Query<T>, QueryRejection>;
 
 /// `GET /api/status`.
 #[derive(Debug, Serialize)]
@@ -44,7 +44,7 @@ pub(super) type Counts = std::collections::BTreeMap<String, u64>;
 pub(super) async fn status(State(app): State<Arc<App>>) -> Answer<Status> {
     let daemon = app.live().await?;
     let (base_model, counts) = app.read(|store| Ok((store.binding()?, counts(store)?))).await?;
-    let state_dir = app.root.display().to_string();
+    let state_dir = app.state.root().display().to_string();
     Ok(Json(Status { state_dir, daemon, base_model, counts }))
 }
 
@@ -134,13 +134,14 @@ fn no_run(id: i64) -> Refusal {
     Refusal::not_found(format!("there is no run {id}"))
 }
 
-/// A stretch of a run, in so many points.
+/// A stretch of a run, in so many points of so many digits.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Stretch {
     from: Option<u64>,
     to: Option<u64>,
     points: Option<usize>,
+    digits: Option<usize>,
 }
 
 pub(super) async fn metrics(
@@ -154,7 +155,7 @@ pub(super) async fn metrics(
     let read = app.read(move |store| Ok((store.run(id)?, store.curve(id, from, to, points)?)));
     let (run, curve) = read.await?;
     run.ok_or_else(|| no_run(id))?;
-    Ok(Json(Course::new(id, &curve)))
+    Ok(Json(Course::new(id, &curve, stretch.digits)))
 }
 
 /// `GET /api/runs/{id}/evals`, in order.

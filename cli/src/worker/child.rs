@@ -13,6 +13,7 @@ use chandler_data::{
 use chandler_vram::HostMeter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use super::preview::Wanted;
 use super::protocol::{
     Errand, HeldOut, Question, QuestionsFrom, Reading, Refusal, Report, Stage, Tokenized, Work,
 };
@@ -101,9 +102,10 @@ fn work(errand: &Errand, out: &Out) -> Result<Report, EngineError> {
             }))
         }
         Work::Ask { record } => Ok(Report::Asked(pipeline.question(record, errand.vocab_size)?.0)),
-        Work::Preview { file, options, rows, pieces } => {
+        Work::Preview { file, options, rows, pieces, most_text } => {
             let send = |row| out.send(&Report::Row(Box::new(row)));
-            super::preview::rows(&pipeline, file, options, *rows, *pieces, &out.beats(), &send)?;
+            let wanted = Wanted { rows: *rows, pieces: *pieces, most_text: *most_text };
+            super::preview::rows(&pipeline, file, options, wanted, &out.beats(), &send)?;
             Ok(Report::Previewed)
         }
     }

@@ -10,5 +10,6 @@ mod hostile;
 mod kills;
 mod memory;
 mod old_checkpoints;
+mod page;
 mod restarts;
 mod support;
