@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 struct Server {
     _folder: tempfile::TempDir,
+    state: StateDir,
     store: Store,
     token: String,
     server: HttpServer,
@@ -72,7 +73,7 @@ fn serve(limits: Limits) -> Server {
     let config = listening_on(0);
     let server = HttpServer::start_within(limits, &state, &config, Arc::new(answer)).unwrap();
     let token = read_token(&state.token_file()).unwrap().as_str().to_owned();
-    Server { _folder: folder, store, token, server }
+    Server { _folder: folder, state, store, token, server }
 }
 
 impl Server {
@@ -337,6 +338,8 @@ fn everything_that_was_written_can_be_read() {
     assert_eq!(course["loss"]["min"], json!([1.0 / 64.0, 0.01]));
     assert_eq!(course["mean_token_accuracy"]["mean"], json!([null, null]));
     assert_eq!(course["memory"]["weights"], json!([4096, 4096]));
+    let (_, course) = server.get("/api/runs/1/metrics?from=33&points=2&digits=2");
+    assert_eq!(course["loss"]["min"], json!([0.016, 0.01]));
     assert_eq!(server.get("/api/runs/1/evals").1[0]["exact_match"], 1.0);
     for query in ["", "?step=50"] {
         let (_, samples) = server.get(&format!("/api/runs/1/samples{query}"));
@@ -345,7 +348,15 @@ fn everything_that_was_written_can_be_read() {
     assert_eq!(server.get("/api/events?limit=1").1[0]["message"], "words");
     assert_eq!(server.get("/api/plan").1, json!({ "run_id": run, "plan": { "peak": 3 } }));
     assert_eq!(server.get("/api/jobs").1, json!({ "running": [], "queued": [], "settled": [] }));
-    for path in ["/api/runs/9", "/api/runs/9/metrics", "/api/runs/9/samples", "/api/jobs/9"] {
+    for path in [
+        "/api/runs/9",
+        "/api/runs/9/metrics",
+        "/api/runs/9/samples",
+        "/api/jobs/9",
+        "/api/jobs/9/preview",
+        "/api/plan/table?run=9",
+        "/api/plan.svg",
+    ] {
         assert_eq!(server.get(path).0, 404, "{path}");
     }
     for path in ["/api/runs/x", "/api/runs?limit=x", "/api/runs?page=1", "/api/jobs/1e9"] {
@@ -360,6 +371,38 @@ fn everything_that_was_written_can_be_read() {
         assert!(body_of(&metrics).contains(line), "{metrics}");
     }
     assert!(!metrics.contains("tokens_per_second"), "what is unknown is left out");
+}
+
+#[test]
+fn the_newest_lines_of_the_log_can_be_read() {
+    let server = serve(Limits::default());
+    let line = |level: &str, message: &str| {
+        format!("{{\"level\":\"{level}\",\"message\":\"{message}\"}}\n")
+    };
+    let text = line("INFO", "a") + &line("WARN", "b") + &line("INFO", "c");
+    let file = server.state.logs().join("chandler.2026-01-01.jsonl");
+    chandler_durable::write(&file, text.as_bytes()).unwrap();
+    let messages = |query: &str| {
+        let (status, answer) = server.get(&format!("/api/logs{query}"));
+        assert_eq!(status, 200, "{answer}");
+        let lines = answer["lines"].as_array().unwrap().clone();
+        let messages: Vec<_> = lines.iter().map(|line| line["message"].clone()).collect();
+        (messages, answer["more"] == true)
+    };
+    assert_eq!(messages(""), (vec![json!("c"), json!("b"), json!("a")], false));
+    assert_eq!(messages("?lines=1"), (vec![json!("c")], true));
+    assert_eq!(messages("?level=warn"), (vec![json!("b")], false));
+    for query in ["?level=loud", "?lines=-1", "?file=/etc/passwd"] {
+        assert_eq!(server.get(&format!("/api/logs{query}")).0, 400, "{query}");
+    }
+    let (_, mut stream) = open_stream(&server);
+    let told = std::iter::from_fn(|| {
+        let mut line = String::new();
+        (stream.read_line(&mut line).unwrap() > 0).then_some(line)
+    })
+    .skip_while(|line| line != "event: log\n")
+    .nth(1);
+    assert_eq!(told.unwrap(), format!("data: {{\"bytes\":{}}}\n", text.len()));
 }
 
 #[test]

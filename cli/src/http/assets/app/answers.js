@@ -61,9 +61,10 @@ function side(title, sample, parts, tag) {
   const score = scoreOf(sample);
   const look = score === null ? "" : score >= 1 ? "good" : score > 0 ? "" : "bad";
   return element("div", { class: "side" },
-    element("p", {}, title, score !== null && element("span", { class: look },
+    element("p", {}, element("span", {}, title), score !== null && element("span", { class: look },
       sample.exact_match === true || score === 1 ? "✓ right" : score === 0 ? "✗ wrong" : percent(score)),
-    sample?.new_tokens != null && `${whole(sample.new_tokens)} tokens`, sample?.seconds != null && `${sample.seconds.toFixed(2)} s`),
+    sample?.new_tokens != null && element("span", {}, `${whole(sample.new_tokens)} tokens`),
+    sample?.seconds != null && element("span", {}, `${sample.seconds.toFixed(2)} s`)),
     element("p", { class: "text" }, sample ? marked(parts, tag) : element("span", { class: "muted" }, "not asked")));
 }
 

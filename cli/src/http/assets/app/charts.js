@@ -2,16 +2,19 @@
 // share the cursor and the stretch that is looked at.
 
 import { colour, element, fill } from "./dom.js";
+import { bytes, clock } from "./figures.js";
 import { draw } from "./frame.js";
 import { on } from "./stream.js";
 
 const all = new Set();
+const timeOf = (seconds) => clock(seconds * 1000);
 
 // Lines of the page that cannot be changed by the data: label, colour, width, dash, points, fill.
 export class Chart {
-  // `words` makes text of a value; `zoom(from, to)` is called with a stretch, or nothing for all.
-  constructor(host, { name, words, zoom, sync = "steps", time = false }) {
-    Object.assign(this, { host, name, words, zoom, sync, time, series: [], data: null, range: null, log: false });
+  // `words` makes text of a value; `zoom(from, to)` is called with a stretch, or nothing for all;
+  // with `ground` the values stand on zero.
+  constructor(host, { name, words, zoom, sync = "steps", time = false, ground = false }) {
+    Object.assign(this, { host, name, words, zoom, sync, time, ground, series: [], data: null, range: null, log: false });
     this.hidden = new Set();
     this.legend = element("div", { class: "legend" });
     this.plot = element("div", { class: "plot", tabindex: 0, role: "img", on: { keydown: (event) => this.key(event) } });
@@ -49,7 +52,9 @@ export class Chart {
     const [line, faint] = [colour("grid"), colour("faint")];
     const axis = { stroke: faint, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1, size: 4 },
       font: "11px system-ui, sans-serif" };
-    const y = { ...axis, size: 62, values: (_, marks) => marks.map((mark) => (mark === null ? "" : this.words(mark, true))) };
+    // Bytes are told in powers of two.
+    const steps = this.words === bytes ? { incrs: Array.from({ length: 50 }, (_, power) => 2 ** power) } : {};
+    const y = { ...axis, ...steps, size: 62, values: (_, marks) => marks.map((mark) => (mark === null ? "" : this.words(mark, true))) };
     const series = this.series.map((one) => ({
       label: one.label, width: (one.width ?? 1.5), dash: one.dash, spanGaps: one.gaps ?? false,
       stroke: one.colour && colour(one.colour), fill: one.fill && colour(one.fill),
@@ -58,8 +63,8 @@ export class Chart {
     }));
     const wash = colour("raw").replace("rgb(", "rgba(").replace(")", ", 0.35)");
     this.chart = new uPlot({
-      width, height, series: [{ label: "step" }, ...series], axes: [{ ...axis, size: 28 }, y], legend: { show: false },
-      scales: { x: { time: this.time }, y: { distr: this.log ? 3 : 1 } },
+      width, height, series: [{ label: "step" }, ...series], axes: [{ ...axis, size: 28, ...(this.time ? { values: (_, marks) => marks.map(timeOf), space: 90 } : {}) }, y], legend: { show: false },
+      scales: { x: { time: this.time }, y: { distr: this.log ? 3 : 1, ...(this.ground ? { range: (_, low, high) => [0, (high || 1) * 1.06] } : {}) } },
       bands: this.bands.map((pair) => ({ series: pair, fill: wash })),
       cursor: {
         drag: { x: Boolean(this.zoom), y: false, setScale: false, dist: 4 },
@@ -102,7 +107,7 @@ export class Chart {
   tell(at) {
     if (!this.values) return;
     const x = this.data[0][at ?? this.data[0].length - 1];
-    this.at.textContent = x == null ? "" : this.time ? new Date(x * 1000).toLocaleTimeString() : String(x);
+    this.at.textContent = x == null ? "" : this.time ? timeOf(x) : String(x);
     this.series.forEach((_, place) => {
       const column = this.raw[place + 1];
       const value = at == null ? column.findLast((one) => one != null) : column[at];

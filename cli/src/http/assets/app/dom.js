@@ -25,7 +25,7 @@ export function element(tag, attributes = {}, ...children) {
 
 export function add(parent, children) {
   for (const child of [children].flat(Infinity)) {
-    if (child != null) parent.append(child instanceof Node ? child : visible(child));
+    if (child != null && child !== false) parent.append(child instanceof Node ? child : visible(child));
   }
 }
 

@@ -4,7 +4,7 @@ import { ask, failed } from "./api.js";
 import { button, by, element, fill } from "./dom.js";
 import { clock, moment } from "./figures.js";
 import { draw } from "./frame.js";
-import { on } from "./stream.js";
+import { on, tell } from "./stream.js";
 
 const KEPT = 200;
 const LOOKS = { failed: "bad", attempt_failed: "bad", trouble: "bad", refused: "bad", restarted: "bad", alert: "alert", done: "done" };
@@ -53,17 +53,21 @@ function show() {
   fill(by("newest-events"), events.slice(0, 8).map(short));
 }
 
+function changed(hasAlerts) {
+  if (hasAlerts) showAlerts();
+  draw(by("newest-events"), show);
+  tell("events", events);
+}
+
 function take(event) {
   if (event.id <= (events[0]?.id ?? 0)) return;
   events = [event, ...events].slice(0, KEPT);
-  if (event.kind === "alert") showAlerts();
-  draw(by("newest-events"), show);
+  changed(event.kind === "alert");
 }
 
 async function read() {
   events = await ask("events?limit=60");
-  showAlerts();
-  draw(by("newest-events"), show);
+  changed(true);
 }
 
 export function beginEvents() {

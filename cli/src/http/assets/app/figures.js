@@ -2,10 +2,12 @@
 
 const UNITS = [["TiB", 2 ** 40], ["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]];
 
-export function bytes(count) {
+export function bytes(count, atAxis = false) {
   if (count == null) return "unknown";
   for (const [unit, size] of UNITS) {
-    if (Math.abs(count) >= size) return `${(count / size).toPrecision(3)} ${unit}`;
+    if (Math.abs(count) < size) continue;
+    const digits = (count / size).toPrecision(count / size >= 1000 ? 4 : 3);
+    return `${atAxis ? Number(digits) : digits} ${unit}`;
   }
   return `${count} B`;
 }

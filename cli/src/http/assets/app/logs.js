@@ -51,7 +51,7 @@ async function readOlder() {
 
 export function begin(section) {
   const select = (id, pairs) => element("select", { id, on: { change: logSoon } }, pairs.map(([value, words]) => element("option", { value }, words)));
-  fill(section, element("div", { class: "pair" },
+  fill(section, element("div", { class: "pair top" },
     element("div", { class: "card" }, element("div", { class: "line" }, element("h2", {}, "Log"),
       element("div", { class: "controls" },
         element("label", {}, "Level ", select("log-level", [["info", "info and up"], ["warn", "warnings and errors"], ["error", "errors"], ["trace", "everything"]])),
@@ -61,7 +61,7 @@ export function begin(section) {
     element("div", { class: "card" }, element("h2", {}, "Events"), element("ol", { id: "all-events", class: "events" }),
       button("Older events", () => readOlder().catch(failed), { id: "older" }))));
   on("log", () => draw(section, logSoon));
-  for (const kind of ["event", "hello"]) on(kind, () => draw(by("all-events"), showEvents));
+  on("events", () => draw(by("all-events"), showEvents));
   logSoon();
   draw(by("all-events"), showEvents);
 }

@@ -94,9 +94,9 @@ export function begin(section) {
     element("div", { class: "card" }, element("h2", {}, "By step, at most"), element("div", { id: "chart-memory", class: "chart tall" })),
     element("div", { class: "card" }, element("h2", {}, "Since this page was opened, with other processes"),
       element("div", { id: "chart-readings", class: "chart tall" })));
-  charts.steps = new Chart(by("chart-memory"), { name: "Memory by step", words: bytes,
+  charts.steps = new Chart(by("chart-memory"), { name: "Memory by step", words: bytes, ground: true,
     zoom: (from, to) => zoomTo(from, to).catch(failed) });
-  charts.now = new Chart(by("chart-readings"), { name: "Memory now", words: bytes, sync: null, time: true });
+  charts.now = new Chart(by("chart-readings"), { name: "Memory now", words: bytes, sync: null, time: true, ground: true });
   const stepsSoon = () => draw(by("chart-memory"), showSteps);
   const nowSoon = () => draw(by("memory-bar"), showNow);
   for (const kind of ["shown", "course"]) on(kind, stepsSoon);

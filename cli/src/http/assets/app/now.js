@@ -32,13 +32,20 @@ function title(queue) {
   return queue.next.length ? "About to begin" : "Waiting for files in the inbox";
 }
 
+// What the curve knows of the run that runs, until a step is told.
+function ofCurve() {
+  const { whole: curve } = shown;
+  if (!curve?.length || shown.id !== now.queue.current.run_id) return {};
+  return { grad_norm: curve.series.grad_norm.mean.at(-1), num_tokens: curve.tokens.at(-1) };
+}
+
 // The step that is shown is the newest that was told, of the run that runs.
 function newest() {
   const { progress, step, queue } = now;
   if (!queue?.current) return null;
   const live = step?.run_id === queue.current.run_id ? step : null;
   if (!progress && !live) return null;
-  return { ...progress, ...live, total_steps: progress?.total_steps, eta_s: progress?.eta_s };
+  return { ...ofCurve(), ...progress, ...live, total_steps: progress?.total_steps, eta_s: progress?.eta_s };
 }
 
 const tile = (name, value, note) =>
@@ -110,6 +117,7 @@ export function beginNow() {
   for (const kind of ["shown", "evals"]) {
     on(kind, () => {
       draw(by("newest-eval"), showEval);
+      nowSoon();
       if (now.memory) draw(by("memory-now"), showMemory);
     });
   }

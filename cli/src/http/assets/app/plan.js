@@ -29,7 +29,7 @@ function showPlan(plan) {
 
 function showTable({ rows, beyond }) {
   fill(by("plan-table"),
-    table("What fits", ["", "share", "of", "batch", "effective", "blocks kept", "training", "headroom", "evaluation"], rows.map((row) => {
+    table("What fits", ["preset", "share", "of", "batch", "effective", "blocks kept", "training", "headroom", "evaluation"], rows.map((row) => {
       const { best } = row;
       const rest = best ? [`${best.choice.micro_batch_rows} × ${best.choice.micro_batches}`, whole(best.effective_batch), best.choice.kept_blocks,
         bytes(best.train_peak), bytes(best.headroom), bytes(best.eval_peak)] : ["nothing fits", "", "", "", "", ""];

@@ -96,8 +96,8 @@ function told(queue) {
 
 export function begin(section) {
   const head = ["job", "file", "state", "settled", "took", ""].map((word, at) =>
-    element("th", { scope: "col", class: at === 3 || at === 4 ? "wide" : "" }, word || element("span", { class: "away" }, "actions")));
-  fill(section, element("div", { class: "pair", id: "queue-body" },
+    element("th", { scope: "col", class: ["number", "", "", "wide", "wide number", ""][at] }, word || element("span", { class: "away" }, "actions")));
+  fill(section, element("div", { class: "pair top", id: "queue-body" },
     element("div", { class: "card" }, element("h2", {}, "Running"), element("div", { id: "running" }),
       element("h2", { class: "below" }, "Waiting"), element("p", { class: "muted" }, "Drag a file to another priority, or use its arrows."),
       element("div", { id: "lanes" })),

@@ -23,9 +23,9 @@ function open(run) {
 function runs(list) {
   if (!list.length) return null;
   return element("table", {}, element("thead", {}, element("tr", {},
-    ["run", "state", "began", "steps", "loss"].map((word) => element("th", { scope: "col" }, word)))),
+    ["run", "state", "began", "steps", "loss"].map((word) => element("th", { scope: "col", class: word === "began" ? "wide" : "" }, word)))),
   element("tbody", {}, list.map((run) => element("tr", {}, element("td", {}, button(`run ${run.id}`, () => open(run), { class: "link" })),
-    element("td", {}, run.state), element("td", {}, moment(run.started_at)), element("td", {}, run.last_step == null ? "–" : whole(run.last_step)),
+    element("td", {}, run.state), element("td", { class: "wide" }, moment(run.started_at)), element("td", {}, run.last_step == null ? "–" : whole(run.last_step)),
     element("td", {}, run.last_loss == null ? "–" : figure(run.last_loss))))));
 }
 

@@ -1,0 +1,34 @@
+// Chromium with a page of the daemon, which notes what is loaded and what goes wrong.
+
+import { chromium } from "playwright-core";
+
+export async function launch() {
+  return chromium.launch({
+    executablePath: process.env.CHANDLER_TEST_CHROMIUM,
+    args: ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+  });
+}
+
+// A signed-in page. `troubles` collects errors of the console and of scripts, `requests` the paths
+// that were asked for, `bytes` what came over the wire.
+export async function open(browser, daemon, { width = 1280, height = 900, theme = "light", hash = "" } = {}) {
+  const context = await browser.newContext({ viewport: { width, height }, colorScheme: theme });
+  const page = await context.newPage();
+  const seen = { troubles: [], requests: [], bytes: 0 };
+  page.on("console", (message) => {
+    if (["error", "warning"].includes(message.type())) seen.troubles.push(message.text());
+  });
+  page.on("pageerror", (error) => seen.troubles.push(error.stack));
+  page.on("request", (request) => seen.requests.push(new URL(request.url()).pathname + new URL(request.url()).search));
+  const wire = await context.newCDPSession(page);
+  await wire.send("Network.enable");
+  // Of what is still going on, such as the stream, what has come so far.
+  wire.on("Network.dataReceived", ({ encodedDataLength, dataLength }) => { seen.bytes += encodedDataLength || dataLength; });
+  wire.on("Network.responseReceived", ({ response }) => { seen.bytes += response.encodedDataLength; });
+  await page.goto(`${daemon.url}/?token=${daemon.token}`);
+  if (hash) await page.goto(`${daemon.url}/${hash}`);
+  return { page, seen, context };
+}
+
+// Waits until `look` (run in the page) is true.
+export const until = (page, look, argument) => page.waitForFunction(look, argument, { timeout: 15000 });
