@@ -177,6 +177,7 @@ impl HttpServer {
             .enable_io()
             .enable_time()
             .max_blocking_threads(READING_THREADS)
+            .thread_name("http-read")
             .build()
             .map_err(start)?;
         let (ending, ends) = watch::channel(false);

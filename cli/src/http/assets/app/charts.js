@@ -2,11 +2,13 @@
 // share the cursor and the stretch that is looked at.
 
 import { colour, element, fill } from "./dom.js";
-import { bytes, clock } from "./figures.js";
+import { bytes, clock, whole } from "./figures.js";
 import { draw } from "./frame.js";
 import { on } from "./stream.js";
 
 const all = new Set();
+// There is nothing between two steps.
+const STEPS = [...Array(13).keys()].flatMap((power) => [1, 2, 5].map((one) => one * 10 ** power));
 const timeOf = (seconds) => clock(seconds * 1000);
 
 // Lines of the page that cannot be changed by the data: label, colour, width, dash, points, fill.
@@ -55,6 +57,8 @@ export class Chart {
     // Bytes are told in powers of two.
     const steps = this.words === bytes ? { incrs: Array.from({ length: 50 }, (_, power) => 2 ** power) } : {};
     const y = { ...axis, ...steps, size: 62, values: (_, marks) => marks.map((mark) => (mark === null ? "" : this.words(mark, true))) };
+    const x = { ...axis, size: 26, values: (_, marks) => marks.map(this.time ? timeOf : whole), space: this.time ? 90 : 56,
+      ...(this.time ? {} : { incrs: STEPS }) };
     const series = this.series.map((one) => ({
       label: one.label, width: (one.width ?? 1.5), dash: one.dash, spanGaps: one.gaps ?? false,
       stroke: one.colour && colour(one.colour), fill: one.fill && colour(one.fill),
@@ -63,7 +67,7 @@ export class Chart {
     }));
     const wash = colour("raw").replace("rgb(", "rgba(").replace(")", ", 0.35)");
     this.chart = new uPlot({
-      width, height, series: [{ label: "step" }, ...series], axes: [{ ...axis, size: 28, ...(this.time ? { values: (_, marks) => marks.map(timeOf), space: 90 } : {}) }, y], legend: { show: false },
+      width, height, series: [{ label: "step" }, ...series], axes: [x, y], legend: { show: false },
       scales: { x: { time: this.time }, y: { distr: this.log ? 3 : 1, ...(this.ground ? { range: (_, low, high) => [0, (high || 1) * 1.06] } : {}) } },
       bands: this.bands.map((pair) => ({ series: pair, fill: wash })),
       cursor: {
@@ -74,7 +78,7 @@ export class Chart {
         bind: { dblclick: () => () => { this.zoom?.(); } },
       },
       hooks: { setSelect: [(chart) => this.selected(chart)], setCursor: [(chart) => this.tell(chart.cursor.idx)] },
-      padding: [8, 10, 0, 0],
+      padding: [8, 18, 0, 0],
     }, this.data, this.plot);
     this.writeLegend();
   }

@@ -10,7 +10,7 @@ import { beginNow } from "./now.js";
 import { beginShown, otherRun, zoomTo } from "./shown.js";
 import { beginSteering, evaluateNow, togglePause } from "./steer.js";
 import { beginSteps, toggleLog } from "./steps.js";
-import { follow } from "./stream.js";
+import { follow, on } from "./stream.js";
 import { beginTheme, toggleTheme } from "./theme.js";
 
 // The first view is there; the others are read when they are first opened. Each has
@@ -72,5 +72,6 @@ beginShown();
 beginHistory();
 addEventListener("hashchange", () => route().catch(failed));
 route().catch(failed);
+on("refused", () => sayWhere().catch(failed));
 follow();
 sayWhere().catch(failed);

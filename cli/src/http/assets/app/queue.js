@@ -83,15 +83,18 @@ function show() {
 
 async function read() {
   jobs = await ask("jobs?limit=50");
-  draw(by("queue-body"), show);
+  show();
 }
+
+// When somebody looks.
+const readSoon = () => draw(by("queue-body"), () => read().catch(failed));
 
 // The stream tells of the whole queue now and again; what is not about jobs changes nothing here.
 function told(queue) {
   const now = JSON.stringify([queue.counts, queue.next, queue.current?.job_id]);
   if (now === known) return;
   known = now;
-  read().catch(failed);
+  readSoon();
 }
 
 export function begin(section) {
@@ -104,8 +107,8 @@ export function begin(section) {
     element("div", { class: "card" }, element("h2", {}, "Settled"),
       element("table", {}, element("thead", {}, element("tr", {}, head)), element("tbody", { id: "settled" })))));
   on("queue", told);
-  on("hello", () => read().catch(failed));
-  read().catch(failed);
+  on("hello", readSoon);
+  readSoon();
 }
 
 export function open(rest) {

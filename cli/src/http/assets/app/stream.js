@@ -1,5 +1,6 @@
 // What happens, as the daemon tells it. Nothing here asks twice: a stream that breaks comes back with
-// its place in the database and gets what was missed.
+// its place in the database and gets what was missed. A browser has six connections to a server, for
+// all its tabs: one that is hidden for long gives its own back.
 
 const listeners = new Map();
 
@@ -15,15 +16,39 @@ export function tell(kind, data) {
 
 const KINDS = ["hello", "run", "step", "eval", "event", "gap", "queue", "progress", "memory", "log"];
 
-export function follow() {
-  const stream = new EventSource("/api/stream");
+const HIDDEN_MS = 30000;
+
+let stream = null;
+let again = null;
+let leaving = null;
+
+function close() {
+  stream?.close();
+  stream = null;
+  clearTimeout(again);
+}
+
+function open() {
+  close();
+  stream = new EventSource("/api/stream");
   for (const kind of KINDS) {
     stream.addEventListener(kind, (event) => tell(kind, JSON.parse(event.data)));
   }
   stream.onopen = () => tell("connection", true);
   stream.onerror = () => {
     tell("connection", false);
-    // A refusal, such as of a token that is another by now, ends the stream for good.
-    if (stream.readyState === EventSource.CLOSED) setTimeout(follow, 5000);
+    // A refusal, such as of a cookie that was made for another life of the daemon, is for good.
+    if (stream?.readyState !== EventSource.CLOSED) return;
+    tell("refused");
+    again = setTimeout(open, 5000);
   };
+}
+
+export function follow() {
+  open();
+  document.addEventListener("visibilitychange", () => {
+    clearTimeout(leaving);
+    if (document.hidden) leaving = setTimeout(close, HIDDEN_MS);
+    else if (!stream) open();
+  });
 }
