@@ -9,7 +9,8 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use chandler_vram::Plan;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::read::{Answer, Asked};
 use super::reply::Refusal;
@@ -46,17 +47,12 @@ pub(super) struct Drawn {
 }
 
 /// `GET /api/plan/table`, for rows of `data.max_length` tokens.
-#[derive(Debug, Serialize)]
-pub(super) struct TableOfRun {
-    run_id: i64,
-    table: Arc<Table>,
-}
-
-pub(super) async fn table(State(app): State<Arc<App>>, which: Asked<Which>) -> Answer<TableOfRun> {
+pub(super) async fn table(State(app): State<Arc<App>>, which: Asked<Which>) -> Answer<Value> {
     let Drawn { run_id, table, .. } = app.draw(which?.0.run).await?;
-    Ok(Json(TableOfRun { run_id, table }))
+    Ok(Json(json!({ "run_id": run_id, "table": *table })))
 }
 
+/// `GET /api/plan.svg`.
 pub(super) async fn picture(
     State(app): State<Arc<App>>,
     which: Asked<Which>,
@@ -78,7 +74,7 @@ impl App {
         let run_id = run_id.ok_or_else(|| Refusal::not_found("there is no run yet"))?;
         let plan = plan.ok_or_else(|| no_plan(run_id))?;
         let app = Arc::clone(self);
-        let drawing = move || {
+        let drawing = move || -> Result<Drawn, Refusal> {
             // Whoever asks meanwhile waits for the same table.
             let mut newest = app.drawn.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(drawn) = newest.as_ref().filter(|drawn| drawn.run_id == run_id) {

@@ -1,7 +1,6 @@
 //! `GET /api/jobs/{id}/preview`: what of a job's file is trained, as `chandler data preview` shows
 //! it. A worker reads the file; this process sees what comes of it.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -19,6 +18,7 @@ use super::routes::App;
 use crate::config::{Config, DataConfig};
 use crate::engine::{EngineError, data_options, model_here};
 use crate::queue::BadLine;
+use crate::state_dir::StateDir;
 use crate::store::{Job, Store, StoreError};
 use crate::worker::{PreviewRow, Supervision, Work, WorkerError, send};
 
@@ -87,10 +87,10 @@ pub(super) async fn preview(
     let (job, data) = app.read(move |store| Ok((store.job(id)?, data_of(store, id)?))).await?;
     let config =
         Config { data: data.unwrap_or_else(|| app.config.data.clone()), ..app.config.clone() };
-    let folder = model_here(&config, &app.state)?;
     let asked = StillAsked::default();
-    let errand = Errand { config, folder, job, rows, still: Arc::clone(&asked.0), _place: place };
-    Ok(Json(App::apart(move || errand.run()).await?))
+    let state = app.state.clone();
+    let errand = Errand { config, state, job, rows, still: Arc::clone(&asked.0), _place: place };
+    App::apart(move || errand.run()).await?.map(Json)
 }
 
 /// The options that the job was last read with.
@@ -120,7 +120,7 @@ impl Drop for StillAsked {
 /// What the worker is sent for.
 struct Errand {
     config: Config,
-    folder: PathBuf,
+    state: StateDir,
     job: Job,
     rows: usize,
     still: Arc<AtomicBool>,
@@ -128,8 +128,9 @@ struct Errand {
 }
 
 impl Errand {
-    fn run(self) -> Preview {
+    fn run(self) -> Result<Preview, Refusal> {
         let begun = Instant::now();
+        let folder = model_here(&self.config, &self.state)?;
         let supervision = Supervision {
             limits: &self.config.limits,
             stop: &|| begun.elapsed() > PATIENCE || !self.still.load(Ordering::Relaxed),
@@ -145,14 +146,14 @@ impl Errand {
         };
         let mut rows = vec![];
         let mut take = |row: PreviewRow| rows.push(Row::from(row));
-        let problem = match send(self.folder, None, work, &supervision, &mut take) {
+        let problem = match send(folder, None, work, &supervision, &mut take) {
             Ok(_) => None,
             Err(WorkerError::Stopped) => Some(Problem::of_time()),
             Err(error) => Some(Problem::from(error)),
         };
         let max_length = self.config.data.max_length;
         let Job { id: job_id, file_name, .. } = self.job;
-        Preview { job_id, file_name, max_length, rows, problem }
+        Ok(Preview { job_id, file_name, max_length, rows, problem })
     }
 }
 
