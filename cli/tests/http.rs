@@ -340,6 +340,8 @@ fn everything_that_was_written_can_be_read() {
     assert_eq!(course["memory"]["weights"], json!([4096, 4096]));
     let (_, course) = server.get("/api/runs/1/metrics?from=33&points=2&digits=2");
     assert_eq!(course["loss"]["min"], json!([0.016, 0.01]));
+    let (_, course) = server.get("/api/runs/1/metrics?memory=false");
+    assert_eq!(course["memory"], json!({}));
     assert_eq!(server.get("/api/runs/1/evals").1[0]["exact_match"], 1.0);
     for query in ["", "?step=50"] {
         let (_, samples) = server.get(&format!("/api/runs/1/samples{query}"));

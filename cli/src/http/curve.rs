@@ -64,6 +64,13 @@ impl Course {
     }
 }
 
+impl Course {
+    /// For charts that have none of memory.
+    pub(super) fn without_memory(self) -> Self {
+        Self { memory: BTreeMap::new(), ..self }
+    }
+}
+
 /// The value in so many significant digits, from 1 to 17.
 fn rounded(value: f64, digits: usize) -> f64 {
     let text = format!("{value:.*e}", digits.clamp(1, 17) - 1);

@@ -142,6 +142,8 @@ pub(super) struct Stretch {
     to: Option<u64>,
     points: Option<usize>,
     digits: Option<usize>,
+    /// Whether the memory of each category is wanted; it is where nothing is said.
+    memory: Option<bool>,
 }
 
 pub(super) async fn metrics(
@@ -155,7 +157,8 @@ pub(super) async fn metrics(
     let read = app.read(move |store| Ok((store.run(id)?, store.curve(id, from, to, points)?)));
     let (run, curve) = read.await?;
     run.ok_or_else(|| no_run(id))?;
-    Ok(Json(Course::new(id, &curve, stretch.digits)))
+    let course = Course::new(id, &curve, stretch.digits);
+    Ok(Json(if stretch.memory == Some(false) { course.without_memory() } else { course }))
 }
 
 /// `GET /api/runs/{id}/evals`, in order.

@@ -14,17 +14,20 @@ export async function launch() {
 export async function open(browser, daemon, { width = 1280, height = 900, theme = "light", hash = "" } = {}) {
   const context = await browser.newContext({ viewport: { width, height }, colorScheme: theme });
   const page = await context.newPage();
-  const seen = { troubles: [], requests: [], bytes: 0 };
+  const received = new Map();
+  const seen = { troubles: [], requests: [], bytes: () => [...received.values()].reduce((all, bytes) => all + bytes, 0) };
   page.on("console", (message) => {
     if (["error", "warning"].includes(message.type())) seen.troubles.push(message.text());
   });
   page.on("pageerror", (error) => seen.troubles.push(error.stack));
-  page.on("request", (request) => seen.requests.push(new URL(request.url()).pathname + new URL(request.url()).search));
+  page.on("request", (request) => seen.requests.push(request.url().replace(daemon.url, "")));
   const wire = await context.newCDPSession(page);
   await wire.send("Network.enable");
-  // Of what is still going on, such as the stream, what has come so far.
-  wire.on("Network.dataReceived", ({ encodedDataLength, dataLength }) => { seen.bytes += encodedDataLength || dataLength; });
-  wire.on("Network.responseReceived", ({ response }) => { seen.bytes += response.encodedDataLength; });
+  // Headers and bodies; of what is still going on, such as the stream, what has come so far.
+  const count = (id, bytes) => received.set(id, (received.get(id) ?? 0) + bytes);
+  wire.on("Network.responseReceived", ({ requestId, response }) => count(requestId, response.encodedDataLength));
+  wire.on("Network.dataReceived", ({ requestId, dataLength }) => count(requestId, dataLength));
+  wire.on("Network.loadingFinished", ({ requestId, encodedDataLength }) => received.set(requestId, encodedDataLength));
   await page.goto(`${daemon.url}/?token=${daemon.token}`);
   if (hash) await page.goto(`${daemon.url}/${hash}`);
   return { page, seen, context };

@@ -13,6 +13,8 @@ import { takeScreenshots } from "./screenshots.mjs";
 const VIEWS = ["run", "evals", "memory", "queue", "data", "plan", "logs"];
 const MOST_BYTES = 200_000;
 const MOST_PAINT_MS = 300;
+// A machine that does other things beside is slow now and again: the median counts.
+const VISITS = 5;
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 
 const stepOf = (page) => page.$eval("#figures dd", (tile) => Number(tile.firstChild.data.replace(/\D/g, "")));
@@ -24,16 +26,20 @@ const badge = (page, word) => until(page, (wanted) => document.getElementById("s
 
 const checks = {
   async "loads little, paints soon"({ browser, daemon }) {
-    const { page, seen, context } = await open(browser, daemon);
-    await page.waitForSelector("#chart-loss canvas");
-    await badge(page, "training");
-    await page.waitForTimeout(1000);
-    const paint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint")[0].startTime);
-    console.log(`   ${seen.bytes} bytes from the daemon, first paint after ${Math.round(paint)} ms`);
-    assert(seen.bytes < MOST_BYTES, `${seen.bytes} bytes`);
-    assert(paint < MOST_PAINT_MS, `${paint} ms`);
-    assert.deepEqual(seen.requests.filter((path) => /^https?:/.test(path)), []);
-    await context.close();
+    const paints = [];
+    for (let visit = 0; visit < VISITS; visit++) {
+      const { page, seen, context } = await open(browser, daemon);
+      await page.waitForSelector("#chart-loss canvas");
+      await badge(page, "training");
+      await page.waitForTimeout(500);
+      paints.push(Math.round(await page.evaluate(() => performance.getEntriesByName("first-contentful-paint")[0].startTime)));
+      assert(seen.bytes() < MOST_BYTES, `${seen.bytes()} bytes`);
+      assert.deepEqual(seen.requests.filter((url) => !url.startsWith("/")), [], "asked elsewhere");
+      if (visit === VISITS - 1) console.log(`   ${seen.bytes()} bytes from the daemon, nothing kept; first paint after ${paints.join(", ")} ms`);
+      await context.close();
+    }
+    const median = paints.toSorted((a, b) => a - b)[Math.floor(VISITS / 2)];
+    assert(median < MOST_PAINT_MS, `${median} ms`);
   },
 
   async "follows the steps without asking"({ page, seen }) {

@@ -4,7 +4,7 @@
 export const SERIES = ["loss", "grad_norm", "lr", "mean_token_accuracy", "tokens_per_s"];
 
 // Points of a chart; a bucket is halved away when there are twice as many.
-export const POINTS = 360;
+export const POINTS = 320;
 
 const SPANS = ["min", "mean", "max"];
 
@@ -15,6 +15,8 @@ export class Course {
     this.tokens = answer.num_tokens;
     this.series = Object.fromEntries(SERIES.map((name) => [name, answer[name]]));
     this.memory = answer.memory;
+    // Steps bring their own; what was left out of the curve is not made up.
+    this.keepsMemory = this.length === 0 || Object.keys(this.memory).length > 0;
   }
 
   get length() {
@@ -45,7 +47,7 @@ export class Course {
       const value = row[name] ?? null;
       this.fold(name, at, count, { min: value, mean: value, max: value }, 1);
     }
-    this.foldMemory(at, (name) => row.memory?.[name] ?? 0, Object.keys(row.memory ?? {}));
+    if (this.keepsMemory) this.foldMemory(at, (name) => row.memory?.[name] ?? 0, Object.keys(row.memory ?? {}));
     this.step[at] = row.step;
     this.tokens[at] = row.num_tokens;
     if (this.length > 2 * POINTS) this.halve();
@@ -87,7 +89,7 @@ export class Course {
       whole.step[at] = this.step[from];
       whole.tokens[at] = this.tokens[from];
     }
-    Object.assign(this, whole);
+    Object.assign(this, whole, { keepsMemory: this.keepsMemory });
   }
 }
 

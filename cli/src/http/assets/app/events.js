@@ -66,7 +66,7 @@ function take(event) {
 }
 
 async function read() {
-  events = await ask("events?limit=60");
+  events = await ask("events?limit=20");
   changed(true);
 }
 

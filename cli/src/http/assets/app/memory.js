@@ -7,7 +7,7 @@ import { by, element, fill } from "./dom.js";
 import { bytes, category } from "./figures.js";
 import { draw } from "./frame.js";
 import { newest, readings } from "./history.js";
-import { shown, view, zoomTo } from "./shown.js";
+import { shown, view, wantMemory, zoomTo } from "./shown.js";
 import { on } from "./stream.js";
 
 // From the ground of the stack up.
@@ -104,4 +104,5 @@ export function begin(section) {
   on("memory", nowSoon);
   stepsSoon();
   nowSoon();
+  wantMemory().catch(failed);
 }

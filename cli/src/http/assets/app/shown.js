@@ -22,8 +22,11 @@ export const shown = {
 // What the charts show.
 export const view = () => shown.zoom?.course ?? shown.whole;
 
+// Memory by step is half of a curve, and read once somebody wants it.
+let withMemory = false;
+
 const course = async (id, stretch = {}) => {
-  const asked = new URLSearchParams({ points: POINTS, digits: 6, ...stretch });
+  const asked = new URLSearchParams({ points: POINTS, digits: 4, memory: withMemory, ...stretch });
   return new Course(await ask(`runs/${id}/metrics?${asked}`));
 };
 
@@ -52,7 +55,7 @@ export async function showRun(id, follows) {
 }
 
 export async function readRuns() {
-  shown.runs = await ask("runs?limit=50");
+  shown.runs = await ask("runs?limit=30");
   const newest = shown.runs[0]?.id ?? null;
   const pairs = shown.runs.map((run) => [run.id, `${run.id} · ${run.file_name ?? "no file"} · ${run.state}`]);
   choices(by("run"), pairs.length ? pairs : [["", "none yet"]], shown.id);
@@ -89,6 +92,14 @@ export async function compareWith(id) {
   shown.beside = id === null ? null : { id, course: await course(id) };
   if (shown.zoom) await zoomTo(shown.zoom.from, shown.zoom.to);
   tell("course", shown);
+}
+
+// Reads the curve again with what each category held.
+export async function wantMemory() {
+  if (withMemory) return;
+  withMemory = true;
+  if (shown.id !== null) await showRun(shown.id, shown.follows);
+  if (shown.zoom) await zoomTo(shown.zoom.from, shown.zoom.to);
 }
 
 function addStep(row) {
