@@ -28,8 +28,9 @@ export async function open(browser, daemon, { width = 1280, height = 900, theme 
   wire.on("Network.responseReceived", ({ requestId, response }) => count(requestId, response.encodedDataLength));
   wire.on("Network.dataReceived", ({ requestId, dataLength }) => count(requestId, dataLength));
   wire.on("Network.loadingFinished", ({ requestId, encodedDataLength }) => received.set(requestId, encodedDataLength));
-  await page.goto(`${daemon.url}/?token=${daemon.token}`);
-  if (hash) await page.goto(`${daemon.url}/${hash}`);
+  // Signs in without opening the page, which is then seen for the first time.
+  await context.request.get(`${daemon.url}/?token=${daemon.token}`, { maxRedirects: 0 });
+  await page.goto(`${daemon.url}/${hash}`);
   return { page, seen, context };
 }
 

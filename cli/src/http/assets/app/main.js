@@ -61,6 +61,9 @@ async function sayWhere() {
   fill(by("where"), `chandler ${daemon.version} on ${state_dir}${model}`);
 }
 
+// The first picture does not wait for what follows; a hidden tab has none.
+if (!document.hidden) await new Promise((then) => { requestAnimationFrame(() => setTimeout(then)); });
+
 beginTheme();
 beginKeyboard();
 bindKeys();
