@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 struct Server {
     _folder: tempfile::TempDir,
+    state: StateDir,
     store: Store,
     token: String,
     server: HttpServer,
@@ -60,15 +61,19 @@ fn status() -> LiveStatus {
     .unwrap()
 }
 
+fn listening_on(port: u64) -> Config {
+    Config { http: HttpConfig { port, ..HttpConfig::default() }, ..Config::default() }
+}
+
 fn serve(limits: Limits) -> Server {
     let folder = tempfile::tempdir().unwrap();
     let state = StateDir::choose(Some(Path::new("state")), folder.path());
     state.init("").unwrap();
     let store = Store::open(&state.database()).unwrap();
-    let config = HttpConfig { port: 0, ..HttpConfig::default() };
+    let config = listening_on(0);
     let server = HttpServer::start_within(limits, &state, &config, Arc::new(answer), None).unwrap();
     let token = read_token(&state.token_file()).unwrap().as_str().to_owned();
-    Server { _folder: folder, store, token, server }
+    Server { _folder: folder, state, store, token, server }
 }
 
 impl Server {
@@ -149,7 +154,7 @@ fn who_comes_without_the_token_or_by_another_name_is_turned_away() {
     assert_eq!(server.get("/api/status").0, 200);
     let health = server.request("GET /healthz", &[], "");
     assert_eq!((code(&health), body_of(&health)), (200, "ok\n"));
-    for path in ["/api/status", "/metrics", "/api/stream", "/app.js", "/nothing"] {
+    for path in ["/api/status", "/metrics", "/api/stream", "/app/main.js", "/nothing"] {
         for wrong in [None, Some("Bearer "), Some("Bearer 00"), Some("Basic x")] {
             let headers: Vec<_> = wrong.map(|value| ("Authorization", value)).into_iter().collect();
             let answer = server.request(&format!("GET {path}"), &headers, "");
@@ -265,9 +270,9 @@ fn no_path_leads_to_a_file_of_the_machine() {
         "/%2e%2e/token",
         "/..%2ftoken",
         "//etc/passwd",
-        "/uplot/../app.js",
-        "/assets/app.js",
-        "/app.js%00",
+        "/uplot/../app/main.js",
+        "/assets/app/main.js",
+        "/app/main.js%00",
         "/uplot/",
         "/\\..\\token",
     ] {
@@ -275,13 +280,13 @@ fn no_path_leads_to_a_file_of_the_machine() {
         assert!(matches!(code(&answer), 400 | 404), "{path}: {answer}");
     }
     let head = [("Authorization", &*bearer)];
-    let script = server.request("GET /app.js", &head, "");
+    let script = server.request("GET /app/main.js", &head, "");
     assert_eq!(header(&script, "content-type"), Some("text/javascript; charset=utf-8"));
     assert_eq!(header(&script, "cache-control"), Some("no-cache"));
     let etag = header(&script, "etag").unwrap();
-    let again = server.request("GET /app.js", &[head[0], ("If-None-Match", etag)], "");
+    let again = server.request("GET /app/main.js", &[head[0], ("If-None-Match", etag)], "");
     assert_eq!((code(&again), body_of(&again)), (304, ""));
-    assert_eq!(code(&server.request("POST /app.js", &[head[0]], "")), 405);
+    assert_eq!(code(&server.request("POST /app/main.js", &[head[0]], "")), 405);
     assert_eq!(code(&server.request("GET /api/pause", &head, "")), 405);
     assert_eq!(server.get("/api/nothing").0, 404);
 }
@@ -341,6 +346,10 @@ fn everything_that_was_written_can_be_read() {
     assert_eq!(course["loss"]["min"], json!([1.0 / 64.0, 0.01]));
     assert_eq!(course["mean_token_accuracy"]["mean"], json!([null, null]));
     assert_eq!(course["memory"]["weights"], json!([4096, 4096]));
+    let (_, course) = server.get("/api/runs/1/metrics?from=33&points=2&digits=2");
+    assert_eq!(course["loss"]["min"], json!([0.016, 0.01]));
+    let (_, course) = server.get("/api/runs/1/metrics?memory=false");
+    assert_eq!(course["memory"], json!({}));
     assert_eq!(server.get("/api/runs/1/evals").1[0]["exact_match"], 1.0);
     for query in ["", "?step=50"] {
         let (_, samples) = server.get(&format!("/api/runs/1/samples{query}"));
@@ -350,13 +359,23 @@ fn everything_that_was_written_can_be_read() {
     let (_, sums) = server.get("/api/runs/1/samples?set=sums");
     assert_eq!(sums["samples"].as_array().unwrap().len(), 2);
     let (_, answers) = server.get("/api/runs/1/answers?set=sums&position=1");
-    assert_eq!((&answers[0]["step"], &answers[0]["text"]), (&json!(50), &json!("t")));
+    let first = &answers["answers"][0];
+    assert_eq!((&first["step"], &first["text"]), (&json!(50), &json!("t")));
+    assert_eq!(answers["prompt"], "<b>");
     let score = &server.get("/api/runs/1/evals").1[0]["scores"][0];
     assert_eq!((&score["base"], &score["best"]), (&json!(0.25), &json!(0.25)));
     assert_eq!(server.get("/api/events?limit=1").1[0]["message"], "words");
     assert_eq!(server.get("/api/plan").1, json!({ "run_id": run, "plan": { "peak": 3 } }));
     assert_eq!(server.get("/api/jobs").1, json!({ "running": [], "queued": [], "settled": [] }));
-    for path in ["/api/runs/9", "/api/runs/9/metrics", "/api/runs/9/samples", "/api/jobs/9"] {
+    for path in [
+        "/api/runs/9",
+        "/api/runs/9/metrics",
+        "/api/runs/9/samples",
+        "/api/jobs/9",
+        "/api/jobs/9/preview",
+        "/api/plan/table?run=9",
+        "/api/plan.svg",
+    ] {
         assert_eq!(server.get(path).0, 404, "{path}");
     }
     for path in ["/api/runs/x", "/api/runs?limit=x", "/api/runs?page=1", "/api/jobs/1e9"] {
@@ -371,6 +390,38 @@ fn everything_that_was_written_can_be_read() {
         assert!(body_of(&metrics).contains(line), "{metrics}");
     }
     assert!(!metrics.contains("tokens_per_second"), "what is unknown is left out");
+}
+
+#[test]
+fn the_newest_lines_of_the_log_can_be_read() {
+    let server = serve(Limits::default());
+    let line = |level: &str, message: &str| {
+        format!("{{\"level\":\"{level}\",\"message\":\"{message}\"}}\n")
+    };
+    let text = line("INFO", "a") + &line("WARN", "b") + &line("INFO", "c");
+    let file = server.state.logs().join("chandler.2026-01-01.jsonl");
+    chandler_durable::write(&file, text.as_bytes()).unwrap();
+    let messages = |query: &str| {
+        let (status, answer) = server.get(&format!("/api/logs{query}"));
+        assert_eq!(status, 200, "{answer}");
+        let lines = answer["lines"].as_array().unwrap().clone();
+        let messages: Vec<_> = lines.iter().map(|line| line["message"].clone()).collect();
+        (messages, answer["more"] == true)
+    };
+    assert_eq!(messages(""), (vec![json!("c"), json!("b"), json!("a")], false));
+    assert_eq!(messages("?lines=1"), (vec![json!("c")], true));
+    assert_eq!(messages("?level=warn"), (vec![json!("b")], false));
+    for query in ["?level=loud", "?lines=-1", "?file=/etc/passwd"] {
+        assert_eq!(server.get(&format!("/api/logs{query}")).0, 400, "{query}");
+    }
+    let (_, mut stream) = open_stream(&server);
+    let told = std::iter::from_fn(|| {
+        let mut line = String::new();
+        (stream.read_line(&mut line).unwrap() > 0).then_some(line)
+    })
+    .skip_while(|line| line != "event: log\n")
+    .nth(1);
+    assert_eq!(told.unwrap(), format!("data: {{\"bytes\":{}}}\n", text.len()));
 }
 
 #[test]
@@ -445,11 +496,12 @@ fn a_port_that_is_taken_is_left_to_its_owner() {
     state.init("").unwrap();
     drop(Store::open(&state.database()).unwrap());
     let taken = first.server.address().port();
-    let config = HttpConfig { port: taken.into(), ..HttpConfig::default() };
+    let config = listening_on(taken.into());
     let second = HttpServer::start(&state, &config, Arc::new(answer), None).unwrap();
     assert_ne!(second.address().port(), taken);
     assert_eq!(second.url(), format!("http://{}", second.address()));
-    let elsewhere = HttpConfig { address: "192.0.2.1".into(), ..HttpConfig::default() };
+    let mut elsewhere = listening_on(0);
+    elsewhere.http.address = "192.0.2.1".into();
     let error = HttpServer::start(&state, &elsewhere, Arc::new(answer), None).unwrap_err();
     assert!(error.hint().unwrap().contains("http.enabled"), "{error}");
 }

@@ -137,7 +137,7 @@ pub(super) fn work(
     let page = config
         .http
         .enabled
-        .then(|| HttpServer::start(state, &config.http, handler, service.as_ref()));
+        .then(|| HttpServer::start(state, config, handler, service.as_ref()));
     // Whoever trains can do without a page.
     let page = page.and_then(|started| {
         started

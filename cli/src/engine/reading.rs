@@ -156,7 +156,7 @@ impl<'a> Reader<'a> {
         row: &mut dyn FnMut(PreviewRow),
     ) -> Result<(), EngineError> {
         let (file, options) = (file.to_owned(), options.clone());
-        let work = Work::Preview { file, options, rows, pieces };
+        let work = Work::Preview { file, options, rows, pieces, most_text: None };
         self.send(work, &[], &|| {}, row).map(drop)
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use chandler_data::Tokenizer;
+use chandler_durable::is_there;
 use chandler_model::hub::{Download, HubOptions, ModelSource, resolve};
 use chandler_model::{CausalLm, GenerationConfig};
 
@@ -13,6 +14,7 @@ use super::memory::keep_limit;
 use super::settings::dtype;
 use crate::config::Config;
 use crate::logging::Progress;
+use crate::state_dir::StateDir;
 use crate::store::Binding;
 
 /// The folder of the configured model; one from the hub is downloaded first, or found in the cache.
@@ -42,6 +44,17 @@ fn model_source(config: &Config) -> Result<ModelSource, EngineError> {
         *revision = Some(wanted.clone());
     }
     Ok(source)
+}
+
+/// The folder of the newest model that lies on this machine: that of the state directory once there
+/// is one, else the configured one. Nothing is downloaded.
+pub(crate) fn model_here(config: &Config, state: &StateDir) -> Result<PathBuf, EngineError> {
+    let newest = state.model();
+    if is_there(&newest.join("config.json"))? {
+        return Ok(newest);
+    }
+    let here = HubOptions { offline: true, ..HubOptions::from_env() };
+    Ok(resolve(&model_source(config)?, &here, Arc::new(|_| {}))?)
 }
 
 /// Loads a model in the configured type, with an adapter where one is given. From here on the

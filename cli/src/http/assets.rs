@@ -24,7 +24,33 @@ macro_rules! assets {
 /// Everything there is: no path leads to a file of the machine.
 const ASSETS: &[Asset] = assets![
     "/": "index.html" as "text/html; charset=utf-8",
-    "/app.js": "app.js" as "text/javascript; charset=utf-8",
+    "/app/answers.js": "app/answers.js" as "text/javascript; charset=utf-8",
+    "/app/api.js": "app/api.js" as "text/javascript; charset=utf-8",
+    "/app/bar.js": "app/bar.js" as "text/javascript; charset=utf-8",
+    "/app/charts.js": "app/charts.js" as "text/javascript; charset=utf-8",
+    "/app/course.js": "app/course.js" as "text/javascript; charset=utf-8",
+    "/app/data.js": "app/data.js" as "text/javascript; charset=utf-8",
+    "/app/diff.js": "app/diff.js" as "text/javascript; charset=utf-8",
+    "/app/dom.js": "app/dom.js" as "text/javascript; charset=utf-8",
+    "/app/early.js": "app/early.js" as "text/javascript; charset=utf-8",
+    "/app/evals.js": "app/evals.js" as "text/javascript; charset=utf-8",
+    "/app/events.js": "app/events.js" as "text/javascript; charset=utf-8",
+    "/app/figures.js": "app/figures.js" as "text/javascript; charset=utf-8",
+    "/app/frame.js": "app/frame.js" as "text/javascript; charset=utf-8",
+    "/app/history.js": "app/history.js" as "text/javascript; charset=utf-8",
+    "/app/keyboard.js": "app/keyboard.js" as "text/javascript; charset=utf-8",
+    "/app/logs.js": "app/logs.js" as "text/javascript; charset=utf-8",
+    "/app/main.js": "app/main.js" as "text/javascript; charset=utf-8",
+    "/app/memory.js": "app/memory.js" as "text/javascript; charset=utf-8",
+    "/app/now.js": "app/now.js" as "text/javascript; charset=utf-8",
+    "/app/plan.js": "app/plan.js" as "text/javascript; charset=utf-8",
+    "/app/queue.js": "app/queue.js" as "text/javascript; charset=utf-8",
+    "/app/report.js": "app/report.js" as "text/javascript; charset=utf-8",
+    "/app/shown.js": "app/shown.js" as "text/javascript; charset=utf-8",
+    "/app/steer.js": "app/steer.js" as "text/javascript; charset=utf-8",
+    "/app/steps.js": "app/steps.js" as "text/javascript; charset=utf-8",
+    "/app/stream.js": "app/stream.js" as "text/javascript; charset=utf-8",
+    "/app/theme.js": "app/theme.js" as "text/javascript; charset=utf-8",
     "/style.css": "style.css" as "text/css; charset=utf-8",
     "/icon.svg": "icon.svg" as "image/svg+xml",
     "/uplot/uPlot.iife.min.js": "uplot/uPlot.iife.min.js" as "text/javascript; charset=utf-8",
@@ -80,6 +106,38 @@ mod tests {
             }
             let scripts = page.matches("<script").count();
             assert_eq!(scripts, page.matches("<script src=\"/").count());
+        }
+    }
+
+    #[test]
+    fn all_that_the_page_and_its_modules_name_is_there() {
+        let texts = ASSETS.iter().map(|asset| String::from_utf8_lossy(asset.bytes).into_owned());
+        let mut named = 0;
+        for text in texts {
+            let of_page = text.split(['"', '\'']).filter(|word| {
+                word.starts_with('/') && (word.ends_with(".js") || word.ends_with(".css"))
+            });
+            let of_module = text.split('"').filter_map(|word| word.strip_prefix("./"));
+            let of_module = of_module.filter(|word| word.ends_with(".js"));
+            let paths =
+                of_page.map(str::to_owned).chain(of_module.map(|file| format!("/app/{file}")));
+            for path in paths {
+                assert!(is_one(&path), "{path}");
+                named += 1;
+            }
+        }
+        assert!(named > ASSETS.len(), "{named}");
+    }
+
+    #[test]
+    fn the_page_shows_texts_of_others_as_text() {
+        for asset in ASSETS.iter().filter(|asset| asset.path.starts_with("/app/")) {
+            let text = String::from_utf8_lossy(asset.bytes);
+            for unsafe_way in
+                ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("]
+            {
+                assert!(!text.contains(unsafe_way), "{} {unsafe_way}", asset.path);
+            }
         }
     }
 }

@@ -34,15 +34,17 @@ struct Columns {
 }
 
 impl Course {
-    pub(super) fn new(run_id: i64, curve: &Curve) -> Self {
+    /// With so many digits of each value, or all.
+    pub(super) fn new(run_id: i64, curve: &Curve, digits: Option<usize>) -> Self {
         let buckets = &curve.buckets;
         let mut series: BTreeMap<&'static str, Columns> = BTreeMap::new();
         for (place, name) in SERIES.into_iter().enumerate() {
             let columns = series.entry(name).or_default();
             for span in buckets.iter().map(|bucket| bucket.series[place]) {
-                columns.min.push(span.map(|span| span.min));
-                columns.mean.push(span.map(|span| span.mean));
-                columns.max.push(span.map(|span| span.max));
+                let round = |value: f64| digits.map_or(value, |digits| rounded(value, digits));
+                columns.min.push(span.map(|span| round(span.min)));
+                columns.mean.push(span.map(|span| round(span.mean)));
+                columns.max.push(span.map(|span| round(span.max)));
             }
         }
         let of = |category: Category| {
@@ -59,5 +61,37 @@ impl Course {
             series,
             memory: Category::ALL.into_iter().filter_map(of).collect(),
         }
+    }
+}
+
+impl Course {
+    /// For charts that have none of memory.
+    pub(super) fn without_memory(self) -> Self {
+        Self { memory: BTreeMap::new(), ..self }
+    }
+}
+
+/// The value in so many significant digits, from 1 to 17.
+fn rounded(value: f64, digits: usize) -> f64 {
+    let text = format!("{value:.*e}", digits.clamp(1, 17) - 1);
+    text.parse().unwrap_or(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_keep_the_digits_that_are_asked_for() {
+        for (value, digits, expected) in [
+            (1.234_567, 3, 1.23),
+            (-0.000_123_456, 4, -0.000_123_5),
+            (98_765.4, 2, 99_000.0),
+            (0.1, 40, 0.1),
+            (0.0, 0, 0.0),
+        ] {
+            assert_eq!(rounded(value, digits), expected, "{value} in {digits}");
+        }
+        assert!(rounded(f64::NAN, 3).is_nan());
     }
 }

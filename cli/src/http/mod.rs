@@ -11,6 +11,9 @@
 //! token.rs       the file `token`, and the cookie made from it
 //! routes.rs      which path is answered by what
 //! read.rs        GET /api/…
+//! logs.rs        GET /api/logs, from the ends of the files
+//! preview.rs     GET /api/jobs/{id}/preview, by a worker
+//! plan.rs        GET /api/plan.svg and /api/plan/table
 //! steer.rs       POST /api/…
 //! v1.rs          /v1/…, answers of the model; serving.rs is a server of those alone
 //! stream.rs      GET /api/stream, from position to position (position.rs)
@@ -24,7 +27,10 @@ mod curve;
 mod guard;
 mod limits;
 mod listen;
+mod logs;
+mod plan;
 mod position;
+mod preview;
 mod prometheus;
 mod read;
 mod reply;
@@ -52,7 +58,7 @@ pub(crate) use serving::Serving;
 pub(crate) use token::make_or_read as make_or_read_token;
 pub use token::{Token, read_token};
 
-use crate::config::HttpConfig;
+use crate::config::Config;
 use crate::control::Handler;
 use crate::serve::Service;
 use crate::state_dir::StateDir;
@@ -144,35 +150,38 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Listens as `config` says. The caller holds the lock of `state`, whose database exists.
+    /// Listens as `config.http` says. The caller holds the lock of `state`, whose database exists.
     /// Requests to the model are answered where there is a service.
     pub fn start(
         state: &StateDir,
-        config: &HttpConfig,
+        config: &Config,
         handler: Arc<Handler>,
         service: Option<&Arc<Service>>,
     ) -> Result<Self, HttpError> {
         Self::start_within(Limits::default(), state, config, handler, service)
     }
 
-    /// As [`start`](Self::start), with other limits.
+    /// Listens as `config.http` says, with other limits.
     pub fn start_within(
         limits: Limits,
         state: &StateDir,
-        config: &HttpConfig,
+        config: &Config,
         handler: Arc<Handler>,
         service: Option<&Arc<Service>>,
     ) -> Result<Self, HttpError> {
         let token = token::make_or_read(&state.token_file())?;
-        let (listener, address) = listen::bind(config)?;
+        let (listener, address) = listen::bind(&config.http)?;
         let reader = Store::open_to_read(&state.database())?;
         let (changes, changed) = watch::channel(0);
         let app = Arc::new(App {
-            root: state.root().to_owned(),
+            state: state.clone(),
+            config: config.clone(),
             handler,
-            guard: Guard::new(token, address, &config.hosts),
+            guard: Guard::new(token, address, &config.http.hosts),
             reader: Mutex::new(reader),
             viewers: Arc::new(Semaphore::new(limits.viewers)),
+            previews: Arc::new(Semaphore::new(1)),
+            drawn: Mutex::default(),
             limits,
             changed,
         });
@@ -196,6 +205,7 @@ impl HttpServer {
             .enable_io()
             .enable_time()
             .max_blocking_threads(READING_THREADS)
+            .thread_name("http-read")
             .build()
             .map_err(start)?;
         let (ending, ends) = watch::channel(false);

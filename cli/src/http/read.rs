@@ -24,9 +24,9 @@ const USUAL_POINTS: usize = 1000;
 /// Points of a curve at most.
 const MOST_POINTS: usize = 4000;
 
-type Answer<T> = Result<Json<T>, Refusal>;
-type AnId = Result<Path<i64>, PathRejection>;
-type Asked<T> = Result<Query<T>, QueryRejection>;
+pub(super) type Answer<T> = Result<Json<T>, Refusal>;
+pub(super) type AnId = Result<Path<i64>, PathRejection>;
+pub(super) type Asked<T> = Result<Query<T>, QueryRejection>;
 
 /// `GET /api/status`.
 #[derive(Debug, Serialize)]
@@ -44,7 +44,7 @@ pub(super) type Counts = std::collections::BTreeMap<String, u64>;
 pub(super) async fn status(State(app): State<Arc<App>>) -> Answer<Status> {
     let daemon = app.live().await?;
     let (base_model, counts) = app.read(|store| Ok((store.binding()?, counts(store)?))).await?;
-    let state_dir = app.root.display().to_string();
+    let state_dir = app.state.root().display().to_string();
     Ok(Json(Status { state_dir, daemon, base_model, counts }))
 }
 
@@ -134,13 +134,16 @@ fn no_run(id: i64) -> Refusal {
     Refusal::not_found(format!("there is no run {id}"))
 }
 
-/// A stretch of a run, in so many points.
+/// A stretch of a run, in so many points of so many digits.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Stretch {
     from: Option<u64>,
     to: Option<u64>,
     points: Option<usize>,
+    digits: Option<usize>,
+    /// Whether the memory of each category is wanted; it is where nothing is said.
+    memory: Option<bool>,
 }
 
 pub(super) async fn metrics(
@@ -154,7 +157,8 @@ pub(super) async fn metrics(
     let read = app.read(move |store| Ok((store.run(id)?, store.curve(id, from, to, points)?)));
     let (run, curve) = read.await?;
     run.ok_or_else(|| no_run(id))?;
-    Ok(Json(Course::new(id, &curve)))
+    let course = Course::new(id, &curve, stretch.digits);
+    Ok(Json(if stretch.memory == Some(false) { course.without_memory() } else { course }))
 }
 
 /// `GET /api/runs/{id}/evals`, in order.
@@ -223,19 +227,32 @@ pub(super) struct AnswerAt {
 }
 
 /// `GET /api/runs/{id}/answers`: all answers of a run to one question, in order.
+#[derive(Debug, Serialize)]
+pub(super) struct Answers {
+    set: String,
+    position: u64,
+    prompt: Option<String>,
+    reference: Option<String>,
+    answers: Vec<AnswerAt>,
+}
+
 pub(super) async fn answers(
     State(app): State<Arc<App>>,
     id: AnId,
     question: Asked<OneQuestion>,
-) -> Answer<Vec<AnswerAt>> {
+) -> Answer<Answers> {
     let (Path(id), Query(question)) = (id?, question?);
-    let read = app.read(move |store| {
-        Ok((store.run(id)?, store.answers_to(id, &question.set, question.position)?))
-    });
+    let OneQuestion { set, position } = question;
+    let asked = set.clone();
+    let read =
+        app.read(move |store| Ok((store.run(id)?, store.answers_to(id, &asked, position)?)));
     let (run, answers) = read.await?;
     run.ok_or_else(|| no_run(id))?;
-    let answers = answers.into_iter().map(|(step, answer)| AnswerAt { step, answer });
-    Ok(Json(answers.collect()))
+    let first = answers.first().map(|(_, answer)| answer);
+    let prompt = first.map(|answer| answer.prompt.clone());
+    let reference = first.and_then(|answer| answer.reference.clone());
+    let answers = answers.into_iter().map(|(step, answer)| AnswerAt { step, answer }).collect();
+    Ok(Json(Answers { set, position, prompt, reference, answers }))
 }
 
 /// `GET /api/events`, the newest first.

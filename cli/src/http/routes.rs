@@ -1,6 +1,5 @@
 //! Which path is answered by what.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
@@ -12,10 +11,13 @@ use tokio::sync::{Semaphore, watch};
 
 use super::guard::{self, Guard};
 use super::limits::Limits;
+use super::plan::Drawn;
 use super::reply::Refusal;
 use super::v1::{self, V1};
-use super::{assets, prometheus, read, steer, stream};
+use super::{assets, logs, plan, preview, prometheus, read, steer, stream};
+use crate::config::Config;
 use crate::control::{Handler, LiveStatus, Request, Response};
+use crate::state_dir::StateDir;
 use crate::store::{Store, StoreError};
 
 /// No request has a body nearly as long.
@@ -23,8 +25,9 @@ const MOST_BODY_BYTES: usize = 16 * 1024;
 
 /// What every answer is made from.
 pub(super) struct App {
-    /// The state directory.
-    pub(super) root: PathBuf,
+    pub(super) state: StateDir,
+    /// What the daemon was started with.
+    pub(super) config: Config,
     /// Who answers for the daemon.
     pub(super) handler: Arc<Handler>,
     pub(super) guard: Guard,
@@ -33,6 +36,10 @@ pub(super) struct App {
     pub(super) limits: Limits,
     /// Places for those who follow the stream.
     pub(super) viewers: Arc<Semaphore>,
+    /// The place of the one preview that is made at a time.
+    pub(super) previews: Arc<Semaphore>,
+    /// The newest table that was asked for.
+    pub(super) drawn: Mutex<Option<Drawn>>,
     /// Changes when the database does.
     pub(super) changed: watch::Receiver<i64>,
 }
@@ -50,6 +57,13 @@ impl App {
             store.at_one_moment(reading).inspect_err(log_unread)
         });
         Ok(read.await.map_err(|panic| broken(&panic))??)
+    }
+
+    /// Does what takes its time on a thread that may.
+    pub(super) async fn apart<T: Send + 'static>(
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
+        tokio::task::spawn_blocking(work).await.map_err(|panic| broken(&panic))
     }
 
     /// Asks the daemon on a thread that may wait.
@@ -92,6 +106,7 @@ pub(super) fn router(app: Arc<App>, v1: Option<V1>) -> Router {
         .route("/api/status", get(read::status))
         .route("/api/jobs", get(read::jobs))
         .route("/api/jobs/{id}", get(read::job))
+        .route("/api/jobs/{id}/preview", get(preview::preview))
         .route("/api/runs", get(read::runs))
         .route("/api/runs/{id}", get(read::run))
         .route("/api/runs/{id}/metrics", get(read::metrics))
@@ -100,6 +115,9 @@ pub(super) fn router(app: Arc<App>, v1: Option<V1>) -> Router {
         .route("/api/runs/{id}/answers", get(read::answers))
         .route("/api/events", get(read::events))
         .route("/api/plan", get(read::plan))
+        .route("/api/plan/table", get(plan::table))
+        .route("/api/plan.svg", get(plan::picture))
+        .route("/api/logs", get(logs::logs))
         .route("/api/stream", get(stream::stream))
         .route("/api/pause", post(steer::pause))
         .route("/api/resume", post(steer::resume))

@@ -17,6 +17,7 @@ use futures_util::stream::unfold;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
+use super::logs::log_files;
 use super::position::{Message, Position};
 use super::read::counts;
 use super::reply::Refusal;
@@ -95,6 +96,7 @@ struct Told {
     queue: Option<Value>,
     progress: Option<Value>,
     memory: Option<Value>,
+    log: Option<Value>,
 }
 
 impl Viewer {
@@ -145,11 +147,12 @@ impl Viewer {
                 Some(Answered::Status(live)) => Some(live),
                 _ => None,
             };
+            let log_bytes = wants_status.then(|| newest_log_bytes(&app)).flatten();
             let store = app.reader.lock().unwrap_or_else(PoisonError::into_inner);
             let looked = store.at_one_moment(|store| {
                 let mut messages = position.advance(store)?;
                 if let Some(live) = live {
-                    told.tell(&live, store, &mut messages)?;
+                    told.tell(&live, log_bytes, store, &mut messages)?;
                 }
                 Ok((messages, position, told))
             });
@@ -164,11 +167,18 @@ impl Viewer {
     }
 }
 
+/// The size of the newest log file, which says whether there are more lines.
+fn newest_log_bytes(app: &App) -> Option<u64> {
+    let newest = log_files(&app.state.logs()).ok()?.into_iter().next()?;
+    Some(newest.metadata().ok()?.len())
+}
+
 impl Told {
     /// Adds what has changed since it was last told.
     fn tell(
         &mut self,
         live: &LiveStatus,
+        log_bytes: Option<u64>,
         store: &Store,
         messages: &mut Vec<Message>,
     ) -> Result<(), StoreError> {
@@ -187,6 +197,7 @@ impl Told {
             ("queue", &mut self.queue, queue),
             ("progress", &mut self.progress, progress),
             ("memory", &mut self.memory, json!(live.memory)),
+            ("log", &mut self.log, json!({ "bytes": log_bytes })),
         ];
         for (kind, known, data) in news {
             if known.as_ref() != Some(&data) {

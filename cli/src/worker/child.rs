@@ -11,6 +11,7 @@ use chandler_data::{BuildProgress, ChatExtras, DataError, Dataset, TextPipeline}
 use chandler_vram::HostMeter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use super::preview::Wanted;
 use super::protocol::{Errand, Query, Reading, Refusal, Report, Stage, Tokenized, Work};
 use crate::engine::EngineError;
 use crate::exit::Exit;
@@ -111,9 +112,10 @@ fn work(errand: &Errand, lines: &Receiver<String>, out: &Out) -> Result<Report, 
             Ok(Report::Asked(question.prompt_ids))
         }
         Work::Stand => Ok(stand(&pipeline, errand.vocab_size, lines, out)),
-        Work::Preview { file, options, rows, pieces } => {
+        Work::Preview { file, options, rows, pieces, most_text } => {
             let send = |row| out.send(&Report::Row(Box::new(row)));
-            super::preview::rows(&pipeline, file, options, *rows, *pieces, &out.beats(), &send)?;
+            let wanted = Wanted { rows: *rows, pieces: *pieces, most_text: *most_text };
+            super::preview::rows(&pipeline, file, options, wanted, &out.beats(), &send)?;
             Ok(Report::Previewed)
         }
     }

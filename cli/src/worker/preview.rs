@@ -10,19 +10,28 @@ use chandler_data::{
 use super::child::Beats;
 use super::protocol::PreviewRow;
 
-/// Hands the first `limit` rows of a file to `send`.
+/// How much is wanted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    pub(super) rows: usize,
+    /// Whether the trained stretches are wanted as text.
+    pub(super) pieces: bool,
+    /// Bytes of a row's text.
+    pub(super) most_text: Option<usize>,
+}
+
+/// Hands the first rows of a file to `send`.
 pub(super) fn rows(
     pipeline: &TextPipeline,
     file: &Path,
     options: &DataOptions,
-    limit: usize,
-    pieces: bool,
+    wanted: Wanted,
     beats: &Beats,
     send: &dyn Fn(PreviewRow),
 ) -> Result<(), DataError> {
     let mut shown = 0;
     for line in SourceLines::open(file, options.max_line_bytes)? {
-        if shown == limit {
+        if shown == wanted.rows {
             break;
         }
         let made = match line {
@@ -44,7 +53,7 @@ pub(super) fn rows(
         match made {
             Ok((line, example)) => {
                 shown += 1;
-                send(row(pipeline, line, example, options.max_length, pieces)?);
+                send(row(pipeline, line, example, options.max_length, wanted)?);
             }
             Err(bad) if options.on_bad_line == OnBadLine::Skip => tracing::warn!("{bad}"),
             Err(bad) => return Err(DataError::BadLines { lines: vec![bad], count: 1 }),
@@ -58,12 +67,42 @@ fn row(
     line: u64,
     mut example: Example,
     max_length: usize,
-    pieces: bool,
+    wanted: Wanted,
 ) -> Result<PreviewRow, DataError> {
     let cut = example.truncate(max_length);
-    let pieces = if pieces { stretches(pipeline, &example)? } else { vec![] };
+    let pieces = if wanted.pieces { stretches(pipeline, &example)? } else { vec![] };
     let labels = example.labels();
-    Ok(PreviewRow { line, cut, text: example.text, input_ids: example.input_ids, labels, pieces })
+    let mut row = PreviewRow {
+        line,
+        cut,
+        text: example.text,
+        input_ids: example.input_ids,
+        labels,
+        pieces,
+        shortened: false,
+    };
+    if let Some(most) = wanted.most_text {
+        shorten(&mut row, most);
+    }
+    Ok(row)
+}
+
+/// Leaves `most` bytes of the text, and of the stretches.
+fn shorten(row: &mut PreviewRow, most: usize) {
+    let mut left = most;
+    for (piece, _) in &mut row.pieces {
+        row.shortened |= cut_off(piece, left);
+        left = if row.shortened { 0 } else { left - piece.len() };
+    }
+    row.pieces.retain(|(piece, _)| !piece.is_empty());
+    row.shortened |= cut_off(&mut row.text, most);
+}
+
+/// Cuts a text to so many bytes, and whether anything was lost.
+fn cut_off(text: &mut String, most: usize) -> bool {
+    let is_longer = text.len() > most;
+    text.truncate(text.floor_char_boundary(most));
+    is_longer
 }
 
 /// A row's text by stretches of trained and untrained tokens.
@@ -79,4 +118,32 @@ fn stretches(pipeline: &TextPipeline, example: &Example) -> Result<Vec<(String, 
         start = end;
     }
     Ok(pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_cut_between_characters() {
+        let pieces =
+            vec![("aä".to_owned(), false), ("öb".to_owned(), true), ("c".to_owned(), true)];
+        let row = PreviewRow {
+            line: 1,
+            cut: false,
+            text: "aäöbc".to_owned(),
+            input_ids: vec![],
+            labels: vec![],
+            pieces,
+            shortened: false,
+        };
+        for (most, expected) in [(9, "aäöbc"), (7, "aäöbc"), (6, "aäöb"), (4, "aä"), (0, "")]
+        {
+            let mut row = row.clone();
+            shorten(&mut row, most);
+            let together: String = row.pieces.iter().map(|(piece, _)| piece.as_str()).collect();
+            assert_eq!((together.as_str(), row.text.as_str()), (expected, expected), "{most}");
+            assert_eq!(row.shortened, expected.len() < 7, "{most}");
+        }
+    }
 }

@@ -51,6 +51,8 @@ pub(crate) enum Work {
         rows: usize,
         /// Whether the trained stretches are wanted as text.
         pieces: bool,
+        /// Bytes of a row's text that are wanted; `None` wants them all.
+        most_text: Option<usize>,
     },
 }
 
@@ -183,6 +185,8 @@ pub(crate) struct PreviewRow {
     pub(crate) labels: Vec<i64>,
     /// Stretches of the text, and whether they are trained.
     pub(crate) pieces: Vec<(String, bool)>,
+    /// Whether text is missing that was not wanted.
+    pub(crate) shortened: bool,
 }
 
 /// An error of the child, as the parent repeats it.

@@ -13,6 +13,7 @@ mod kills;
 mod memory;
 mod notify;
 mod old_checkpoints;
+mod page;
 mod receiver;
 mod restarts;
 mod serve;

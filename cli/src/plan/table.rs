@@ -20,52 +20,52 @@ const MOST_ROWS: u64 = 4096;
 
 /// The largest micro-batch for each share of the device, and the first that does not fit.
 #[derive(Debug, Serialize)]
-pub(super) struct Table {
+pub(crate) struct Table {
     /// Bytes that there are; without them there are no rows.
-    pub(super) device: Option<u64>,
-    pub(super) rows: Vec<Row>,
-    pub(super) beyond: Option<Beyond>,
+    pub(crate) device: Option<u64>,
+    pub(crate) rows: Vec<Row>,
+    pub(crate) beyond: Option<Beyond>,
 }
 
 /// One share.
 #[derive(Debug, Serialize)]
-pub(super) struct Row {
-    pub(super) preset: &'static str,
+pub(crate) struct Row {
+    pub(crate) preset: &'static str,
     /// Per cent of the device.
-    pub(super) share: u64,
+    pub(crate) share: u64,
     /// Bytes of it.
-    pub(super) budget: u64,
+    pub(crate) budget: u64,
     /// `None` where not even one row fits.
-    pub(super) best: Option<Best>,
+    pub(crate) best: Option<Best>,
 }
 
 /// What fits.
 #[derive(Debug, Serialize)]
-pub(super) struct Best {
-    pub(super) choice: Choice,
-    pub(super) effective_batch: u64,
-    pub(super) train_peak: u64,
+pub(crate) struct Best {
+    pub(crate) choice: Choice,
+    pub(crate) effective_batch: u64,
+    pub(crate) train_peak: u64,
     /// Bytes of the share that stay free.
-    pub(super) headroom: u64,
-    pub(super) eval_peak: u64,
+    pub(crate) headroom: u64,
+    pub(crate) eval_peak: u64,
     /// An estimate from this machine's product peak.
-    pub(super) tokens_per_s: Option<f64>,
+    pub(crate) tokens_per_s: Option<f64>,
 }
 
 /// The first micro-batch that does not fit into the device.
 #[derive(Debug, Serialize)]
-pub(super) struct Beyond {
-    pub(super) micro_batch_rows: u64,
-    pub(super) train_peak: u64,
-    pub(super) lacking: u64,
+pub(crate) struct Beyond {
+    pub(crate) micro_batch_rows: u64,
+    pub(crate) train_peak: u64,
+    pub(crate) lacking: u64,
     /// What takes the most.
-    pub(super) mostly: Category,
-    pub(super) mostly_bytes: u64,
+    pub(crate) mostly: Category,
+    pub(crate) mostly_bytes: u64,
 }
 
 impl Table {
     /// `speed` is the tokens a second of a machine at its product peak.
-    pub(super) fn of(planning: &Planning, settings: &TrainSettings, speed: Option<f64>) -> Self {
+    pub(crate) fn of(planning: &Planning, settings: &TrainSettings, speed: Option<f64>) -> Self {
         let Some(device) = planning.budget else {
             return Self { device: None, rows: vec![], beyond: None };
         };
@@ -159,7 +159,7 @@ fn largest(plan: &Plan) -> Option<&Line> {
 }
 
 /// Why a plan does not fit beside what others hold, in a sentence.
-pub(super) fn why_not(plan: &Plan, device: u64, others: u64) -> String {
+pub(crate) fn why_not(plan: &Plan, device: u64, others: u64) -> String {
     let phase = if plan.eval_peak > plan.train_peak { "eval" } else { "train" };
     let held = |line: &&Line| (line.phase == phase || line.phase == "always") && line.bytes > 0;
     let lines = plan.lines.iter().filter(held);

@@ -1,29 +1,24 @@
 //! `chandler plan`.
 
-mod picture;
-mod table;
-
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
 use chandler_data::Dataset;
-use chandler_model::{CausalLm, ModelConfig};
 use chandler_vram::{Bytes, Plan};
 use clap::Args;
 use serde::Serialize;
 
-use self::table::Table;
 use super::App;
 use super::bench::{product_peak, train_flops_per_token};
 use crate::config::Config;
 use crate::engine::{
-    EngineError, Planning, Reader, data_options, dtype, fitting, lora, memory_room, model_folder,
+    EngineError, Planning, Reader, data_options, dtype, fitting, memory_room, model_folder,
     train_settings,
 };
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::logging::{self, Progress};
 use crate::output;
+use crate::plan::{Paper, Table, draw, hollow, why_not};
 
 #[derive(Debug, Args)]
 pub(super) struct PlanArgs {
@@ -101,7 +96,7 @@ pub(super) fn plan(app: &App, args: &PlanArgs) -> Result<Exit, Failure> {
     let speed = flops.map(|flops| flops / flops_per_token);
     let table = Table::of(&planning, &settings, speed);
     if let Some(path) = &args.svg {
-        let picture = picture::draw(&plan, &table);
+        let picture = draw(&plan, &table, Paper::White);
         chandler_durable::write(path, picture.as_bytes()).map_err(EngineError::from)?;
     }
     let exit = if plan.fits == Some(false) { Exit::DoesNotFit } else { Exit::Ok };
@@ -116,7 +111,7 @@ pub(super) fn plan(app: &App, args: &PlanArgs) -> Result<Exit, Failure> {
     if let (Some(Bytes(device)), Some(Bytes(others)), Some(false)) =
         (args.device, args.others, plan.fits)
     {
-        text += &format!("  {}\n", table::why_not(&plan, device, others));
+        text += &format!("  {}\n", why_not(&plan, device, others));
     }
     output::print(&format!("{text}\n{table}"))?;
     Ok(exit)
@@ -129,18 +124,6 @@ impl PlanArgs {
         put(&mut config.eval.max_new_tokens, self.max_new_tokens);
         put(&mut config.eval.batch_size, self.eval_batch);
     }
-}
-
-/// The model's shape, with the adapter that would be trained.
-fn hollow(config: &Config, folder: &Path, adapter: Option<&Path>) -> Result<CausalLm, EngineError> {
-    let shape = ModelConfig::read(folder)?;
-    let mut model = CausalLm::hollow(shape, dtype(config), &Device::Cpu)?;
-    match (adapter, lora(config)) {
-        (Some(adapter), _) => model.load_adapter(adapter)?,
-        (None, Some(lora)) => model.add_lora(lora, config.train.seed)?,
-        (None, None) => {}
-    }
-    Ok(model)
 }
 
 fn read_rows(config: &Config, reader: &Reader, file: &Path) -> Result<Dataset, EngineError> {

@@ -1,0 +1,95 @@
+// Evaluations: every measure over the steps, and the answers of two of them side by side.
+
+import { beginAnswers, openAnswers } from "./answers.js";
+import { Chart } from "./charts.js";
+import { by, element, fill } from "./dom.js";
+import { figure, percent } from "./figures.js";
+import { draw } from "./frame.js";
+import { shown } from "./shown.js";
+import { on } from "./stream.js";
+
+const OWN = [["loss", "Held-out loss", figure], ["perplexity", "Perplexity", figure],
+  ["token_accuracy", "Token accuracy", percent], ["exact_match", "Exact match", percent]];
+
+const charts = new Map();
+
+const isKnown = (value) => value != null;
+
+// One entry for each measure that has a value: steps, values, their interval, and what it began with.
+function measures(evals) {
+  const found = new Map();
+  const at = (key, title, words) => {
+    if (!found.has(key)) found.set(key, { title, words, step: [], value: [], low: [], high: [], base: null, count: null });
+    return found.get(key);
+  };
+  for (const row of evals) {
+    for (const [key, title, words] of OWN) {
+      if (isKnown(row[key])) push(at(key, title, words), row.step, { value: row[key] });
+    }
+    for (const score of row.scores ?? []) {
+      if (isKnown(score.value)) push(at(`${score.set}/${score.metric}`, `${score.set}: ${score.metric.replaceAll("_", " ")}`), row.step, score);
+    }
+  }
+  // A share is told in per cent.
+  for (const one of found.values()) one.words ??= [...one.value, ...one.high].every((value) => !(value > 1)) ? percent : figure;
+  return found;
+}
+
+function push(one, step, { value, low, high, base, count }) {
+  one.step.push(step);
+  one.value.push(value);
+  one.low.push(low ?? null);
+  one.high.push(high ?? null);
+  one.base ??= base ?? null;
+  one.count = count ?? one.count;
+}
+
+function showOne(key, one) {
+  if (!charts.has(key)) {
+    const host = element("div", { class: "chart" });
+    const note = element("span", { class: "muted" });
+    by("eval-charts").append(element("div", { class: "card" }, element("div", { class: "line" }, element("h2", {}, one.title), note), host));
+    charts.set(key, { note, chart: new Chart(host, { name: one.title, words: one.words, sync: "evals" }) });
+  }
+  const { chart, note } = charts.get(key);
+  fill(note, one.count == null ? "" : `${one.count} answers`);
+  const lines = [{ label: "value", colour: "accent", width: 2, points: true }];
+  const data = [one.step, one.value];
+  const bands = [];
+  if (one.low.some(isKnown)) {
+    lines.unshift({ label: "low", colour: "raw", width: 0 }, { label: "high", colour: "raw", width: 0 });
+    data.splice(1, 0, one.low, one.high);
+    bands.push([2, 1]);
+  }
+  if (isKnown(one.base)) {
+    lines.push({ label: "before the first step", colour: "cool", dash: [4, 4], width: 1 });
+    data.push(one.step.map(() => one.base));
+  }
+  chart.show(lines, data, { bands });
+}
+
+function show() {
+  const found = measures(shown.evals);
+  for (const key of charts.keys()) if (!found.has(key)) clear();
+  for (const [key, one] of found) showOne(key, one);
+  by("no-evals").hidden = found.size > 0;
+}
+
+function clear() {
+  charts.clear();
+  by("eval-charts").replaceChildren();
+}
+
+export function begin(section) {
+  fill(section,
+    element("p", { id: "no-evals", class: "card muted" }, "This run has not been evaluated yet."),
+    element("div", { id: "eval-charts", class: "pair" }),
+    element("div", { class: "card", id: "answers" }));
+  beginAnswers(by("answers"));
+  const soon = () => draw(by("eval-charts"), show);
+  on("shown", soon);
+  on("evals", soon);
+  soon();
+}
+
+export const open = openAnswers;

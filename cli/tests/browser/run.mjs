@@ -1,0 +1,292 @@
+// What must work of the page, in the order in which a person would meet it.
+
+import { strict as assert } from "node:assert";
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { resolve } from "node:path";
+import { performance } from "node:perf_hooks";
+
+import { launch, open, until } from "./browser.mjs";
+import { Daemon } from "./daemon.mjs";
+import { takeScreenshots } from "./screenshots.mjs";
+
+const VIEWS = ["run", "evals", "memory", "queue", "data", "plan", "logs"];
+const MOST_BYTES = 200_000;
+const MOST_PAINT_MS = 300;
+// What else a machine does makes a paint later, never sooner: the soonest of some counts.
+const VISITS = 5;
+const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+
+const stepOf = (page) => page.$eval("#figures dd", (tile) => Number(tile.firstChild.data.replace(/\D/g, "")));
+const go = async (page, view) => {
+  await page.evaluate((hash) => { location.hash = hash; }, `#/${view}`);
+  await page.waitForSelector(`#view-${view.split("/")[0]}:not([hidden])`);
+};
+const badge = (page, word) => until(page, (wanted) => document.getElementById("state").textContent === wanted, word);
+
+const checks = {
+  async "loads little, paints soon"({ browser, daemon }) {
+    const paints = [];
+    for (let visit = 0; visit < VISITS; visit++) {
+      const { page, seen, context } = await open(browser, daemon);
+      await page.waitForSelector("#chart-loss canvas");
+      await badge(page, "training");
+      await page.waitForTimeout(500);
+      paints.push(Math.round(await page.evaluate(() => performance.getEntriesByName("first-contentful-paint")[0].startTime)));
+      assert(seen.bytes() < MOST_BYTES, `${seen.bytes()} bytes`);
+      assert.deepEqual(seen.requests.filter((url) => !url.startsWith("/")), [], "asked elsewhere");
+      if (visit === VISITS - 1) console.log(`   ${seen.bytes()} bytes from the daemon, nothing kept; first paint after ${paints.join(", ")} ms`);
+      await context.close();
+    }
+    assert(Math.min(...paints) < MOST_PAINT_MS, `${paints} ms`);
+  },
+
+  async "follows the steps without asking"({ page, seen }) {
+    await badge(page, "training");
+    await page.waitForSelector("#chart-loss canvas");
+    const before = await stepOf(page);
+    const asked = seen.requests.length;
+    await until(page, (step) => Number(document.querySelector("#figures dd").firstChild.data.replace(/\D/g, "")) > step + 3, before);
+    assert.equal(seen.requests.length, asked, seen.requests.slice(asked).join());
+    const name = await page.getAttribute("#chart-loss .plot", "aria-label");
+    assert.match(name, /^Loss: .*smoothed \d/);
+  },
+
+  async "draws nothing where nobody looks"({ page }) {
+    const frames = await page.evaluate(async () => {
+      const ask = window.requestAnimationFrame;
+      let asked = 0;
+      window.requestAnimationFrame = (then) => { asked += 1; return ask(then); };
+      Object.defineProperty(document, "hidden", { configurable: true, get: () => true });
+      await new Promise((then) => setTimeout(then, 1500));
+      const hidden = asked;
+      delete document.hidden;
+      document.dispatchEvent(new Event("visibilitychange"));
+      await new Promise((then) => setTimeout(then, 1500));
+      window.requestAnimationFrame = ask;
+      return [hidden, asked];
+    });
+    assert.equal(frames[0], 0);
+    assert(frames[1] > 0);
+  },
+
+  async "pauses and goes on"({ page }) {
+    await page.click("#pause");
+    await badge(page, "paused");
+    await page.waitForTimeout(800);
+    const still = await stepOf(page);
+    await page.waitForTimeout(1000);
+    assert.equal(await stepOf(page), still);
+    await page.click("#pause");
+    await badge(page, "training");
+    await until(page, (step) => Number(document.querySelector("#figures dd").firstChild.data.replace(/\D/g, "")) > step, still);
+  },
+
+  async "shows the bad lines of a failed file, and tries it again"({ page }) {
+    await go(page, "queue");
+    await page.click("#settled tr:has-text('bad.jsonl') a:has-text('report')");
+    await page.waitForSelector("#report .bad-lines");
+    assert.deepEqual(await page.$$eval("#report .bad-lines tbody td.number", (cells) => cells.map((cell) => cell.textContent)), ["2", "3"]);
+    assert.match(await page.textContent("#report"), /What to do: /);
+    await page.click("#settled tr:has-text('bad.jsonl') button:has-text('Retry')");
+    await page.waitForSelector(".lane[data-lane=normal] .job:has-text('bad.jsonl')");
+    assert.match(await page.textContent("#notice"), /is queued again/);
+  },
+
+  async "moves files in the queue by button and by drag"({ page, daemon }) {
+    await go(page, "queue");
+    await page.click(".job:has-text('later.jsonl') button[title='higher priority']");
+    await page.waitForSelector(".lane[data-lane=high] .job:has-text('later.jsonl')");
+    await page.dragAndDrop(".job:has-text('last.jsonl') .name", ".lane[data-lane=low]");
+    await page.waitForSelector(".lane[data-lane=low] .job:has-text('last.jsonl')");
+    const { queued } = await daemon.ask("jobs");
+    const of = (name) => queued.find((job) => job.file_name === name).priority;
+    assert.deepEqual([of("later.jsonl"), of("last.jsonl")], ["high", "low"]);
+    const skip = page.locator(".job:has-text('bad.jsonl') button:has-text('Skip')");
+    await skip.click();
+    await page.click(".job:has-text('bad.jsonl') button:has-text('Really?')");
+    await page.waitForSelector("#settled tr:has-text('bad.jsonl') .badge.skipped");
+  },
+
+  async "shows what is trained, and nothing in it acts"({ page, daemon }) {
+    const { settled } = await daemon.ask("jobs");
+    await go(page, `data/${settled.find((job) => job.file_name === "bad.jsonl").id}`);
+    await page.waitForSelector("#data-rows .trained");
+    assert.match(await page.textContent("#data-rows .trained"), /zwei/);
+    const text = await page.textContent("#data-rows");
+    assert(text.includes("\\u{1b}[2J\\u{202e}<img src=x>") && !text.includes("\u001b"), text);
+    assert.match(text, /line 2: /);
+    assert.equal(await page.$("#data-rows img"), null);
+  },
+
+  async "sets the answers of two evaluations side by side"({ page }) {
+    await page.selectOption("#run", "1");
+    await go(page, "evals");
+    await page.waitForSelector("#answers-list .answer ins");
+    assert((await page.$$("#answers-list del")).length > 0);
+    assert.equal(await page.inputValue("#answers-first"), "0");
+    const first = await page.textContent("#answers-list .side:nth-child(2) .text");
+    await page.selectOption("#answers-first", { index: 1 });
+    await until(page, (before) => document.querySelector("#answers-list .side:nth-child(2) .text").textContent !== before, first);
+    await page.selectOption("#answers-second", "reference");
+    await until(page, () => document.querySelectorAll("#answers-list .answer:first-child .side").length === 2);
+    assert((await page.$$("#eval-charts canvas")).length >= 1);
+    await page.selectOption("#answers-filter", "changed");
+  },
+
+  async "zooms by drag with finer points, and back by a double click"({ page, seen }) {
+    await go(page, "run");
+    const plot = page.locator("#chart-loss .u-over");
+    await plot.scrollIntoViewIfNeeded();
+    const box = await plot.boundingBox();
+    const at = (share) => [box.x + box.width * share, box.y + box.height / 2];
+    await page.mouse.move(...at(0.5));
+    const step = await page.textContent("#chart-loss .legend b");
+    assert.equal(await page.textContent("#chart-grad_norm .legend b"), step, "one cursor for all charts");
+    await page.mouse.move(...at(0.3));
+    await page.mouse.down();
+    await page.mouse.move(...at(0.6), { steps: 4 });
+    await page.mouse.up();
+    await page.waitForSelector("#zoom-out:not([hidden])");
+    const asked = seen.requests.findLast((path) => path.includes("/metrics?"));
+    const [from, to] = ["from", "to"].map((name) => Number(new URLSearchParams(asked.split("?")[1]).get(name)));
+    assert(from > 1 && to > from, asked);
+    await page.mouse.dblclick(...at(0.5));
+    await page.waitForSelector("#zoom-out", { state: "hidden" });
+    await page.focus("#chart-loss .plot");
+    await page.keyboard.press("+");
+    await page.waitForSelector("#zoom-out:not([hidden])");
+    await page.keyboard.press("0");
+    await page.waitForSelector("#zoom-out", { state: "hidden" });
+  },
+
+  async "remembers the theme"({ page }) {
+    const ground = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+    const light = await ground();
+    await page.click("#theme");
+    const dark = await ground();
+    assert.notEqual(dark, light);
+    await page.reload();
+    assert.equal(await ground(), dark);
+    await badge(page, "training");
+    await page.keyboard.press("t");
+    assert.equal(await ground(), light);
+  },
+
+  async "goes by keyboard alone"({ page }) {
+    await page.evaluate(() => document.activeElement?.blur());
+    await page.keyboard.press("?");
+    await page.waitForSelector("#keys[open]");
+    assert((await page.$$("#keys-list kbd")).length > 10);
+    await page.keyboard.press("Escape");
+    await page.waitForSelector("#keys", { state: "hidden" });
+    await page.keyboard.press("4");
+    await page.waitForSelector("#view-queue:not([hidden])");
+    await page.waitForSelector("#settled .job, #settled tr");
+    await page.evaluate(() => document.activeElement?.blur());
+    const reached = new Set();
+    for (let presses = 0; presses < 80; presses++) {
+      await page.keyboard.press("Tab");
+      const now = await page.evaluate(() => {
+        const { activeElement: active } = document;
+        if (active === document.body) return null;
+        active.dataset.reached = "";
+        return getComputedStyle(active).outlineStyle;
+      });
+      if (now === null) break;
+      assert.notEqual(now, "none", "the focus is seen");
+      reached.add(presses);
+    }
+    const missed = await page.$$eval("button, a[href], select, input", (all) => all
+      .filter((one) => one.checkVisibility() && !one.disabled && !("reached" in one.dataset)).map((one) => one.outerHTML));
+    assert.deepEqual(missed, []);
+  },
+
+  async "has a plan, memory and logs"({ page }) {
+    await go(page, "plan");
+    await page.waitForSelector("#plan-table td:has-text('balanced')");
+    await until(page, () => document.querySelector("#plan-picture img")?.naturalWidth > 0);
+    await go(page, "memory");
+    await page.waitForSelector("#chart-memory canvas");
+    await page.waitForSelector("#memory-table td:has-text('weights')");
+    await go(page, "logs");
+    await page.waitForSelector("#log-lines .INFO");
+    await page.waitForSelector("#all-events li:has-text('bad.jsonl'), #all-events li.bad");
+    await page.selectOption("#log-level", "error");
+    await until(page, () => !document.querySelector("#log-lines .INFO"));
+  },
+
+  async "fits a phone"({ browser, daemon }) {
+    const { page, seen, context } = await open(browser, daemon, { width: 360, height: 740 });
+    for (const view of VIEWS) {
+      await go(page, view);
+      await page.waitForTimeout(300);
+      const wide = await page.evaluate(() => document.documentElement.scrollWidth);
+      assert(wide <= 360, `${view} is ${wide} wide`);
+    }
+    assert.deepEqual(seen.troubles, []);
+    await context.close();
+  },
+
+  async "is accessible in every view, light and dark"({ browser, daemon }) {
+    for (const theme of ["light", "dark"]) {
+      const { page, context } = await open(browser, daemon, { theme });
+      for (const view of VIEWS) {
+        await go(page, view);
+        await page.waitForTimeout(400);
+        // In a way that the page's own policy leaves alone.
+        const found = await page.evaluate(`${axe}; axe.run(document, { resultTypes: ["violations"] })`);
+        const told = found.violations.map(({ id, nodes }) => `${view} ${theme}: ${id}: ${nodes[0].html} ${nodes[0].failureSummary}`);
+        assert.deepEqual(told, []);
+      }
+      await context.close();
+    }
+  },
+
+  async "leaves no error behind"({ seen }) {
+    assert.deepEqual(seen.troubles, []);
+  },
+};
+
+// Two lines that cannot be used, after one whose text tries to act.
+const BAD = [
+  JSON.stringify({ prompt: "Say \u001b[2J\u202e<img src=x>", completion: "zwei" }),
+  "no JSON",
+  JSON.stringify({ prompt: "a question" }),
+].map((line) => `${line}\n`).join("");
+
+async function main() {
+  const begun = performance.now();
+  const folder = process.argv[2] === "--screenshots" ? resolve(process.env.CALLED_FROM ?? ".", process.argv[3]) : null;
+  const daemon = new Daemon(folder ? 192 : 64);
+  let browser;
+  let failures = 0;
+  try {
+    await daemon.start();
+    daemon.add("bad.jsonl", BAD);
+    for (let tries = 0; tries < 200 && (await daemon.ask("status")).counts.failed !== 1; tries++) await new Promise((then) => setTimeout(then, 50));
+    for (const name of ["german-again.jsonl", "later.jsonl", "last.jsonl"]) daemon.add(name);
+    browser = await launch();
+    if (folder) {
+      await takeScreenshots(browser, daemon, folder);
+      return 0;
+    }
+    const { page, seen } = await open(browser, daemon);
+    for (const [name, check] of Object.entries(checks)) {
+      try {
+        await check({ browser, daemon, page, seen });
+        console.log(`ok ${name}`);
+      } catch (error) {
+        failures += 1;
+        console.log(`FAILED ${name}\n   ${error.stack}`);
+      }
+    }
+  } finally {
+    await browser?.close();
+    daemon.end();
+  }
+  console.log(`${Object.keys(checks).length - failures} of ${Object.keys(checks).length} in ${Math.round((performance.now() - begun) / 1000)} s`);
+  return failures ? 1 : 0;
+}
+
+process.exitCode = await main();
