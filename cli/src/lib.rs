@@ -29,6 +29,7 @@ pub mod logging;
 pub mod output;
 pub mod priority;
 pub mod queue;
+mod screen;
 pub mod signals;
 pub mod state_dir;
 pub mod store;

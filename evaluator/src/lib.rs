@@ -37,7 +37,7 @@ mod scope;
 mod score;
 
 pub use error::EvalError;
-pub use generate::{Ended, GenerateOptions, Generation};
+pub use generate::{Answering, Ended, GenerateOptions, Generation};
 pub use sampling::{Distribution, SamplingOptions};
 pub use scope::{EvalScope, Shrunk};
 pub use score::{LossReport, exact_match};

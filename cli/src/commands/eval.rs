@@ -50,7 +50,7 @@ pub(super) fn eval(app: &App, args: &EvalArgs) -> Result<Exit, Failure> {
     let questions = questions_from(&config, HeldOut::All);
     let text = reader.tokenize(files, None, &options, cache.path(), Some(questions))?;
     let rows = text.rows;
-    let model = load_model(&config, &folder, args.adapter.as_deref())?;
+    let model = load_model(&config, &folder, args.adapter.as_deref(), &progress)?;
     let tokenizer = text.tokenizer.wait()?;
     let evaluation = Evaluation {
         questions: text.questions,
@@ -59,10 +59,12 @@ pub(super) fn eval(app: &App, args: &EvalArgs) -> Result<Exit, Failure> {
         options: generate_options(&config, stop_ids(&folder, &model, &tokenizer)?),
         stop_strings: config.eval.stop.clone(),
         tokenizer,
+        progress: progress.clone(),
     };
     let options = evaluation.options.clone();
-    let Evaluated { row, samples, shortages } =
-        evaluation.run(0, &model, &options, &Ledger::new(), &|| false)?;
+    let evaluated = evaluation.run(0, &model, &options, &Ledger::new(), &|| false);
+    progress.end();
+    let Evaluated { row, samples, shortages } = evaluated?;
     for shortage in &shortages {
         tracing::warn!("{shortage}");
     }

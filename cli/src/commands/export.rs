@@ -11,7 +11,6 @@ use crate::engine::{self, EngineError, model_folder};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::logging::{self, Progress};
-use crate::output;
 
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
@@ -63,6 +62,9 @@ pub(super) fn export(app: &App, args: &ExportArgs) -> Result<Exit, Failure> {
         model.load_adapter(adapter).map_err(EngineError::from)?;
     }
     engine::export(&mut model, &source, &args.output, saved)?;
-    output::print(&format!("{}\n", args.output.display()))?;
+    app.print(
+        &format!("{}\n", args.output.display()),
+        &serde_json::json!({ "folder": args.output, "dtype": saved.as_str() }),
+    )?;
     Ok(Exit::Ok)
 }

@@ -17,6 +17,7 @@ use crate::exit::Exit;
 use crate::failure::{Failure, in_one_line};
 use crate::http::HttpServer;
 use crate::logging::{self, Progress, Terminal};
+use crate::output;
 use crate::signals;
 use crate::state_dir::StateDir;
 use crate::store::Store;
@@ -48,6 +49,10 @@ pub(super) fn run(app: &App, args: &RunArgs) -> Result<Exit, Failure> {
         controls.show_signs_of_life();
     }
     let tally = work(&state, &config, &app.terminal, &controls, until, args.after.as_deref())?;
+    // The standard output of a supervised daemon carries its signs of life.
+    if app.json && args.supervised_by.is_none() {
+        output::print_json(&tally)?;
+    }
     Ok(if args.once && tally.failed > 0 { Exit::BadData } else { Exit::Ok })
 }
 

@@ -22,7 +22,6 @@ use crate::engine::{
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::logging::{self, Progress, StepProgress};
-use crate::output;
 use crate::signals;
 use crate::store::{EvalRow, EvalSample, StepRow};
 
@@ -112,6 +111,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         steps_here: 0,
         last_eval,
         around: Around::default(),
+        progress: &progress,
     };
     let name = args.data[0].file_name().map_or_else(String::new, |n| n.to_string_lossy().into());
     progress.begin(&name, total_steps);
@@ -119,10 +119,12 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     progress.end();
     let last_eval = watch.last_eval.take();
     memory_beside_plan(&plan, &ledger);
-    finish(&mut trainer, outcome.map_err(EngineError::from)?, resumed_at, args, &base, &last_eval)
+    let outcome = outcome.map_err(EngineError::from)?;
+    finish(app, &mut trainer, outcome, resumed_at, args, &base, &last_eval)
 }
 
 fn finish(
+    app: &App,
     trainer: &mut Trainer,
     outcome: Outcome,
     resumed_at: Option<u64>,
@@ -140,15 +142,29 @@ fn finish(
                 .write_checkpoint(&RealFs, &path, json!({ "eval": last_eval }))
                 .map_err(EngineError::from)?;
         }
-        output::print(&format!("stopped after step {step}; --resume goes on from there\n"))?;
+        app.print(
+            &format!("stopped after step {step}; --resume goes on from there\n"),
+            &json!({ "outcome": "stopped", "steps": step, "folder": args.output }),
+        )?;
         return Ok(Exit::Ok);
     }
-    write_output(trainer, &args.output, base)?;
+    let progress = Progress::new(&app.terminal);
+    write_output(trainer, &args.output, base, &progress)?;
+    progress.end();
     let what = if trainer.model().lora().is_some() { "adapter" } else { "model" };
-    let loss = trainer
-        .last_metrics()
-        .map_or_else(String::new, |metrics| format!(", last loss {:.4}", metrics.loss));
-    output::print(&format!("{step} steps{loss}; the {what} is in {place}\n"))?;
+    let loss = trainer.last_metrics().map(|metrics| metrics.loss);
+    let last = loss.map_or_else(String::new, |loss| format!(", last loss {loss:.4}"));
+    app.print(
+        &format!("{step} steps{last}; the {what} is in {place}\n"),
+        &json!({
+            "outcome": "finished",
+            "steps": step,
+            "loss": loss,
+            "what": what,
+            "folder": args.output,
+            "eval": last_eval,
+        }),
+    )?;
     Ok(Exit::Ok)
 }
 

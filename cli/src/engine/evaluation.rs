@@ -7,6 +7,7 @@ use chandler_vram::{Bytes, HostMeter, Ledger};
 
 use super::EngineError;
 use crate::heap;
+use crate::logging::Progress;
 use crate::store::{EvalRow, EvalSample};
 use crate::worker::Question;
 
@@ -19,6 +20,7 @@ pub(crate) struct Evaluation {
     pub(crate) options: GenerateOptions,
     pub(crate) stop_strings: Vec<String>,
     pub(crate) tokenizer: Tokenizer,
+    pub(crate) progress: Progress,
 }
 
 /// What came of an evaluation.
@@ -51,7 +53,8 @@ impl Evaluation {
     ) -> Result<Evaluated, EngineError> {
         let rss = || HostMeter::new().read_host().rss;
         let before = rss();
-        let mut scope = EvalScope::open(model, ledger).stopped_by(stop);
+        let tell = |now| self.progress.evaluating(now);
+        let mut scope = EvalScope::open(model, ledger).stopped_by(stop).telling(&tell);
         let mut shortages = vec![];
         let mut unless_short = |what: &str, error: EngineError| match error {
             EngineError::Eval(error) if error.is_out_of_memory() => {

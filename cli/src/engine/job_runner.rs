@@ -128,6 +128,7 @@ impl EngineRunner {
             controls.stop().is_requested()
         };
         let room = || memory::room(&self.config);
+        let progress = context.progress;
         let mut sink = JobSink {
             context,
             job_id: job.job.id,
@@ -153,6 +154,7 @@ impl EngineRunner {
             steps_here: 0,
             last_eval,
             around: Around::default(),
+            progress,
         };
         if fit != Fit::default() {
             watch
@@ -181,7 +183,7 @@ impl EngineRunner {
         });
         sink.context.still_ours()?;
         let mark = mark(&job.job, &job.sha256, &report);
-        write_merged_model(&mut trainer, &self.state.model(), &base, mark)?;
+        write_merged_model(&mut trainer, &self.state.model(), &base, mark, progress)?;
         Ok(JobOutcome::Finished { report })
     }
 

@@ -65,7 +65,7 @@ pub(crate) fn prepare(request: &Request) -> Result<Prepared, EngineError> {
         let (records, max_length) = (all.stats().records as usize, options.max_length);
         return Err(DataError::NothingToLearn { records, max_length }.into());
     }
-    let model = load_trainable(config, model_folder, adapter)?;
+    let model = load_trainable(request)?;
     let settings = train_settings(config);
     let total_steps = BatchPlan::new(rows.len(), &settings)?.total_steps();
     let tokenizer_sha256 = tokenizer.sha256().to_owned();
@@ -78,6 +78,7 @@ pub(crate) fn prepare(request: &Request) -> Result<Prepared, EngineError> {
         options: generate_options(config, stops),
         stop_strings: config.eval.stop.clone(),
         tokenizer,
+        progress: request.progress.clone(),
     };
     let planning = Planning::new(config, &model, Some(&rows), Some(&evaluation));
     let (fit, plan) = fitting(&planning, &settings);
@@ -100,12 +101,9 @@ fn read(request: &Request, options: &DataOptions) -> Result<Text, EngineError> {
 
 /// Loads a model that is to be trained: with the adapter to go on with, or a fresh one where
 /// `lora.r` asks for it.
-fn load_trainable(
-    config: &Config,
-    folder: &Path,
-    adapter: Option<&Path>,
-) -> Result<CausalLm, EngineError> {
-    let mut model = load_model(config, folder, adapter)?;
+fn load_trainable(request: &Request) -> Result<CausalLm, EngineError> {
+    let Request { config, model_folder, adapter, progress, .. } = *request;
+    let mut model = load_model(config, model_folder, adapter, progress)?;
     if let (None, Some(lora)) = (adapter, lora(config)) {
         model.add_lora(lora, config.train.seed)?;
     }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use chandler_durable::{RealFs, create_folder_all, require_space};
+use chandler_durable::{Fs, RealFs, create_folder_all, require_space};
 use chandler_evaluator::{EvalError, GenerateOptions};
 use chandler_model::CausalLm;
 use chandler_trainer::{
@@ -15,11 +15,12 @@ use chandler_vram::{HostMeter, Ledger, Phase, Shortage};
 use super::EngineError;
 use super::evaluation::{Evaluated, Evaluation};
 use super::guard::{Decision, decide};
+use super::saving::ToldFs;
 use crate::config::OnPressure;
 use crate::daemon::is_full;
 use crate::failure::in_one_line;
 use crate::heap;
-use crate::logging::StepProgress;
+use crate::logging::{Progress, StepProgress};
 use crate::store::{EvalRow, EvalSample, StepRow};
 
 /// Where the results of a run go.
@@ -78,6 +79,7 @@ pub(crate) struct Watch<'a> {
     /// The newest evaluation, which may have been made before the run was resumed.
     pub(crate) last_eval: Option<EvalRow>,
     pub(crate) around: Around,
+    pub(crate) progress: &'a Progress,
 }
 
 /// What was last seen of the memory that others leave.
@@ -214,6 +216,10 @@ impl Observer for Watch<'_> {
     /// Taken only where it is known that the run's next peak fits beside it.
     fn has_room_for_copy(&mut self, bytes: u64) -> bool {
         (self.room)().is_some_and(|room| room >= bytes.saturating_add(self.step_bytes))
+    }
+
+    fn file_system(&self, bytes: u64) -> Box<dyn Fs> {
+        Box::new(ToldFs::new(self.progress, "checkpoint", bytes))
     }
 
     fn checkpoint_written(&mut self, step: u64, path: &Path) -> Result<(), BoxError> {
