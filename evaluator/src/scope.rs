@@ -104,7 +104,9 @@ impl<'a> EvalScope<'a> {
                 prompts: prompts.len(),
                 new_tokens: all.iter().map(|(_, answer)| answer.new_ids.len()).sum(),
             };
-            self.tell.inspect(|tell| tell(before));
+            if let Some(tell) = self.tell {
+                tell(before);
+            }
             match self.answer(batch, before, &options, watcher) {
                 Ok(answers) => {
                     all.extend(batch.iter().map(|(number, _)| *number).zip(answers));
@@ -135,13 +137,13 @@ impl<'a> EvalScope<'a> {
         let mut owned = self.cache(batch.len(), longest + options.max_new_tokens)?;
         let (stop, tell) = (self.stop, self.tell);
         let stopped = |now: Answering| {
-            tell.inspect(|tell| {
+            if let Some(tell) = tell {
                 tell(Answering {
                     answered: before.answered + now.answered,
                     prompts: before.prompts,
                     new_tokens: before.new_tokens + now.new_tokens,
                 });
-            });
+            }
             stop.is_some_and(|stop| stop())
         };
         generate_batch(self.model, &mut owned.cache, batch, options, watcher, &stopped)

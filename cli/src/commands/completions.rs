@@ -6,7 +6,6 @@ use clap_complete::Shell;
 use super::{App, public_command};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::output;
 
 #[derive(Debug, Args)]
 pub(super) struct CompletionsArgs {
@@ -18,7 +17,7 @@ pub(super) struct CompletionsArgs {
 pub(super) fn completions(app: &App, args: &CompletionsArgs) -> Result<Exit, Failure> {
     let script = script(args.shell);
     let value = serde_json::json!({ "shell": args.shell.to_string(), "script": script });
-    if app.json { output::print_json(&value)? } else { output::print(&script)? }
+    app.print(&script, &value)?;
     Ok(Exit::Ok)
 }
 

@@ -165,13 +165,14 @@ fn wrong_arguments(error: &clap::Error) -> Failure {
 /// The binary's commands, without those that only it starts itself and without what only it says
 /// to itself.
 fn public_command() -> clap::Command {
-    without_hidden(Cli::command().name("chandler"))
+    without_hidden(Cli::command())
 }
 
 fn without_hidden(command: clap::Command) -> clap::Command {
-    let mut shown = clap::Command::new(command.get_name().to_owned()).args(
-        command.get_arguments().filter(|argument| !argument.is_hide_set()).cloned(),
-    );
+    let arguments = command.get_arguments().filter(|argument| !argument.is_hide_set());
+    let mut shown = clap::Command::new(command.get_name().to_owned())
+        .args(arguments.cloned())
+        .subcommand_required(command.is_subcommand_required_set());
     if let Some(about) = command.get_about() {
         shown = shown.about(about.clone());
     }

@@ -50,7 +50,7 @@ pub(crate) struct Prepared {
 
 /// Reads and checks model and data, and plans the memory.
 pub(crate) fn prepare(request: &Request) -> Result<Prepared, EngineError> {
-    let Request { config, model_folder, adapter, .. } = *request;
+    let Request { config, model_folder, .. } = *request;
     let options = data_options(config, Some(ModelConfig::read(model_folder)?.vocab_size));
     let Text { rows: all, tokenizer, questions, questions_are_trained } = read(request, &options)?;
     report_data(&all, config);

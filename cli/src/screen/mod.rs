@@ -69,7 +69,7 @@ fn show(screen: &mut Screen, source: &Source) -> io::Result<()> {
     };
     let mut changed = true;
     while !screen.is_to_end() {
-        changed |= shown.listen(source.news());
+        changed |= shown.listen(source.news())?;
         if std::mem::take(&mut changed) {
             screen.terminal().draw(|frame| view::draw(frame, &shown.scene, &shown.ui))?;
         }
@@ -96,7 +96,7 @@ fn show(screen: &mut Screen, source: &Source) -> io::Result<()> {
 
 impl Shown {
     /// Takes in what the source has to tell; says whether there is anything new to draw.
-    fn listen(&mut self, news: &Receiver<News>) -> bool {
+    fn listen(&mut self, news: &Receiver<News>) -> io::Result<bool> {
         let mut changed = false;
         loop {
             match news.try_recv() {
@@ -108,7 +108,10 @@ impl Shown {
                     self.ui.message = Some(message);
                     self.message_since = Instant::now();
                 }
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => {
+                    return Err(io::Error::other("the thread that reads has ended"));
+                }
             }
             changed = true;
         }
@@ -119,7 +122,7 @@ impl Shown {
             self.ui.message = None;
             changed = true;
         }
-        changed
+        Ok(changed)
     }
 }
 

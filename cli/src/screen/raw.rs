@@ -17,9 +17,10 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 pub(super) struct Screen {
     terminal: Terminal<CrosstermBackend<Stdout>>,
     ending: Arc<AtomicBool>,
+    _taken: Taken,
 }
 
-/// Gives the terminal back unless it is kept.
+/// Gives the terminal back when it is dropped.
 struct Taken;
 
 impl Drop for Taken {
@@ -45,9 +46,7 @@ impl Screen {
         let taken = Taken;
         execute!(stdout(), EnterAlternateScreen, Hide)?;
         let terminal = Terminal::new(CrosstermBackend::new(stdout()))?;
-        // From here on, ours to give back.
-        std::mem::forget(taken);
-        Ok(Self { terminal, ending })
+        Ok(Self { terminal, ending, _taken: taken })
     }
 
     /// Whether a signal asked for the end.
@@ -57,12 +56,6 @@ impl Screen {
 
     pub(super) fn terminal(&mut self) -> &mut Terminal<CrosstermBackend<Stdout>> {
         &mut self.terminal
-    }
-}
-
-impl Drop for Screen {
-    fn drop(&mut self) {
-        give_back();
     }
 }
 

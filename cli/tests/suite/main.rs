@@ -12,3 +12,4 @@ mod memory;
 mod old_checkpoints;
 mod restarts;
 mod support;
+mod terminal;

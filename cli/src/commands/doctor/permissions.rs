@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Access, access};
+
 use super::check::Check;
 use crate::priority::Priority;
 use crate::state_dir::StateDir;
@@ -44,11 +46,12 @@ pub(super) fn read(state: &StateDir) -> Found {
 
 fn push(path: &Path, files: &mut Vec<Owned>) {
     let Ok(metadata) = fs::symlink_metadata(path) else { return };
-    let wanted = match metadata.is_dir() {
-        true => rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK,
-        false => rustix::fs::Access::READ_OK,
+    let wanted = if metadata.is_dir() {
+        Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK
+    } else {
+        Access::READ_OK
     };
-    let usable = metadata.is_symlink() || rustix::fs::access(path, wanted).is_ok();
+    let usable = metadata.is_symlink() || access(path, wanted).is_ok();
     files.push(Owned { path: path.to_owned(), owner: metadata.uid(), usable });
 }
 

@@ -107,3 +107,12 @@ fn no_size_and_no_scene_is_too_strange() {
         }
     }
 }
+
+/// The figure of the book is what is drawn.
+#[test]
+fn the_book_shows_this_picture() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/src/terminal.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let shown = text(&picture(&example::running(), &ui(), (80, 24)));
+    assert!(page.contains(&shown), "put this into docs/src/terminal.md:\n{shown}");
+}
