@@ -80,9 +80,8 @@ impl CausalLm {
         if let Some(first) = first {
             tracing::warn!(tensor = first, "{count} tensors of the model folder are not used");
         }
-        let bytes = |shape: &[usize]| {
-            (shape.iter().product::<usize>() * dtype.size_in_bytes()) as u64
-        };
+        let bytes =
+            |shape: &[usize]| (shape.iter().product::<usize>() * dtype.size_in_bytes()) as u64;
         let total = shapes.iter().map(|(_, shape)| bytes(shape)).sum();
         let mut done = 0;
         let mut tensors = Vec::with_capacity(shapes.len());

@@ -22,7 +22,6 @@ pub(crate) use memory::{beside_plan as memory_beside_plan, room as memory_room};
 pub(crate) use planning::{Planning, answers_shape, fitting, model_shape, train_shape};
 pub(crate) use publish::{export, write_merged_model, write_output};
 pub(crate) use reading::{Reader, questions_from};
-pub(crate) use saving::ToldFs;
 pub(crate) use session::{Prepared, Request, prepare};
 pub(crate) use settings::{data_options, dtype, generate_options, lora, train_settings};
 pub(crate) use source::{load_model, model_folder, stop_ids};

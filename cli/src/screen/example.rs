@@ -123,13 +123,15 @@ pub(super) fn running() -> Scene {
             figures: [("exact match", 0.125), ("loss", 1.25)].into(),
             samples: vec![
                 Sample {
-                    prompt: "user\nTranslate into German: nine blue owls sing\nassistant\n".to_owned(),
+                    prompt: "user\nTranslate into German: nine blue owls sing\nassistant\n"
+                        .to_owned(),
                     answer: "neun blaue Eulen singen".to_owned(),
                     reference: Some("neun blaue Eulen singen".to_owned()),
                     exact_match: Some(true),
                 },
                 Sample {
-                    prompt: "user\nTranslate into German: two red foxes sleep\nassistant\n".to_owned(),
+                    prompt: "user\nTranslate into German: two red foxes sleep\nassistant\n"
+                        .to_owned(),
                     answer: "zwei rote Eulen\u{1b}[2J".to_owned(),
                     reference: Some("zwei rote Füchse schlafen".to_owned()),
                     exact_match: Some(false),

@@ -116,7 +116,7 @@ impl Shown {
             changed = true;
         }
         let silence = self.heard.elapsed();
-        let silent_s = (silence >= SILENCE).then(|| silence.as_secs());
+        let silent_s = (silence >= SILENCE).then_some(silence.as_secs());
         changed |= std::mem::replace(&mut self.ui.silent_s, silent_s) != silent_s;
         if self.ui.message.is_some() && self.message_since.elapsed() >= MESSAGE_STAYS {
             self.ui.message = None;

@@ -3,6 +3,15 @@
 use chandler_vram::Category;
 use ratatui::style::{Color, Modifier, Style};
 
+/// What everything else is about.
+pub(crate) const STRONG: Style = Style::new().add_modifier(Modifier::BOLD);
+
+/// What can be passed over.
+pub(crate) const DIM: Style = Style::new().add_modifier(Modifier::DIM);
+
+/// The line that keys act on.
+pub(crate) const CHOSEN: Style = Style::new().add_modifier(Modifier::REVERSED);
+
 /// How things look on this terminal.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Paint {
@@ -12,16 +21,6 @@ pub(crate) struct Paint {
 impl Paint {
     fn coloured(self, colour: Color) -> Style {
         if self.colour { Style::new().fg(colour) } else { Style::new() }
-    }
-
-    /// What everything else is about.
-    pub(crate) fn strong(self) -> Style {
-        Style::new().add_modifier(Modifier::BOLD)
-    }
-
-    /// What can be passed over.
-    pub(crate) fn dim(self) -> Style {
-        Style::new().add_modifier(Modifier::DIM)
     }
 
     /// It goes well.
@@ -42,11 +41,6 @@ impl Paint {
     /// Curves, bars and frames that have the focus.
     pub(crate) fn accent(self) -> Style {
         self.coloured(Color::Cyan)
-    }
-
-    /// The line that keys act on.
-    pub(crate) fn chosen(self) -> Style {
-        Style::new().add_modifier(Modifier::REVERSED)
     }
 
     /// A part of the memory bar, whose letter says the same.

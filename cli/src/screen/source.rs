@@ -81,7 +81,8 @@ impl Reader {
             }
             match asked.recv_timeout(READ_EVERY) {
                 Ok(request) => {
-                    let answer = Message::of(steer::act(&self.state, &request).map(|acted| acted.message));
+                    let answer =
+                        Message::of(steer::act(&self.state, &request).map(|acted| acted.message));
                     if tell.send(News::Answer(answer)).is_err() {
                         return;
                     }

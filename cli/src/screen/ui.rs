@@ -271,7 +271,9 @@ mod tests {
         press(&mut ui, &scene, KeyCode::Char('s'));
         let key = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
         assert_eq!(ui.press(key, &scene), Some(Action::Quit));
-        let pause = |paused| press(&mut self::ui(), &Scene { paused, ..Scene::default() }, KeyCode::Char('p'));
+        let pause = |paused| {
+            press(&mut self::ui(), &Scene { paused, ..Scene::default() }, KeyCode::Char('p'))
+        };
         assert_eq!(pause(false), Some(Action::Ask(Request::Pause)));
         assert_eq!(pause(true), Some(Action::Ask(Request::Resume)));
     }

@@ -85,11 +85,22 @@ fn every_command_speaks_json() {
     let copy = folder.path().join("copy");
     assert!(with(&["export", text_of(&copy)])["dtype"].is_string());
     let out = folder.path().join("out");
-    let trained = json(&[
-        &["train", "--data", text_of(&data), "--output", text_of(&out), "--model", &name, "--json"],
-        &QUICK[..],
-    ]
-    .concat());
+    let trained = json(
+        &[
+            &[
+                "train",
+                "--data",
+                text_of(&data),
+                "--output",
+                text_of(&out),
+                "--model",
+                &name,
+                "--json",
+            ],
+            &QUICK[..],
+        ]
+        .concat(),
+    );
     assert_eq!((&trained["outcome"], &trained["steps"]), (&"finished".into(), &2.into()));
     assert!(trained["loss"].is_number());
     assert!(with(&["man"])["page"].as_str().unwrap().contains(".TH"));
@@ -156,9 +167,11 @@ fn logs_are_chosen_and_followed() {
     let file = Path::new(&state).join("logs/chandler.later.jsonl");
     let mut file = OpenOptions::new().create(true).append(true).open(file).unwrap();
     let line = |level: &str, message: &str| {
-        format!("{{\"timestamp\":\"2026-03-01T12:00:00Z\",\"level\":\"{level}\",\"message\":\"{message}\"}}\n")
+        format!(
+            "{{\"timestamp\":\"2026-03-01T12:00:00Z\",\"level\":\"{level}\",\"message\":\"{message}\"}}\n"
+        )
     };
-    write!(file, "{}{}\u{1b}[2J\n", line("INFO", "fine"), line("WARN", "careful")).unwrap();
+    writeln!(file, "{}{}\u{1b}[2J", line("INFO", "fine"), line("WARN", "careful")).unwrap();
     assert!(lines.next().unwrap().unwrap().contains(" WARN careful"));
     assert_eq!(lines.next().unwrap().unwrap(), "not a log line: \\u{1b}[2J");
     let pid = rustix::process::Pid::from_raw(follower.id() as i32).unwrap();
@@ -206,7 +219,8 @@ fn the_whole_screen_is_taken_and_given_back() {
     // util-linux's script gives a command a terminal of its own.
     let on_a_terminal = |before: &str, keys: &[u8]| {
         let binary = env!("CARGO_BIN_EXE_chandler");
-        let command = format!("stty cols 80 rows 24; {before} {binary} status --watch --dir {state}");
+        let command =
+            format!("stty cols 80 rows 24; {before} {binary} status --watch --dir {state}");
         let mut typed = Command::new("script")
             .args(["-qec", &command, "/dev/null"])
             .env("TERM", "xterm")

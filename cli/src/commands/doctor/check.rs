@@ -35,6 +35,10 @@ impl Check {
         Self { verdict: Verdict::Info, ..Self::ok(name, detail) }
     }
 
+    pub(super) fn with_hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
     /// Something that works, but not as well as it could.
     pub(super) fn warning(
         name: &'static str,
@@ -89,7 +93,8 @@ mod tests {
 
     #[test]
     fn a_cure_stands_below_what_it_cures() {
-        let checks = [Check::ok("disk", "has room"), Check::warning("swap", "is on", "turn it off")];
+        let checks =
+            [Check::ok("disk", "has room"), Check::warning("swap", "is on", "turn it off")];
         assert_eq!(
             render(&checks),
             "ok       disk  has room\nwarning  swap  is on\n               hint: turn it off\n"

@@ -27,7 +27,10 @@ const SLOW_MS: f64 = 100.0;
 /// What writing took, with a sync after each block.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Speed {
-    Measured { mb_per_s: f64, ms_per_sync: f64 },
+    Measured {
+        mb_per_s: f64,
+        ms_per_sync: f64,
+    },
     /// Not one block was on the disk in time.
     TooSlow,
 }
@@ -66,9 +69,8 @@ fn speed(measured: io::Result<Speed>) -> Check {
             Check::warning(NAME, words, CURE)
         }
         Ok(Speed::Measured { mb_per_s, ms_per_sync }) => {
-            let words = format!(
-                "{mb_per_s:.0} MB/s in synced blocks of 256 KiB, {ms_per_sync:.1} ms each"
-            );
+            let words =
+                format!("{mb_per_s:.0} MB/s in synced blocks of 256 KiB, {ms_per_sync:.1} ms each");
             if mb_per_s < SLOW_MB_PER_S || ms_per_sync > SLOW_MS {
                 Check::warning(NAME, words, CURE)
             } else {

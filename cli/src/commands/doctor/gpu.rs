@@ -46,7 +46,8 @@ fn of_gpu(gpu: &GpuReading, own_pid: u32, name_of: &dyn Fn(u32) -> Option<String
     };
     let user = |process: &GpuProcess| {
         let name = process.name.clone().or_else(|| name_of(process.pid));
-        let name = name.as_deref().map_or("unknown", |name| name.rsplit('/').next().unwrap_or(name));
+        let name =
+            name.as_deref().map_or("unknown", |name| name.rsplit('/').next().unwrap_or(name));
         format!("{name} (pid {}, {})", process.pid, shown(process.used))
     };
     let others: Vec<String> =
@@ -80,8 +81,11 @@ mod tests {
         };
         let named = |pid| (pid == 8).then(|| "python3".to_owned());
         let checks = |processes| of_gpus(&[gpu(processes)], 7, &named);
-        let found =
-            checks(Some(vec![process(7, None), process(8, None), process(9, Some("/usr/bin/blender"))]));
+        let found = checks(Some(vec![
+            process(7, None),
+            process(8, None),
+            process(9, Some("/usr/bin/blender")),
+        ]));
         assert_eq!(found[0].verdict, Verdict::Warning);
         assert_eq!(
             found[0].detail,

@@ -10,9 +10,7 @@ use chandler_vram::{Bytes, HostMeter, HostReading, Plan};
 use super::super::App;
 use super::check::{Check, shown};
 use crate::config::{Config, MemorySize};
-use crate::engine::{
-    EngineError, Planning, dtype, fitting, lora, memory_room, train_settings,
-};
+use crate::engine::{EngineError, Planning, dtype, fitting, lora, memory_room, train_settings};
 use crate::failure::in_one_line;
 
 /// Swap in use beyond this slows a run down.
@@ -68,8 +66,7 @@ fn swap(found: Option<Swap>) -> Check {
                             memory.limit, or `sudo swapoff -a`";
                 Check::warning(NAME, words, cure)
             } else {
-                let cure = "memory.limit keeps a run out of it".to_owned();
-                Check { hint: Some(cure), ..Check::info(NAME, words) }
+                Check::info(NAME, words).with_hint("memory.limit keeps a run out of it")
             }
         }
     }
@@ -96,13 +93,11 @@ fn group(host: &HostReading, limit: Option<u64>) -> Option<Check> {
             ),
             format!("set memory.limit to {} or less", Bytes(cgroup / 10 * 9)),
         ),
-        (None, Some(cgroup)) => Check {
-            hint: Some(format!(
+        (None, Some(cgroup)) => Check::info(NAME, format!("the cgroup's, {}", Bytes(cgroup)))
+            .with_hint(format!(
                 "memory.limit = \"{}\" has it make do with less instead of being killed",
                 Bytes(cgroup / 10 * 9)
             )),
-            ..Check::info(NAME, format!("the cgroup's, {}", Bytes(cgroup)))
-        },
     })
 }
 

@@ -95,10 +95,9 @@ pub(super) fn check(processes: &Option<Vec<Process>>, root: &Path) -> Vec<Check>
         ));
     }
     for process in &elsewhere {
-        let place = process.state_dir().map_or_else(
-            || "a folder that is unknown".to_owned(),
-            |dir| dir.display().to_string(),
-        );
+        let place = process
+            .state_dir()
+            .map_or_else(|| "a folder that is unknown".to_owned(), |dir| dir.display().to_string());
         checks.push(Check::warning(
             NAME,
             format!("another one, pid {}, works on {place} and takes time and memory", process.pid),
@@ -140,7 +139,10 @@ mod tests {
         assert_eq!(verdicts(&all), [(Verdict::Ok, "one, pid 5, on this state directory".into())]);
         all.push(process(9, 1, "chandler run --dir=/home/a/s"));
         let found = verdicts(&all);
-        assert_eq!(found[0], (Verdict::Problem, "2 work on this state directory: pids 5, 9".into()));
+        assert_eq!(
+            found[0],
+            (Verdict::Problem, "2 work on this state directory: pids 5, 9".into())
+        );
     }
 
     #[test]

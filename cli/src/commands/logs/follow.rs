@@ -127,7 +127,9 @@ mod tests {
             let mut seen = Vec::new();
             let notes = follower.look(&mut |line| {
                 seen.push(match line {
-                    LogLine::Logged { fields, .. } => fields["message"].as_str().unwrap().to_owned(),
+                    LogLine::Logged { fields, .. } => {
+                        fields["message"].as_str().unwrap().to_owned()
+                    }
                     LogLine::Foreign(text) => format!("?{text}"),
                 });
             });

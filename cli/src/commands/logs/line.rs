@@ -61,7 +61,8 @@ impl LogLine {
         let text = String::from_utf8_lossy(bytes);
         let shown: String = text.chars().take(FOREIGN_CHARS).collect();
         let left_out = (text.len() - shown.len()) as u64 + beyond;
-        let more = if left_out > 0 { format!("… ({left_out} bytes more)") } else { String::new() };
+        let more =
+            if left_out > 0 { format!("… ({left_out} bytes more)") } else { String::new() };
         Self::Foreign(shown + &more)
     }
 
@@ -87,9 +88,7 @@ impl LogLine {
         let text = |key: &str| fields.get(key).and_then(Value::as_str).unwrap_or_default();
         let time = text("timestamp").parse::<jiff::Timestamp>().map_or_else(
             |_| "at an unknown time".to_owned(),
-            |time| {
-                time.to_zoned_datetime(zone.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string()
-            },
+            |time| time.to_zoned_datetime(zone.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string(),
         );
         let name = Level::ALL.into_iter().find(|(known, ..)| *known == level);
         let (_, name, code) = name.unwrap_or(Level::ALL[0]);
@@ -139,9 +138,13 @@ mod tests {
 
     #[test]
     fn what_is_no_log_line_is_shown_as_such() {
-        for (text, beyond) in
-            [("{\"level\":\"INFO\"", 0), ("[1]", 0), ("\u{1b}[2J", 0), (LINE, 7), ("{\"level\":3}", 0)]
-        {
+        for (text, beyond) in [
+            ("{\"level\":\"INFO\"", 0),
+            ("[1]", 0),
+            ("\u{1b}[2J", 0),
+            (LINE, 7),
+            ("{\"level\":3}", 0),
+        ] {
             let line = LogLine::parse(text.as_bytes(), beyond);
             assert_eq!(line.level(), None, "{text}");
             let shown = line.painted(false, &TimeZone::UTC);

@@ -85,8 +85,7 @@ impl Printer {
 pub(super) fn logs(app: &App, args: &LogsArgs) -> Result<Exit, Failure> {
     let folder = app.state()?.logs();
     let colour = colour_is_wanted(std::io::IsTerminal::is_terminal(&std::io::stdout()));
-    let printer =
-        Printer { level: args.level, json: app.json, colour, zone: TimeZone::system() };
+    let printer = Printer { level: args.level, json: app.json, colour, zone: TimeZone::system() };
     let failed = LogsError::fails(&folder);
     let files = files::list(&folder).map_err(&failed)?;
     if files.is_empty() && !args.follow {

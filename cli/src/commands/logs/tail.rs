@@ -135,7 +135,9 @@ mod tests {
 
     fn messages(folder: &Path, count: usize, follow: bool, worst: bool) -> Vec<String> {
         let files = files::list(folder).unwrap();
-        let wanted = |line: &LogLine| !worst || line.level().is_none_or(|level| level > super::super::line::Level::Info);
+        let wanted = |line: &LogLine| {
+            !worst || line.level().is_none_or(|level| level > super::super::line::Level::Info)
+        };
         let places = newest(&files, count, follow, wanted).unwrap();
         let lines = places.into_iter().map(|place| match place.read(&files).unwrap() {
             LogLine::Logged { fields, .. } => fields["message"].as_str().unwrap().to_owned(),
@@ -148,10 +150,19 @@ mod tests {
     fn the_newest_lines_are_found_over_files_and_blocks() {
         let folder = tempfile::tempdir().unwrap();
         assert!(messages(folder.path(), 9, false, false).is_empty());
-        put(folder.path(), "chandler.2026-03-01.jsonl", &(entry("WARN", "a") + &entry("INFO", "b")));
+        put(
+            folder.path(),
+            "chandler.2026-03-01.jsonl",
+            &(entry("WARN", "a") + &entry("INFO", "b")),
+        );
         put(folder.path(), "chandler.2026-03-02.jsonl", "");
         let long = "x".repeat(3 * BLOCK as usize);
-        let last = format!("{}\n{}garbage\n{}half", entry("INFO", &long), entry("INFO", "c"), entry("INFO", "d"));
+        let last = format!(
+            "{}\n{}garbage\n{}half",
+            entry("INFO", &long),
+            entry("INFO", "c"),
+            entry("INFO", "d")
+        );
         put(folder.path(), "chandler.2026-03-03.jsonl", &last);
         put(folder.path(), "other.jsonl", "no\n");
         assert_eq!(messages(folder.path(), 3, false, false), ["?garbage", "d", "?half"]);

@@ -151,12 +151,7 @@ fn lines(records: &[Value]) -> String {
     records.iter().map(|record| format!("{record}\n")).collect()
 }
 
-fn report(
-    app: &App,
-    state: &StateDir,
-    store: &Store,
-    started: Instant,
-) -> Result<Exit, Failure> {
+fn report(app: &App, state: &StateDir, store: &Store, started: Instant) -> Result<Exit, Failure> {
     let job = store.jobs_in(JobState::Done)?.pop();
     let run = match job {
         Some(job) => store.last_run_of(job.id)?,

@@ -6,6 +6,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Clear, Paragraph};
 
 use super::words::cut;
+use crate::screen::paint::{DIM, STRONG};
 use crate::screen::ui::Ui;
 use crate::visible::visible_line;
 
@@ -33,24 +34,20 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, ui: &Ui) {
     } else {
         let keys = "q quit  p pause  e evaluate  s skip  r retry  +/- priority  Tab focus  ? help";
         let few = "q quit  p pause  s skip  ? help";
-        Line::styled(if width < keys.len() { few } else { keys }, ui.paint.dim())
+        Line::styled(if width < keys.len() { few } else { keys }, DIM)
     };
     frame.render_widget(Paragraph::new(line), area);
 }
 
 /// Every key, over everything else.
 pub(super) fn help(frame: &mut Frame, area: Rect, ui: &Ui) {
-    let [area] =
-        Layout::horizontal([Constraint::Length(42)]).flex(Flex::Center).areas(area);
+    let [area] = Layout::horizontal([Constraint::Length(42)]).flex(Flex::Center).areas(area);
     let height = KEYS.len() as u16 + 2;
     let [area] = Layout::vertical([Constraint::Length(height)]).flex(Flex::Center).areas(area);
     let lines: Vec<Line> = KEYS
         .iter()
         .map(|(key, meaning)| {
-            Line::from(vec![
-                Span::styled(format!(" {key:<5}"), ui.paint.strong()),
-                Span::raw(*meaning),
-            ])
+            Line::from(vec![Span::styled(format!(" {key:<5}"), STRONG), Span::raw(*meaning)])
         })
         .collect();
     frame.render_widget(Clear, area);

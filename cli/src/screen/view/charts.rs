@@ -7,7 +7,7 @@ use ratatui::text::Span;
 use ratatui::widgets::{Axis, Chart, Dataset, GraphType, Paragraph, Sparkline};
 
 use super::framed;
-use crate::screen::paint::Paint;
+use crate::screen::paint::{DIM, Paint};
 use crate::screen::scene::{Point, Scene};
 use crate::store::RunState;
 
@@ -42,13 +42,13 @@ fn loss(frame: &mut Frame, area: Rect, points: &[Point], paint: Paint) {
         .map(|point| (point.step as f64, point.loss))
         .collect();
     let (Some(first), Some(last)) = (curve.first(), curve.last()) else {
-        return frame.render_widget(Paragraph::new("no steps yet").style(paint.dim()), area);
+        return frame.render_widget(Paragraph::new("no steps yet").style(DIM), area);
     };
     let steps = [first.0, last.0.max(first.0 + 1.0)];
     let low = curve.iter().map(|point| point.1).fold(f64::INFINITY, f64::min);
     let high = curve.iter().map(|point| point.1).fold(f64::NEG_INFINITY, f64::max);
     let losses = [low, if high > low { high } else { low + 1.0 }];
-    let label = |value: f64, places: usize| Span::styled(format!("{value:.places$}"), paint.dim());
+    let label = |value: f64, places: usize| Span::styled(format!("{value:.places$}"), DIM);
     let data = Dataset::default()
         .marker(Marker::Braille)
         .graph_type(GraphType::Line)
@@ -78,8 +78,9 @@ fn small(
 
 /// Where there is one line, the loss alone.
 fn in_a_line(frame: &mut Frame, area: Rect, points: &[Point], paint: Paint) {
-    let [name, curve] = Layout::horizontal([Constraint::Length(5), Constraint::Fill(1)]).areas(area);
-    frame.render_widget(Paragraph::new("loss").style(paint.dim()), name);
+    let [name, curve] =
+        Layout::horizontal([Constraint::Length(5), Constraint::Fill(1)]).areas(area);
+    frame.render_widget(Paragraph::new("loss").style(DIM), name);
     frame.render_widget(sparkline(points, |point| point.loss, curve, paint), curve);
 }
 

@@ -7,6 +7,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
 
 use super::words::clock;
+use crate::screen::paint::DIM;
 use crate::screen::scene::Scene;
 use crate::screen::ui::Ui;
 use crate::store::Event;
@@ -26,7 +27,7 @@ fn line(event: &Event, ui: &Ui) -> Line<'static> {
     };
     let job = event.job_id.map_or_else(String::new, |id| format!("job {id}: "));
     Line::from(vec![
-        Span::styled(format!("{}  ", clock(&event.at, &ui.zone, false)), ui.paint.dim()),
+        Span::styled(format!("{}  ", clock(&event.at, &ui.zone, false)), DIM),
         Span::styled(visible_line(&format!("{job}{}", event.message)), style),
     ])
 }

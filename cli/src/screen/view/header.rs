@@ -7,6 +7,7 @@ use ratatui::widgets::Paragraph;
 
 use super::words::{clock, cut};
 use crate::control::LiveStatus;
+use crate::screen::paint::{DIM, STRONG};
 use crate::screen::scene::{Daemon, Scene};
 use crate::screen::ui::Ui;
 use crate::visible::visible_line;
@@ -18,16 +19,13 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, scene: &Scene, ui: &Ui) {
     let lines = if area.height < 2 {
         let state_width: usize = state.iter().map(Span::width).sum();
         let mut spans = state;
-        spans.push(Span::styled(
-            cut(&format!("  {dir}"), width.saturating_sub(state_width)),
-            ui.paint.dim(),
-        ));
+        spans.push(Span::styled(cut(&format!("  {dir}"), width.saturating_sub(state_width)), DIM));
         vec![Line::from(spans)]
     } else {
         let model = scene.base_model.as_deref().map_or_else(String::new, visible_line);
-        let mut top = vec![Span::styled("chandler  ", ui.paint.strong()), Span::raw(dir)];
+        let mut top = vec![Span::styled("chandler  ", STRONG), Span::raw(dir)];
         if !model.is_empty() {
-            top.push(Span::styled(format!("  {model}"), ui.paint.dim()));
+            top.push(Span::styled(format!("  {model}"), DIM));
         }
         let mut spans = state;
         spans.extend(rest(scene, ui));
@@ -60,8 +58,9 @@ fn state(scene: &Scene, ui: &Ui) -> Vec<Span<'static>> {
 fn rest(scene: &Scene, ui: &Ui) -> Vec<Span<'static>> {
     match &scene.daemon {
         Daemon::NotRunning => {
-            let words = format!("  `chandler run --dir {}` starts one", visible_line(&scene.state_dir));
-            vec![Span::styled(words, ui.paint.dim())]
+            let words =
+                format!("  `chandler run --dir {}` starts one", visible_line(&scene.state_dir));
+            vec![Span::styled(words, DIM)]
         }
         Daemon::Unclear(why) => vec![Span::raw(format!("  {}", visible_line(why)))],
         Daemon::Running(live) => about(live, ui),
@@ -70,9 +69,10 @@ fn rest(scene: &Scene, ui: &Ui) -> Vec<Span<'static>> {
 
 fn about(live: &LiveStatus, ui: &Ui) -> Vec<Span<'static>> {
     let since = clock(&live.started_at, &ui.zone, true);
-    let page = live.http.as_deref().map_or_else(String::new, |url| format!("  {}", visible_line(url)));
+    let page =
+        live.http.as_deref().map_or_else(String::new, |url| format!("  {}", visible_line(url)));
     let words = format!("  pid {}  since {since}{page}", live.pid);
-    let mut spans = vec![Span::styled(words, ui.paint.dim())];
+    let mut spans = vec![Span::styled(words, DIM)];
     if let Some(waiting) = &live.waiting {
         // What it waits for is worth more than since when it runs.
         spans.insert(0, Span::styled(format!(" for: {}", visible_line(waiting)), ui.paint.bad()));

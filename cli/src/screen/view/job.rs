@@ -8,6 +8,7 @@ use ratatui::widgets::Paragraph;
 use super::words::cut;
 use crate::daemon::CurrentJob;
 use crate::logging::{duration_in_words, grouped};
+use crate::screen::paint::{DIM, STRONG};
 use crate::screen::scene::{Daemon, Scene};
 use crate::screen::ui::Ui;
 use crate::store::JobState;
@@ -17,7 +18,7 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, scene: &Scene, ui: &Ui) {
     let width = usize::from(area.width);
     let lines = match scene.daemon.live().and_then(|live| live.current.as_ref()) {
         Some(current) => current_job(current, width, ui),
-        None => vec![Line::styled(nothing(scene), ui.paint.dim())],
+        None => vec![Line::styled(nothing(scene), DIM)],
     };
     frame.render_widget(Paragraph::new(lines), area);
 }
@@ -40,7 +41,7 @@ fn current_job<'a>(current: &CurrentJob, width: usize, ui: &Ui) -> Vec<Line<'a>>
     let name = visible_line(&current.file_name);
     let Some(progress) = &current.progress else {
         return vec![Line::from(vec![
-            Span::styled(format!("job {} ", current.job_id), paint.strong()),
+            Span::styled(format!("job {} ", current.job_id), STRONG),
             Span::raw(cut(&name, width.saturating_sub(24))),
             Span::styled(format!("  {}", current.phase), paint.accent()),
         ])];
@@ -49,24 +50,25 @@ fn current_job<'a>(current: &CurrentJob, width: usize, ui: &Ui) -> Vec<Line<'a>>
     let share = (step as f64 / total as f64).clamp(0.0, 1.0);
     let steps = format!("{}  {step}/{total}", current.phase);
     let title = vec![
-        Span::styled(format!("job {} ", current.job_id), paint.strong()),
+        Span::styled(format!("job {} ", current.job_id), STRONG),
         Span::raw(cut(&name, width.saturating_sub(steps.len() + 12))),
         Span::styled(format!("  {steps}"), paint.accent()),
     ];
     let percent = format!(" {:3.0} %", share * 100.0);
-    let eta = progress.eta_s.map_or_else(|| "time left unknown".to_owned(), |seconds| {
-        format!("{} left", duration_in_words(seconds))
-    });
+    let eta = progress.eta_s.map_or_else(
+        || "time left unknown".to_owned(),
+        |seconds| format!("{} left", duration_in_words(seconds)),
+    );
     let cells = width.saturating_sub(percent.len());
     let full = (share * cells as f64).round() as usize;
     let bar = vec![
         Span::styled("━".repeat(full), paint.accent()),
-        Span::styled("─".repeat(cells - full), paint.dim()),
+        Span::styled("─".repeat(cells - full), DIM),
         Span::raw(percent),
     ];
-    let speed = progress.tokens_per_s.map_or_else(|| "speed unknown".to_owned(), |speed| {
-        format!("{} tokens/s", grouped(speed))
-    });
+    let speed = progress
+        .tokens_per_s
+        .map_or_else(|| "speed unknown".to_owned(), |speed| format!("{} tokens/s", grouped(speed)));
     let figures = format!("loss {:.4}  {speed}  {eta}  lr {:.2e}", progress.loss, progress.lr);
     vec![Line::from(title), Line::from(bar), Line::raw(cut(&figures, width))]
 }

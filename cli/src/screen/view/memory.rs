@@ -8,7 +8,7 @@ use ratatui::widgets::Paragraph;
 
 use super::words::cut;
 use crate::daemon::LiveMemory;
-use crate::screen::paint::Paint;
+use crate::screen::paint::{DIM, Paint};
 use crate::screen::scene::{Scene, ShownPlan};
 use crate::visible::visible_line;
 
@@ -16,7 +16,7 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, scene: &Scene, paint: Paint) {
     let plan = scene.run.as_ref().and_then(|run| run.plan);
     let width = usize::from(area.width);
     let lines = match scene.daemon.live() {
-        None => vec![Line::styled("memory is told by a running daemon", paint.dim())],
+        None => vec![Line::styled("memory is told by a running daemon", DIM)],
         Some(live) if area.height <= 1 => vec![Line::raw(cut(&process(&live.memory), width))],
         Some(live) => lines(&live.memory, plan, width, usize::from(area.height), paint),
     };
@@ -34,7 +34,7 @@ fn lines(
     let mut legend = legend(memory, paint);
     if height < 6 {
         let spans = legend.drain(..).flat_map(|line| line.spans);
-        lines.push(Line::from_iter(spans.flat_map(|span| [span, Span::raw("  ")])));
+        lines.push(spans.flat_map(|span| [span, Span::raw("  ")]).collect());
     }
     lines.extend(legend);
     if width < 80 && height >= 6 {
@@ -50,12 +50,7 @@ fn lines(
 }
 
 /// Every category as long as its part of what there is, as its letter.
-fn bar(
-    memory: &LiveMemory,
-    plan: Option<ShownPlan>,
-    width: usize,
-    paint: Paint,
-) -> Line<'static> {
+fn bar(memory: &LiveMemory, plan: Option<ShownPlan>, width: usize, paint: Paint) -> Line<'static> {
     let whole = memory.limit.or_else(|| plan.and_then(|plan| plan.budget));
     let whole = whole.unwrap_or(0).max(memory.ledger.total).max(1);
     let mut spans = Vec::new();
@@ -67,7 +62,7 @@ fn bar(
         spans.push(Span::styled(text, paint.category(line.category)));
         cells = end.max(cells);
     }
-    spans.push(Span::styled("·".repeat(width.saturating_sub(cells)), paint.dim()));
+    spans.push(Span::styled("·".repeat(width.saturating_sub(cells)), DIM));
     Line::from(spans)
 }
 

@@ -17,7 +17,7 @@ use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::widgets::{Block, Borders};
 
-use super::paint::Paint;
+use super::paint::{DIM, Paint, STRONG};
 use super::scene::Scene;
 use super::ui::{Focus, Ui};
 
@@ -125,7 +125,7 @@ fn part(frame: &mut Frame, area: Rect, scene: &Scene, ui: &Ui, which: Focus) {
 /// Draws a title, and a frame where there is room for one; returns what is within.
 fn framed(frame: &mut Frame, area: Rect, title: &str, paint: Paint, has_focus: bool) -> Rect {
     let borders = if area.height >= 5 && area.width >= 40 { Borders::ALL } else { Borders::TOP };
-    let style = if has_focus { paint.accent().patch(paint.strong()) } else { paint.dim() };
+    let style = if has_focus { paint.accent().patch(STRONG) } else { DIM };
     let mark = if has_focus { "▸ " } else { "" };
     let block = Block::new().borders(borders).border_style(style).title(format!(" {mark}{title} "));
     let inner = block.inner(area);

@@ -6,7 +6,7 @@ use ratatui::style::Style;
 use ratatui::widgets::{Paragraph, Row, Table};
 
 use super::words::cut;
-use crate::screen::paint::Paint;
+use crate::screen::paint::{CHOSEN, DIM, Paint};
 use crate::screen::scene::Scene;
 use crate::screen::ui::Ui;
 use crate::store::{Job, JobState};
@@ -29,14 +29,14 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, scene: &Scene, ui: &Ui) {
     }
     if scene.jobs.is_empty() {
         let words = "no jobs yet: put a .jsonl file into inbox/";
-        return frame.render_widget(Paragraph::new(words).style(ui.paint.dim()), area);
+        return frame.render_widget(Paragraph::new(words).style(DIM), area);
     }
     let name = usize::from(area.width).saturating_sub(BESIDE_NAME);
     let selected = ui.selected_row(scene);
     let height = usize::from(area.height);
     let first = (selected + 1).saturating_sub(height);
     let rows = scene.jobs.iter().enumerate().skip(first).take(height).map(|(index, job)| {
-        let style = if index == selected { ui.paint.chosen() } else { Style::new() };
+        let style = if index == selected { CHOSEN } else { Style::new() };
         let mark = if index == selected { "▸" } else { " " };
         row(mark, job, name, ui.paint).style(style)
     });
@@ -55,7 +55,7 @@ fn row<'a>(mark: &'a str, job: &Job, columns: usize, paint: Paint) -> Row<'a> {
         JobState::Running => paint.accent(),
         JobState::Failed => paint.bad(),
         JobState::Queued => Style::new(),
-        JobState::Done | JobState::Skipped => paint.dim(),
+        JobState::Done | JobState::Skipped => DIM,
     };
     let error = job.report.as_ref().and_then(|report| report.pointer("/errors/0"));
     let error = error.and_then(serde_json::Value::as_str).filter(|_| job.state == JobState::Failed);

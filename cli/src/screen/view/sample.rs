@@ -6,6 +6,7 @@ use ratatui::text::Line;
 use ratatui::widgets::Paragraph;
 
 use super::words::broken;
+use crate::screen::paint::DIM;
 use crate::screen::scene::{Sample, Scene};
 use crate::screen::ui::Ui;
 
@@ -27,7 +28,7 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, scene: &Scene, ui: &Ui) {
     let samples = scene.eval.as_ref().map_or(&[][..], |eval| &eval.samples);
     let lines = match samples.get(ui.sample.min(samples.len().saturating_sub(1))) {
         Some(sample) => lines(sample, usize::from(area.width), usize::from(area.height), ui),
-        None => vec![Line::styled("no answers yet", ui.paint.dim())],
+        None => vec![Line::styled("no answers yet", DIM)],
     };
     frame.render_widget(Paragraph::new(lines), area);
 }
@@ -45,7 +46,8 @@ fn lines<'a>(sample: &Sample, width: usize, height: usize, ui: &Ui) -> Vec<Line<
         let lines = broken(text, width.saturating_sub(2));
         let lines = if lines.is_empty() { vec!["(nothing)".to_owned()] } else { lines };
         let marked = lines.into_iter().enumerate();
-        marked.map(|(turn, line)| format!("{}{line}", if turn == 0 { mark } else { "  " }))
+        marked
+            .map(|(turn, line)| format!("{}{line}", if turn == 0 { mark } else { "  " }))
             .collect::<Vec<_>>()
     };
     let mut answer = marked(mark, &sample.answer);
@@ -57,8 +59,8 @@ fn lines<'a>(sample: &Sample, width: usize, height: usize, ui: &Ui) -> Vec<Line<
     let prompt = broken(&sample.prompt, width);
     let room = room.saturating_sub(reference.len());
     let tail = prompt.len().saturating_sub(room);
-    let prompt = prompt.into_iter().skip(tail).map(|line| Line::styled(line, paint.dim()));
+    let prompt = prompt.into_iter().skip(tail).map(|line| Line::styled(line, DIM));
     let answer = answer.into_iter().map(|line| Line::styled(line, style));
-    let reference = reference.into_iter().map(|line| Line::styled(line, paint.dim()));
+    let reference = reference.into_iter().map(|line| Line::styled(line, DIM));
     prompt.chain(answer).chain(reference).collect()
 }

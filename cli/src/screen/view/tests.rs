@@ -55,10 +55,14 @@ fn every_state_at_every_size() {
 #[test]
 fn questions_help_and_other_parts() {
     let scene = example::running();
-    let press = |ui: &mut Ui, code| drop(ui.press(KeyEvent::new(code, KeyModifiers::NONE), &scene));
+    let press = |ui: &mut Ui, code| {
+        assert_eq!(ui.press(KeyEvent::new(code, KeyModifiers::NONE), &scene), None);
+    };
     let mut asking = ui();
     press(&mut asking, KeyCode::Char('s'));
-    assert!(text(&picture(&scene, &asking, (80, 24))).contains("pass over job 7 (german.jsonl)? y/n"));
+    assert!(
+        text(&picture(&scene, &asking, (80, 24))).contains("pass over job 7 (german.jsonl)? y/n")
+    );
     let mut helped = ui();
     press(&mut helped, KeyCode::Char('?'));
     assert!(text(&picture(&scene, &helped, (80, 24))).contains("priority of the chosen job"));
@@ -101,7 +105,9 @@ fn no_size_and_no_scene_is_too_strange() {
     for scene in [strange, many, Scene::default(), example::running()] {
         for focus in [Focus::Queue, Focus::Sample, Focus::Events] {
             let ui = Ui { focus, help: focus == Focus::Events, ..ui() };
-            for size in [(1, 1), (2, 40), (300, 2), (10, 5), (39, 11), (70, 20), (100, 30), (250, 90)] {
+            for size in
+                [(1, 1), (2, 40), (300, 2), (10, 5), (39, 11), (70, 20), (100, 30), (250, 90)]
+            {
                 picture(&scene, &ui, size);
             }
         }
