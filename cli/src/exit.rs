@@ -29,21 +29,23 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// Every exit.
+    pub const ALL: [Self; 10] = [
+        Self::Ok,
+        Self::Error,
+        Self::Usage,
+        Self::LockHeld,
+        Self::BadData,
+        Self::DoesNotFit,
+        Self::NoSpace,
+        Self::NotRunning,
+        Self::StateDir,
+        Self::Interrupted,
+    ];
+
     /// The exit with this number; one that is none of ours is an error.
     pub fn from_code(code: u8) -> Self {
-        let known = [
-            Self::Ok,
-            Self::Error,
-            Self::Usage,
-            Self::LockHeld,
-            Self::BadData,
-            Self::DoesNotFit,
-            Self::NoSpace,
-            Self::NotRunning,
-            Self::StateDir,
-            Self::Interrupted,
-        ];
-        known.into_iter().find(|exit| exit.code() == code).unwrap_or(Self::Error)
+        Self::ALL.into_iter().find(|exit| exit.code() == code).unwrap_or(Self::Error)
     }
 
     /// The number.
@@ -55,5 +57,26 @@ impl Exit {
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit.code())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table of the book has these codes and no others.
+    #[test]
+    fn every_code_stands_in_the_book() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/src/scripts.md");
+        let page = std::fs::read_to_string(path).unwrap();
+        let (_, table) = page.split_once("| exit code |").unwrap();
+        let documented: Vec<u8> = table
+            .lines()
+            .skip(2)
+            .map_while(|line| line.strip_prefix("| ")?.split(' ').next()?.parse().ok())
+            .collect();
+        assert_eq!(documented, Exit::ALL.map(Exit::code));
+        assert!(Exit::ALL.into_iter().all(|exit| Exit::from_code(exit.code()) == exit));
+        assert_eq!(Exit::from_code(99), Exit::Error);
     }
 }

@@ -46,6 +46,19 @@ impl Failure {
         }
         text
     }
+
+    /// As JSON on one line: `error`, `because` (its causes), `hint` and `exit` (the code).
+    pub fn render_json(&self) -> String {
+        let mut said = said_once(self.error.as_ref());
+        let causes = said.split_off(1);
+        let value = serde_json::json!({
+            "error": said.pop(),
+            "because": causes,
+            "hint": self.hint.clone().or_else(|| hint_of_system(&self.error)),
+            "exit": self.exit.code(),
+        });
+        format!("{value}\n")
+    }
 }
 
 /// What an error says and what its causes say, each said once: transparent errors repeat what stands
@@ -167,5 +180,16 @@ mod tests {
         let error = anyhow::anyhow!("no room").context("cannot write x: no room");
         let failure = Failure::new(Exit::Error, error, None);
         assert_eq!(failure.render(false), "error: cannot write x: no room\n");
+    }
+
+    #[test]
+    fn an_error_is_json_with_the_same_words() {
+        let error = anyhow::anyhow!("no\nroom").context("cannot write x");
+        let failure = Failure::new(Exit::NoSpace, error, Some("free some".into()));
+        assert_eq!(
+            failure.render_json(),
+            "{\"error\":\"cannot write x\",\"because\":[\"no\\nroom\"],\"hint\":\"free some\",\
+             \"exit\":6}\n"
+        );
     }
 }

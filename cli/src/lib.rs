@@ -33,6 +33,7 @@ pub mod output;
 mod plan;
 pub mod priority;
 pub mod queue;
+mod screen;
 pub mod serve;
 pub mod service;
 pub mod signals;

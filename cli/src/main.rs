@@ -7,22 +7,26 @@ use chandler_cli::commands::{self, Cli};
 use chandler_cli::heap;
 use chandler_cli::logging::Terminal;
 use chandler_vram::CountingAllocator;
-use clap::Parser;
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator<System> = CountingAllocator::new(System);
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let terminal = Terminal::stderr();
+    let cli = Cli::from_arguments(&terminal);
     if !cli.is_worker() {
         heap::keep_pages();
     }
-    let terminal = Terminal::stderr();
     let place = terminal.clone();
     // As any other line, so that nothing in it acts on the terminal.
     std::panic::set_hook(Box::new(move |panic| place.print(&format!("{panic}\n"))));
+    let as_json = cli.is_json();
     match commands::dispatch(cli, &terminal) {
         Ok(exit) => exit.into(),
+        Err(failure) if as_json => {
+            terminal.print_json(&failure.render_json());
+            failure.exit.into()
+        }
         Err(failure) => {
             terminal.print(&failure.render(terminal.has_colour()));
             failure.exit.into()

@@ -7,21 +7,29 @@ use std::io::{self, IsTerminal, Write};
 
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::logging::colour_is_wanted;
 use crate::visible::{visible, visible_json, visible_painted};
 
 /// Prints text for people, with control characters made visible. A reader that went away, as `head` does, is no error.
 pub fn print(text: &str) -> Result<(), Failure> {
-    let painted = io::stdout().is_terminal();
+    print_while_read(text).map(drop)
+}
+
+/// As [`print`], and says whether somebody still reads.
+pub(crate) fn print_while_read(text: &str) -> Result<bool, Failure> {
+    let painted = colour_is_wanted(io::stdout().is_terminal());
     write(&if painted { visible_painted(text) } else { visible(text) })
 }
 
-fn write(text: &str) -> Result<(), Failure> {
+fn write(text: &str) -> Result<bool, Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => {
+            let error = anyhow::Error::new(error).context("cannot write to standard output");
             Err(Failure::new(Exit::Error, error, None))
         }
-        _ => Ok(()),
     }
 }
 
@@ -30,14 +38,14 @@ pub fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let mut text = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::new(Exit::Error, error, None))?;
     text.push('\n');
-    write(&visible_json(&text))
+    write(&visible_json(&text)).map(drop)
 }
 
 /// Prints a value as JSON on one line.
 pub fn print_json_line(value: &impl serde::Serialize) -> Result<(), Failure> {
     let text =
         serde_json::to_string(value).map_err(|error| Failure::new(Exit::Error, error, None))?;
-    write(&format!("{}\n", visible_json(&text)))
+    write(&format!("{}\n", visible_json(&text))).map(drop)
 }
 
 /// Columns, each as wide as its widest cell; numbers of columns may differ from row to row.

@@ -81,18 +81,30 @@ pub struct Generation {
     pub ended: Ended,
 }
 
+/// How far the answers to some prompts have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Answering {
+    /// Prompts whose answer is finished.
+    pub answered: usize,
+    /// Prompts in all.
+    pub prompts: usize,
+    /// Tokens generated so far, by all of them.
+    pub new_tokens: usize,
+}
+
 /// Looks at the answer so far of the prompt with this number, and says whether it ends here.
 pub(crate) type Watcher<'a> = &'a mut dyn FnMut(usize, &[u32]) -> Option<Ended>;
 
-/// One batch, with a cache that its caller owns: prompts and their numbers. Beside each answer
-/// stands when it was complete, in seconds since the batch began.
+/// One batch, with a cache that its caller owns: prompts and their numbers. `stopped` is asked
+/// between tokens, and told how far the batch has come. Beside each answer stands when it was
+/// complete, in seconds since the batch began.
 pub(crate) fn generate_batch(
     model: &CausalLm,
     cache: &mut KvCache,
     prompts: &[(usize, &[u32])],
     options: &GenerateOptions,
     watcher: Watcher,
-    stopped: &dyn Fn() -> bool,
+    stopped: &dyn Fn(Answering) -> bool,
 ) -> Result<Vec<(Generation, f64)>, EvalError> {
     let began = Instant::now();
     let mut answers: Vec<Answer> =
@@ -111,7 +123,7 @@ pub(crate) fn generate_batch(
         if rows.is_empty() {
             break;
         }
-        if stopped() {
+        if stopped(so_far(&answers)) {
             return Err(EvalError::Stopped);
         }
         let inputs: Vec<(usize, &[u32])> = rows
@@ -121,6 +133,14 @@ pub(crate) fn generate_batch(
         logits = model.forward_cached(&inputs, cache)?;
     }
     Ok(answers.into_iter().map(Answer::finish).collect())
+}
+
+fn so_far(answers: &[Answer]) -> Answering {
+    Answering {
+        answered: answers.iter().filter(|answer| answer.ended.is_some()).count(),
+        prompts: answers.len(),
+        new_tokens: answers.iter().map(|answer| answer.logprobs.len()).sum(),
+    }
 }
 
 /// The next token of every answer that is still being written; `logits` has a row for each.

@@ -39,7 +39,7 @@ mod score;
 mod scoring;
 
 pub use error::EvalError;
-pub use generate::{Ended, GenerateOptions, Generation};
+pub use generate::{Answering, Ended, GenerateOptions, Generation};
 pub use penalties::Place;
 pub use sampling::{Distribution, SamplingOptions, TemperatureRamp};
 pub use scope::{EvalScope, Shrunk};

@@ -6,7 +6,7 @@ use chandler_vram::{Category, Entry, Ledger};
 use serde::Serialize;
 
 use crate::EvalError;
-use crate::generate::{Ended, GenerateOptions, Generation, generate_batch};
+use crate::generate::{Answering, Ended, GenerateOptions, Generation, generate_batch};
 
 /// An evaluation of a model: the only place where a KV cache exists.
 pub struct EvalScope<'a> {
@@ -14,6 +14,7 @@ pub struct EvalScope<'a> {
     ledger: Ledger,
     baseline: u64,
     stop: Option<&'a dyn Fn() -> bool>,
+    tell: Option<&'a dyn Fn(Answering)>,
     peak_cache_bytes: u64,
     shrunk: Option<Shrunk>,
     seconds: Vec<f64>,
@@ -43,6 +44,7 @@ impl<'a> EvalScope<'a> {
             ledger,
             baseline,
             stop: None,
+            tell: None,
             peak_cache_bytes: 0,
             shrunk: None,
             seconds: vec![],
@@ -54,6 +56,13 @@ impl<'a> EvalScope<'a> {
     #[must_use]
     pub fn stopped_by(mut self, stop: &'a dyn Fn() -> bool) -> Self {
         self.stop = Some(stop);
+        self
+    }
+
+    /// Told between tokens how far [`generate`](Self::generate) has come.
+    #[must_use]
+    pub fn telling(mut self, tell: &'a dyn Fn(Answering)) -> Self {
+        self.tell = Some(tell);
         self
     }
 
@@ -105,7 +114,15 @@ impl<'a> EvalScope<'a> {
         let mut all: Vec<(usize, (Generation, f64))> = Vec::with_capacity(prompts.len());
         while !left.is_empty() {
             let (batch, rest) = left.split_at(options.batch_size.clamp(1, left.len()));
-            match self.answer(batch, &options, watcher) {
+            let before = Answering {
+                answered: all.len(),
+                prompts: prompts.len(),
+                new_tokens: all.iter().map(|(_, (answer, _))| answer.new_ids.len()).sum(),
+            };
+            if let Some(tell) = self.tell {
+                tell(before);
+            }
+            match self.answer(batch, before, &options, watcher) {
                 Ok(answers) => {
                     all.extend(batch.iter().map(|(number, _)| *number).zip(answers));
                     left = rest;
@@ -129,13 +146,23 @@ impl<'a> EvalScope<'a> {
     fn answer(
         &mut self,
         batch: &[(usize, &[u32])],
+        before: Answering,
         options: &GenerateOptions,
         watcher: &mut dyn FnMut(usize, &[u32]) -> Option<Ended>,
     ) -> Result<Vec<(Generation, f64)>, EvalError> {
         let longest = batch.iter().map(|(_, prompt)| prompt.len()).max().unwrap_or(0);
         let mut owned = self.cache(batch.len(), longest + options.max_new_tokens)?;
-        let stop = self.stop;
-        let stopped = || stop.is_some_and(|stop| stop());
+        let (stop, tell) = (self.stop, self.tell);
+        let stopped = |now: Answering| {
+            if let Some(tell) = tell {
+                tell(Answering {
+                    answered: before.answered + now.answered,
+                    prompts: before.prompts,
+                    new_tokens: before.new_tokens + now.new_tokens,
+                });
+            }
+            stop.is_some_and(|stop| stop())
+        };
         generate_batch(self.model, &mut owned.cache, batch, options, watcher, &stopped)
     }
 

@@ -54,6 +54,17 @@ impl CausalLm {
     /// Reads a Hugging Face model folder; weights are converted to `dtype`, or stay in the type
     /// they are stored in.
     pub fn load(folder: &Path, dtype: Option<DType>, device: &Device) -> Result<Self, ModelError> {
+        Self::load_telling(folder, dtype, device, &|_, _| {})
+    }
+
+    /// As [`load`](Self::load); `tell` hears after each tensor how many bytes are in memory, and of
+    /// how many.
+    pub fn load_telling(
+        folder: &Path,
+        dtype: Option<DType>,
+        device: &Device,
+        tell: &dyn Fn(u64, u64),
+    ) -> Result<Self, ModelError> {
         let config = ModelConfig::read(folder)?;
         let files = WeightFiles::open(folder)?;
         let dtype = dtype.or(files.stored_dtype()).unwrap_or(DType::F32);
@@ -69,9 +80,15 @@ impl CausalLm {
         if let Some(first) = first {
             tracing::warn!(tensor = first, "{count} tensors of the model folder are not used");
         }
+        let bytes =
+            |shape: &[usize]| (shape.iter().product::<usize>() * dtype.size_in_bytes()) as u64;
+        let total = shapes.iter().map(|(_, shape)| bytes(shape)).sum();
+        let mut done = 0;
         let mut tensors = Vec::with_capacity(shapes.len());
         for (name, shape) in &shapes {
             tensors.push((name.clone(), files.read(name, shape, dtype, device)?));
+            done += bytes(shape);
+            tell(done, total);
         }
         Ok(Self::build(config, tensors, dtype, device))
     }

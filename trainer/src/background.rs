@@ -63,7 +63,7 @@ impl Trainer<'_> {
                 return self.write_beside(copy, path);
             }
         }
-        let written = image.write(&RealFs, &path);
+        let written = image.write(&*observer.file_system(image.bytes()), &path);
         settle(observer, self.step, &path, written)
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use chandler_durable::{Fs, RealFs};
 use chandler_model::CausalLm;
 use chandler_vram::Shortage;
 
@@ -43,6 +44,11 @@ pub trait Observer {
     /// training goes on. Without one, training waits until it is written.
     fn has_room_for_copy(&mut self, _bytes: u64) -> bool {
         false
+    }
+
+    /// What a checkpoint of so many bytes is written through while training waits for it.
+    fn file_system(&self, _bytes: u64) -> Box<dyn Fs> {
+        Box::new(RealFs)
     }
 
     /// A checkpoint is on the disk; told at a later boundary if it was written meanwhile.

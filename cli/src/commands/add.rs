@@ -27,11 +27,20 @@ pub(super) fn add(app: &App, args: &AddArgs) -> Result<Exit, Failure> {
     let state = app.state()?;
     state.create_folders()?;
     let store = Store::open(&state.database())?;
-    for file in &args.files {
+    let mut jobs = Vec::new();
+    let added = args.files.iter().try_for_each(|file| {
         let job = queue::add_file(&state, &store, file, args.priority)?;
-        output::print(&format!("job {}: {} ({})\n", job.id, job.file_name, job.priority))?;
+        if !app.json {
+            output::print(&format!("job {}: {} ({})\n", job.id, job.file_name, job.priority))?;
+        }
+        jobs.push(job);
+        Ok(())
+    });
+    // Those that were added stay so where another one is refused.
+    if app.json && (added.is_ok() || !jobs.is_empty()) {
+        output::print_json(&jobs)?;
     }
     // Without a daemon, the next one finds the files in the queue.
     let _ = control::ask(&state, &Request::Look);
-    Ok(Exit::Ok)
+    added.map(|()| Exit::Ok)
 }

@@ -3,7 +3,7 @@
 use clap::Subcommand;
 
 use super::App;
-use crate::config::{as_toml, reference_markdown};
+use crate::config::{as_toml, reference_list, reference_markdown};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output;
@@ -11,27 +11,24 @@ use crate::output;
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
     /// Print the configuration in force, with the origin of each value
-    Show {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Show,
     /// Print every key with its type, default and meaning, as Markdown
     Reference,
 }
 
 pub(super) fn config(app: &App, command: &ConfigCommand) -> Result<Exit, Failure> {
     match command {
+        ConfigCommand::Reference if app.json => output::print_json(&reference_list())?,
         ConfigCommand::Reference => output::print(&reference_markdown())?,
-        ConfigCommand::Show { json } => show(app, *json)?,
+        ConfigCommand::Show => show(app)?,
     }
     Ok(Exit::Ok)
 }
 
-fn show(app: &App, json: bool) -> Result<(), Failure> {
+fn show(app: &App) -> Result<(), Failure> {
     let resolved = app.config(Vec::new())?;
     let values = resolved.values();
-    if json {
+    if app.json {
         let object: serde_json::Map<String, serde_json::Value> = values
             .into_iter()
             .map(|(key, value, origin)| {

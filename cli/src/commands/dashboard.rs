@@ -9,7 +9,6 @@ use crate::control::{self, Request, Response};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::http::read_token;
-use crate::output;
 
 #[derive(Debug, Args)]
 pub(super) struct DashboardArgs {
@@ -26,7 +25,7 @@ pub(super) fn dashboard(app: &App, args: &DashboardArgs) -> Result<Exit, Failure
     let base = live.http.ok_or_else(|| no_page("the daemon that is running has no page"))?;
     let token = read_token(&state.token_file())?;
     let url = format!("{base}/?token={}", token.as_str());
-    output::print(&format!("{url}\n"))?;
+    app.print(&format!("{url}\n"), &serde_json::json!({ "url": url }))?;
     if args.open {
         open(&url)?;
     }

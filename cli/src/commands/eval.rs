@@ -50,16 +50,17 @@ pub(super) fn eval(app: &App, args: &EvalArgs) -> Result<Exit, Failure> {
     let questions = questions_from(&config, HeldOut::All);
     let text = reader.tokenize(files, None, &options, cache.path(), Some(questions))?;
     let rows = text.rows;
-    let model = load_model(&config, &folder, args.adapter.as_deref())?;
+    let model = load_model(&config, &folder, args.adapter.as_deref(), &progress)?;
     let tokenizer = text.tokenizer.wait()?;
     let stops = stop_ids(&folder, &model, &tokenizer)?;
     let (asked, trained) = (text.questions, text.questions_are_trained);
     let set = EvalSet::own(&config, asked, trained, Some(rows.clone()), stops, "");
     let (step, ledger) = (0, &Ledger::new());
     let evaluator =
-        Evaluator { step, model: &model, tokenizer: &tokenizer, ledger, stop: &|| false };
+        Evaluator { step, model: &model, tokenizer: &tokenizer, ledger, stop: &|| false, progress: &progress };
     let options = Some(set.options.clone());
     let Evaluated { row, samples, shortages, troubles, .. } = evaluator.run(&[(&set, options)])?;
+    progress.end();
     for words in shortages.iter().chain(&troubles) {
         tracing::warn!("{words}");
     }

@@ -62,7 +62,7 @@ pub(super) fn generate(app: &App, args: &GenerateArgs) -> Result<Exit, Failure> 
     let prompt_ids = reader.ask(conversation(args)?.to_string())?;
     // The worker has had this file through its hands.
     let tokenizer = Tokenizer::open(&folder).map_err(EngineError::from)?;
-    let model = load_model(&config, &folder, args.adapter.as_deref())?;
+    let model = load_model(&config, &folder, args.adapter.as_deref(), &progress)?;
     let options = generate_options(&config.eval, stop_ids(&folder, &model, &tokenizer)?);
     let mut watcher = stop_watcher(&tokenizer, &config.eval.stop);
     let mut scope = EvalScope::open(&model, &Ledger::new());

@@ -1,12 +1,13 @@
 //! `chandler init`.
 
 use clap::Args;
+use serde_json::json;
 
 use super::App;
 use crate::config::{ConfigSources, ResolvedConfig, config_template};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::output;
+use crate::priority::Priority;
 use crate::store::Store;
 
 #[derive(Debug, Args)]
@@ -31,7 +32,12 @@ pub(super) fn init(app: &App, args: &InitArgs) -> Result<Exit, Failure> {
         "  put a .jsonl file into {root}/inbox, or `chandler add --dir {root} FILE`\n  \
          chandler run --dir {root}\n"
     );
-    output::print(&text)?;
+    let value = json!({
+        "state_dir": app.state.root(),
+        "config": app.state.config_file(),
+        "inbox": app.state.inbox(Priority::Normal),
+    });
+    app.print(&text, &value)?;
     Ok(Exit::Ok)
 }
 

@@ -10,9 +10,6 @@ use crate::store::{Job, JobState, Store};
 
 #[derive(Debug, Args)]
 pub(super) struct JobsArgs {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     /// How many settled jobs to list
     #[arg(long, default_value_t = 20, value_name = "N")]
     limit: usize,
@@ -24,13 +21,12 @@ pub(super) fn jobs(app: &App, args: &JobsArgs) -> Result<Exit, Failure> {
     let mut jobs = store.jobs_in(JobState::Running)?;
     jobs.extend(store.jobs_in(JobState::Queued)?);
     jobs.extend(store.settled_jobs(args.limit)?);
-    if args.json {
-        output::print_json(&jobs)?;
-    } else if jobs.is_empty() {
-        output::print("no jobs yet: put a .jsonl file into inbox/, or `chandler add FILE`\n")?;
+    let text = if jobs.is_empty() {
+        "no jobs yet: put a .jsonl file into inbox/, or `chandler add FILE`\n".to_owned()
     } else {
-        output::print(&output::table(&rows(&jobs)))?;
-    }
+        output::table(&rows(&jobs))
+    };
+    app.print(&text, &jobs)?;
     Ok(Exit::Ok)
 }
 

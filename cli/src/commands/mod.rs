@@ -2,6 +2,7 @@
 
 mod add;
 mod bench;
+mod completions;
 mod config;
 mod dashboard;
 mod data;
@@ -11,6 +12,8 @@ mod export;
 mod generate;
 mod init;
 mod jobs;
+mod logs;
+mod man;
 mod notify;
 mod plan;
 mod push;
@@ -19,17 +22,20 @@ mod run;
 mod serve;
 mod service;
 mod status;
-mod steer;
+pub(crate) mod steer;
 mod train;
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use serde::Serialize;
 
 use crate::config::{Config, ConfigSources, FlagValue, ResolvedConfig};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::logging::Terminal;
+use crate::output;
 use crate::state_dir::{StateDir, StateDirError};
 use crate::worker;
 
@@ -52,6 +58,9 @@ struct Global {
     /// Set a configuration key; may be given several times
     #[arg(long, global = true, value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
+    /// Print JSON; an error is JSON too, on standard error
+    #[arg(long, global = true)]
+    json: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -66,6 +75,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Print the address of the daemon's page in the browser, with its token
     Dashboard(dashboard::DashboardArgs),
+    /// Print what was logged, or what is being logged
+    Logs(logs::LogsArgs),
     /// List the jobs
     Jobs(jobs::JobsArgs),
     /// Take no more steps until told to resume
@@ -108,7 +119,11 @@ enum Command {
     #[command(subcommand)]
     Bench(bench::BenchCommand),
     /// Check the state directory and the machine
-    Doctor(doctor::DoctorArgs),
+    Doctor,
+    /// Print what a shell needs to complete commands
+    Completions(completions::CompletionsArgs),
+    /// Print a manual page, or write one for each command
+    Man(man::ManArgs),
     /// Webhooks and the desktop: say whether what is sent arrives
     #[command(subcommand)]
     Notify(notify::NotifyCommand),
@@ -121,10 +136,65 @@ enum Command {
 }
 
 impl Cli {
+    /// Reads the arguments; what is wrong with them, or the help that they ask for, ends the
+    /// process.
+    pub fn from_arguments(terminal: &Terminal) -> Self {
+        Self::try_parse().unwrap_or_else(|error| {
+            let wants_json = std::env::args_os().any(|argument| argument == "--json");
+            if !error.use_stderr() || !wants_json {
+                error.exit();
+            }
+            terminal.print_json(&wrong_arguments(&error).render_json());
+            std::process::exit(Exit::Usage.code().into())
+        })
+    }
+
+    /// Whether the user asked for JSON.
+    pub fn is_json(&self) -> bool {
+        self.global.json
+    }
+
     /// Whether this process reads what others wrote, and nothing else.
     pub fn is_worker(&self) -> bool {
         matches!(self.command, Command::ReadForeignText)
     }
+}
+
+/// What clap says, without its colours.
+fn wrong_arguments(error: &clap::Error) -> Failure {
+    let text = error.render().to_string();
+    let (what, rest) = text.split_once("\n\n").unwrap_or((&text, ""));
+    let what = what.trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ");
+    let hint = rest.split("\n\n").map(str::trim).find(|part| !part.is_empty());
+    let (what, hint) = match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            ("no command was named".to_owned(), None)
+        }
+        _ => (what, hint.map(|hint| hint.split_whitespace().collect::<Vec<_>>().join(" "))),
+    };
+    let hint = hint.or_else(|| Some("`chandler help` lists the commands".to_owned()));
+    Failure::new(Exit::Usage, anyhow::anyhow!(what), hint)
+}
+
+/// The binary's commands, without those that only it starts itself and without what only it says
+/// to itself.
+fn public_command() -> clap::Command {
+    without_hidden(Cli::command())
+}
+
+fn without_hidden(command: clap::Command) -> clap::Command {
+    let arguments = command.get_arguments().filter(|argument| !argument.is_hide_set());
+    let mut shown = clap::Command::new(command.get_name().to_owned())
+        .args(arguments.cloned())
+        .subcommand_required(command.is_subcommand_required_set());
+    if let Some(about) = command.get_about() {
+        shown = shown.about(about.clone());
+    }
+    if let Some(version) = command.get_version() {
+        shown = shown.version(version.to_owned());
+    }
+    let subcommands = command.get_subcommands().filter(|command| !command.is_hide_set());
+    shown.subcommands(subcommands.cloned().map(without_hidden))
 }
 
 /// Does what the arguments ask.
@@ -136,6 +206,7 @@ pub fn dispatch(cli: Cli, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Run(args) => run::run(&app, &args),
         Command::Status(args) => status::status(&app, &args),
         Command::Dashboard(args) => dashboard::dashboard(&app, &args),
+        Command::Logs(args) => logs::logs(&app, &args),
         Command::Jobs(args) => jobs::jobs(&app, &args),
         Command::Pause => steer::pause(&app, true),
         Command::Resume => steer::pause(&app, false),
@@ -155,7 +226,9 @@ pub fn dispatch(cli: Cli, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Quickstart(args) => quickstart::quickstart(&app, &args),
         Command::Config(command) => config::config(&app, &command),
         Command::Bench(command) => bench::bench(&command),
-        Command::Doctor(args) => doctor::doctor(&app, &args),
+        Command::Doctor => doctor::doctor(&app),
+        Command::Completions(args) => completions::completions(&app, &args),
+        Command::Man(args) => man::man(&app, &args),
         Command::Notify(command) => notify::notify(&app, &command),
         Command::Service(command) => service::service(&app, &command),
         Command::ReadForeignText => Ok(worker::serve()),
@@ -169,6 +242,7 @@ pub(crate) struct App {
     /// Whether the user named it.
     dir_was_given: bool,
     set: Vec<String>,
+    json: bool,
     terminal: Terminal,
 }
 
@@ -180,7 +254,13 @@ impl App {
         })?;
         let state = StateDir::choose(global.dir.as_deref(), &current);
         let dir_was_given = global.dir.is_some();
-        Ok(Self { state, dir_was_given, set: global.set, terminal: terminal.clone() })
+        let Global { set, json, .. } = global;
+        Ok(Self { state, dir_was_given, set, json, terminal: terminal.clone() })
+    }
+
+    /// Prints what came of a command: text for people or, where that is wanted, JSON.
+    fn print(&self, text: &str, value: &impl Serialize) -> Result<(), Failure> {
+        if self.json { output::print_json(value) } else { output::print(text) }
     }
 
     /// The state directory that the user named, else `name` in the current folder.

@@ -18,6 +18,7 @@ use crate::failure::{Failure, in_one_line};
 use crate::http::HttpServer;
 use crate::logging::{self, Progress, Terminal};
 use crate::notify::{Notifier, Urgent};
+use crate::output;
 use crate::serve::{self, Service};
 use crate::service::NotifySocket;
 use crate::signals;
@@ -53,6 +54,10 @@ pub(super) fn run(app: &App, args: &RunArgs) -> Result<Exit, Failure> {
         controls.speak(Voice::Manager(socket));
     }
     let tally = work(&state, &config, &app.terminal, &controls, until, args.after.as_deref())?;
+    // The standard output of a supervised daemon carries its signs of life.
+    if app.json && args.supervised_by.is_none() {
+        output::print_json(&tally)?;
+    }
     Ok(if args.once && tally.failed > 0 { Exit::BadData } else { Exit::Ok })
 }
 

@@ -1,6 +1,7 @@
 //! `chandler status`.
 
 use std::fmt::Write;
+use std::io::IsTerminal;
 
 use clap::Args;
 use serde::Serialize;
@@ -11,7 +12,7 @@ use crate::alerts;
 use crate::control::{self, ControlError, LiveStatus, Request, Response};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::output;
+use crate::screen;
 use crate::state_dir::StateDir;
 use crate::store::{Binding, Event, Job, JobState, Store};
 
@@ -21,9 +22,9 @@ const ALERTS: usize = 3;
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
-    /// Print JSON
+    /// Show it over the whole screen, twice a second, with keys that steer the daemon
     #[arg(long)]
-    json: bool,
+    watch: bool,
 }
 
 /// What `status --json` prints.
@@ -42,13 +43,32 @@ struct Status {
 
 pub(super) fn status(app: &App, args: &StatusArgs) -> Result<Exit, Failure> {
     let state = app.state()?;
-    let status = collect(&state)?;
-    if args.json {
-        output::print_json(&status)?;
-    } else {
-        output::print(&render(&status))?;
+    if args.watch {
+        return watch(app, &state);
     }
+    let status = collect(&state)?;
+    app.print(&render(&status), &status)?;
     Ok(Exit::Ok)
+}
+
+fn watch(app: &App, state: &StateDir) -> Result<Exit, Failure> {
+    let refused = |what: &str, hint: &str| {
+        let error = anyhow::anyhow!(what.to_owned());
+        Err(Failure::new(Exit::Usage, error, Some(hint.to_owned())))
+    };
+    if app.json {
+        return refused(
+            "--watch is for people and cannot print JSON",
+            "`chandler status --json` prints what it shows, once",
+        );
+    }
+    if !std::io::stdout().is_terminal() {
+        return refused(
+            "--watch needs a terminal, and standard output is none",
+            "`chandler status` prints it once, `chandler status --json` for scripts",
+        );
+    }
+    screen::watch(state)
 }
 
 fn collect(state: &StateDir) -> Result<Status, Failure> {

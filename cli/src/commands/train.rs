@@ -23,7 +23,6 @@ use crate::exit::Exit;
 use crate::export::EventFile;
 use crate::failure::Failure;
 use crate::logging::{self, Progress, StepProgress};
-use crate::output;
 use crate::signals;
 use crate::store::{EvalRow, EvalSample, StepRow};
 
@@ -119,6 +118,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         last_eval,
         best,
         around: Around::default(),
+        progress: &progress,
     };
     let name = args.data[0].file_name().map_or_else(String::new, |n| n.to_string_lossy().into());
     progress.begin(&name, total_steps);
@@ -128,12 +128,13 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     memory_beside_plan(&plan, &ledger);
     let outcome = outcome.map_err(EngineError::from)?;
     if outcome == Outcome::Stopped {
-        return stopped(&mut trainer, resumed_at, args, extra);
+        return stopped(app, &mut trainer, resumed_at, args, extra);
     }
-    finished(&mut trainer, args, &base, &config)
+    finished(app, &mut trainer, args, &base, &config, &last_eval)
 }
 
 fn stopped(
+    app: &App,
     trainer: &mut Trainer,
     resumed_at: Option<u64>,
     args: &TrainArgs,
@@ -145,25 +146,42 @@ fn stopped(
     if step > 0 && resumed_at != Some(step) && !is_there {
         trainer.write_checkpoint(&RealFs, &path, extra).map_err(EngineError::from)?;
     }
-    output::print(&format!("stopped after step {step}; --resume goes on from there\n"))?;
+    app.print(
+        &format!("stopped after step {step}; --resume goes on from there\n"),
+        &json!({ "outcome": "stopped", "steps": step, "folder": args.output }),
+    )?;
     Ok(Exit::Ok)
 }
 
 fn finished(
+    app: &App,
     trainer: &mut Trainer,
     args: &TrainArgs,
     base: &Path,
     config: &Config,
+    last_eval: &Option<EvalRow>,
 ) -> Result<Exit, Failure> {
     let (step, place) = (trainer.steps_done(), args.output.display());
-    let loss = trainer
-        .last_metrics()
-        .map_or_else(String::new, |metrics| format!(", last loss {:.4}", metrics.loss));
+    let loss = trainer.last_metrics().map(|metrics| metrics.loss);
+    let last = loss.map_or_else(String::new, |loss| format!(", last loss {loss:.4}"));
     let best = put_best(trainer, &args.output, &config.eval)?;
-    write_output(trainer, &args.output, base)?;
+    let progress = Progress::new(&app.terminal);
+    write_output(trainer, &args.output, base, &progress)?;
+    progress.end();
     let what = if trainer.model().lora().is_some() { "adapter" } else { "model" };
     let of = if best == step { String::new() } else { format!(" of step {best}") };
-    output::print(&format!("{step} steps{loss}; the {what}{of} is in {place}\n"))?;
+    app.print(
+        &format!("{step} steps{last}; the {what}{of} is in {place}\n"),
+        &json!({
+            "outcome": "finished",
+            "steps": step,
+            "model_step": best,
+            "loss": loss,
+            "what": what,
+            "folder": args.output,
+            "eval": last_eval,
+        }),
+    )?;
     Ok(Exit::Ok)
 }
 

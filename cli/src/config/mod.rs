@@ -19,7 +19,9 @@ pub use eval_set::{EVAL_SET_KEYS, EvalSetConfig, SetScorer};
 pub use keys::{Bounds, ConfigValue, Key, Kind};
 pub use layers::FlagValue;
 pub use load::{ConfigSources, ResolvedConfig};
-pub use reference::{as_toml, markdown as reference_markdown, template as config_template};
+pub use reference::{
+    as_toml, list as reference_list, markdown as reference_markdown, template as config_template,
+};
 pub use sections::{
     AlertsConfig, Config, DaemonConfig, DataConfig, EvalConfig, HttpConfig, LimitsConfig,
     LogConfig, LoraConfig, LrSchedulerKwargs, MemoryConfig, MemorySize, ModelConfig, ModelPath,

@@ -31,6 +31,20 @@ pub fn markdown() -> String {
     out
 }
 
+/// The reference for programs: every key with its type, default and meaning, in order.
+pub fn list() -> serde_json::Value {
+    let defaults = Defaults::new();
+    let keys = SECTIONS.iter().flat_map(|section| section.keys).map(|key| {
+        serde_json::json!({
+            "key": key.path(),
+            "type": key.expected(),
+            "default": defaults.json(&key.path()),
+            "meaning": key.meaning(),
+        })
+    });
+    keys.collect()
+}
+
 /// A `chandler.toml` that sets nothing and explains everything, with `model` filled in if given.
 pub fn template(model: Option<&str>) -> String {
     let defaults = Defaults::new();
@@ -72,10 +86,15 @@ impl Defaults {
         Self(serde_json::to_value(Config::default()).unwrap_or(serde_json::Value::Null))
     }
 
-    /// The default as TOML, or nothing where the key is unset by default.
-    fn toml(&self, path: &str) -> Option<String> {
+    /// The default, or nothing where the key is unset by default.
+    fn json(&self, path: &str) -> Option<&serde_json::Value> {
         let value = self.0.pointer(&format!("/{}", path.replace('.', "/")))?;
-        (!value.is_null()).then(|| as_toml(value))
+        (!value.is_null()).then_some(value)
+    }
+
+    /// As [`json`](Self::json), as it would be written in TOML.
+    fn toml(&self, path: &str) -> Option<String> {
+        self.json(path).map(as_toml)
     }
 }
 
@@ -142,8 +161,10 @@ mod tests {
 
     #[test]
     fn the_reference_has_every_key() {
-        let text = markdown();
+        let (text, list) = (markdown(), list());
         for key in super::super::sections::keys() {
+            let listed = list.as_array().unwrap().iter().any(|entry| entry["key"] == *key.path());
+            assert!(listed, "{}", key.path());
             assert!(text.contains(&format!("| `{}` |", key.name)), "{}", key.path());
         }
         assert!(text.contains("| `learning_rate` | number, at least 0 | `2e-5` |"));

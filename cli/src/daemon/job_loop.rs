@@ -36,7 +36,7 @@ pub enum Until {
 }
 
 /// What a loop did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct Tally {
     /// Files learned from.
     pub done: u64,

@@ -11,12 +11,14 @@ use super::eval_set::EvalSet;
 use super::scoring::{rows_of_loss, rows_of_samples, score_samples, share_that_matches};
 use crate::config::SetScorer;
 use crate::heap;
+use crate::logging::Progress;
 use crate::store::{EvalRow, EvalSample, ScoreRow};
 
 /// What is evaluated: the job's own questions and rows, then the eval sets.
 pub(crate) struct Evaluation {
     pub(crate) sets: Vec<EvalSet>,
     pub(crate) tokenizer: Tokenizer,
+    pub(crate) progress: Progress,
 }
 
 /// A set that is due, and how its answers are written this time; `None` where there is no room.
@@ -42,6 +44,7 @@ pub(crate) struct Evaluator<'a> {
     pub(crate) tokenizer: &'a Tokenizer,
     pub(crate) ledger: &'a Ledger,
     pub(crate) stop: &'a dyn Fn() -> bool,
+    pub(crate) progress: &'a Progress,
 }
 
 /// What came of one set.
@@ -79,7 +82,8 @@ impl Evaluator<'_> {
         all: &mut Evaluated,
     ) -> Result<OfSet, EngineError> {
         let Self { step, model, tokenizer, ledger, stop } = *self;
-        let mut scope = EvalScope::open(model, ledger).stopped_by(stop);
+        let tell = |now| self.progress.evaluating(now);
+        let mut scope = EvalScope::open(model, ledger).stopped_by(stop).telling(&tell);
         let (mut of_set, name) = (OfSet::default(), &set.name);
         let mut unless_short = |what: &str, error: EngineError| match error {
             EngineError::Eval(error) if error.is_out_of_memory() => {

@@ -135,6 +135,7 @@ impl EngineRunner {
             controls.stop().is_requested()
         };
         let room = || memory::room(&self.config);
+        let progress = context.progress;
         let mut sink = JobSink {
             context,
             job_id: job.job.id,
@@ -162,6 +163,7 @@ impl EngineRunner {
             last_eval,
             best,
             around: Around::default(),
+            progress,
         };
         if fit != Fit::default() {
             watch
@@ -194,7 +196,7 @@ impl EngineRunner {
         });
         sink.context.still_ours()?;
         let mark = mark(&job.job, &job.sha256, &report);
-        write_merged_model(&mut trainer, &self.state.model(), &base, mark)?;
+        write_merged_model(&mut trainer, &self.state.model(), &base, mark, progress)?;
         requeue(&self.state, context.store, job.job.id)?;
         Ok(JobOutcome::Finished { report })
     }

@@ -12,6 +12,7 @@ mod planning;
 mod publish;
 mod reading;
 mod requeue;
+mod saving;
 mod scoring;
 mod session;
 mod settings;

@@ -9,12 +9,15 @@ use chandler_trainer::Trainer;
 use rustix::fs::{CWD, RenameFlags};
 
 use super::EngineError;
+use super::saving::ToldFs;
+use crate::logging::Progress;
 
 /// Writes what a run made to `folder`: the model, or the adapter where one was trained.
 pub(crate) fn write_output(
     trainer: &Trainer,
     folder: &Path,
     base: &Path,
+    progress: &Progress,
 ) -> Result<(), EngineError> {
     create_folder_all(&RealFs, folder)?;
     let values = trainer.best_values();
@@ -22,7 +25,8 @@ pub(crate) fn write_output(
         Some(_) => write_adapter_folder(trainer.model(), &values, folder, base),
         None => {
             let config = trainer.model().config();
-            Ok(write_model(&RealFs, folder, config, &values, DType::F32, base)?)
+            let fs = ToldFs::new(progress, "model", bytes_in_f32(&values));
+            Ok(write_model(&fs, folder, config, &values, DType::F32, base)?)
         }
     }
 }
@@ -49,6 +53,7 @@ pub(crate) fn write_merged_model(
     place: &Path,
     base: &Path,
     extra: serde_json::Value,
+    progress: &Progress,
 ) -> Result<(), EngineError> {
     trainer.merge_adapter()?;
     let next = place.with_file_name("model.next");
@@ -58,9 +63,15 @@ pub(crate) fn write_merged_model(
     let folder = SealedFolder::begin(&RealFs, &next)?;
     let values = trainer.best_values();
     let config = trainer.model().config();
-    write_model(&RealFs, folder.path(), config, &values, DType::F32, base)?;
+    let fs = ToldFs::new(progress, "model", bytes_in_f32(&values));
+    write_model(&fs, folder.path(), config, &values, DType::F32, base)?;
     folder.seal(extra)?;
     exchange(&next, place)
+}
+
+/// What the largest part of a model takes on the disk.
+fn bytes_in_f32(values: &[(&str, &Tensor)]) -> u64 {
+    values.iter().map(|(_, tensor)| 4 * tensor.elem_count() as u64).sum()
 }
 
 /// Renames `next` to `place`; what stood there is removed afterwards.

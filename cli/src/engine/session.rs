@@ -53,7 +53,7 @@ pub(crate) struct Prepared {
 
 /// Reads and checks model and data, and plans the memory.
 pub(crate) fn prepare(request: &Request) -> Result<Prepared, EngineError> {
-    let Request { config, model_folder, adapter, .. } = *request;
+    let Request { config, model_folder, .. } = *request;
     let options = data_options(config, Some(ModelConfig::read(model_folder)?.vocab_size));
     let Text { rows: all, tokenizer, questions, questions_are_trained } = read(request, &options)?;
     report_data(&all, config);
@@ -68,7 +68,7 @@ pub(crate) fn prepare(request: &Request) -> Result<Prepared, EngineError> {
         let (records, max_length) = (all.stats().records as usize, options.max_length);
         return Err(DataError::NothingToLearn { records, max_length }.into());
     }
-    let model = load_trainable(config, model_folder, adapter)?;
+    let model = load_trainable(request)?;
     let settings = train_settings(config);
     let total_steps = BatchPlan::new(rows.len(), &settings)?.total_steps();
     let tokenizer_sha256 = tokenizer.sha256().to_owned();
@@ -82,7 +82,7 @@ pub(crate) fn prepare(request: &Request) -> Result<Prepared, EngineError> {
         let reader = reader(request, &options);
         sets.extend(read_sets(folder, config, &reader, request.cache_folder, &stops)?);
     }
-    let evaluation = Evaluation { sets, tokenizer };
+    let evaluation = Evaluation { sets, tokenizer, progress: request.progress.clone() };
     let planning = Planning::new(config, &model, Some(&rows), Some(&evaluation));
     let (fit, plan) = fitting(&planning, &settings);
     Ok(Prepared { model, tokenizer_sha256, rows, settings, evaluation, fit, plan, total_steps })
@@ -105,12 +105,9 @@ fn read(request: &Request, options: &DataOptions) -> Result<Text, EngineError> {
 
 /// Loads a model that is to be trained: with the adapter to go on with, or a fresh one where
 /// `lora.r` asks for it.
-fn load_trainable(
-    config: &Config,
-    folder: &Path,
-    adapter: Option<&Path>,
-) -> Result<CausalLm, EngineError> {
-    let mut model = load_model(config, folder, adapter)?;
+fn load_trainable(request: &Request) -> Result<CausalLm, EngineError> {
+    let Request { config, model_folder, adapter, progress, .. } = *request;
+    let mut model = load_model(config, model_folder, adapter, progress)?;
     if let (None, Some(lora)) = (adapter, lora(config)) {
         model.add_lora(lora, config.train.seed)?;
     }

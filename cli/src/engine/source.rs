@@ -57,15 +57,20 @@ pub(crate) fn model_here(config: &Config, state: &StateDir) -> Result<PathBuf, E
     Ok(resolve(&model_source(config)?, &here, Arc::new(|_| {}))?)
 }
 
-/// Loads a model in the configured type, with an adapter where one is given. From here on the
+/// Loads a model in the configured type, with an adapter where one is given, and shows how far it
+/// has come. From here on the
 /// process keeps to `memory.limit`.
 pub(crate) fn load_model(
     config: &Config,
     folder: &Path,
     adapter: Option<&Path>,
+    progress: &Progress,
 ) -> Result<CausalLm, EngineError> {
     keep_limit(config);
-    let mut model = CausalLm::load(folder, Some(dtype(config)), &Device::Cpu)?;
+    let tell = |done, total| progress.loading(done, total);
+    let loaded = CausalLm::load_telling(folder, Some(dtype(config)), &Device::Cpu, &tell);
+    progress.end();
+    let mut model = loaded?;
     if let Some(adapter) = adapter {
         model.load_adapter(adapter)?;
     }

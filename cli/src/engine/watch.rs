@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use chandler_durable::{RealFs, create_folder_all, require_space};
+use chandler_durable::{Fs, RealFs, create_folder_all, require_space};
 use chandler_evaluator::{EvalError, GenerateOptions};
 use chandler_model::CausalLm;
 use chandler_trainer::{
@@ -17,11 +17,12 @@ use super::best::{Best, Verdict};
 use super::eval_set::EvalSet;
 use super::evaluation::{Due, Evaluated, Evaluation, Evaluator};
 use super::guard::{Decision, decide};
+use super::saving::ToldFs;
 use crate::config::{EvalConfig, OnPressure};
 use crate::daemon::is_full;
 use crate::failure::in_one_line;
 use crate::heap;
-use crate::logging::StepProgress;
+use crate::logging::{Progress, StepProgress};
 use crate::store::{EvalRow, EvalSample, StepRow};
 
 /// Where the results of a run go.
@@ -85,6 +86,7 @@ pub(crate) struct Watch<'a> {
     /// The best evaluation, likewise.
     pub(crate) best: Best,
     pub(crate) around: Around,
+    pub(crate) progress: &'a Progress,
 }
 
 /// What was last seen of the memory that others leave.
@@ -170,7 +172,8 @@ impl<'a> Watch<'a> {
     fn evaluate(&mut self, step: u64, model: &CausalLm) -> Result<Option<Verdict>, BoxError> {
         let (tokenizer, ledger, stop) = (&self.evaluation.tokenizer, self.ledger, self.stop);
         let due = self.due(step, model)?;
-        let evaluator = Evaluator { step, model, tokenizer, ledger, stop };
+        let progress = &self.evaluation.progress;
+        let evaluator = Evaluator { step, model, tokenizer, ledger, stop, progress };
         self.sink.evaluating(true);
         self.ledger.begin(Phase::Eval);
         let result = evaluator.run(&due);
@@ -268,6 +271,10 @@ impl Observer for Watch<'_> {
     /// Taken only where it is known that the run's next peak fits beside it.
     fn has_room_for_copy(&mut self, bytes: u64) -> bool {
         (self.room)().is_some_and(|room| room >= bytes.saturating_add(self.step_bytes))
+    }
+
+    fn file_system(&self, bytes: u64) -> Box<dyn Fs> {
+        Box::new(ToldFs::new(self.progress, "checkpoint", bytes))
     }
 
     fn checkpoint_written(&mut self, step: u64, path: &Path) -> Result<(), BoxError> {

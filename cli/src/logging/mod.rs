@@ -1,5 +1,6 @@
 //! Logs: lines for people on the terminal, JSON lines in `logs/`, and the progress line.
 
+mod colour;
 mod progress;
 mod terminal;
 
@@ -15,6 +16,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, fmt};
 
+pub use colour::colour_is_wanted;
 pub use progress::{Progress, StepProgress, duration_in_words, grouped};
 pub use terminal::{Terminal, TerminalLine};
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use indicatif::ProgressBar;
 use tracing_subscriber::fmt::MakeWriter;
 
+use super::colour::{colour_is_wanted, is_dumb};
 use crate::visible::{visible, visible_json, visible_painted};
 
 /// Standard error, with at most one progress line at its bottom. Clones are the same terminal.
@@ -20,10 +21,12 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Standard error as it is: colours only on a terminal, and only without `NO_COLOR`.
+    /// Standard error as it is: lines that redraw themselves only on a terminal that can, colours
+    /// as [`colour_is_wanted`] says.
     pub fn stderr() -> Self {
-        let interactive = io::stderr().is_terminal();
-        let colour = interactive && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
+        let is_terminal = io::stderr().is_terminal();
+        let interactive = is_terminal && !is_dumb();
+        let colour = colour_is_wanted(is_terminal);
         Self { interactive, colour, json: false, bar: Arc::default() }
     }
 
@@ -47,6 +50,11 @@ impl Terminal {
         let mut line = self.make_writer();
         // Writing into memory does not fail.
         let _ = line.write_all(text.as_bytes());
+    }
+
+    /// Prints a line of JSON above the progress line.
+    pub fn print_json(&self, line: &str) {
+        self.for_json().print(line);
     }
 
     /// Puts a progress line at the bottom in place of the one there, or takes that away.

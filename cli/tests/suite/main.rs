@@ -18,3 +18,4 @@ mod receiver;
 mod restarts;
 mod serve;
 mod support;
+mod terminal;

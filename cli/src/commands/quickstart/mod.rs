@@ -10,7 +10,7 @@ use candle_core::{DType, Device};
 use chandler_durable::{self as durable, RealFs, create_folder_all};
 use chandler_model::{CausalLm, ModelConfig, write_model};
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::App;
 use super::run::work;
@@ -75,11 +75,13 @@ pub(super) fn quickstart(app: &App, _args: &QuickstartArgs) -> Result<Exit, Fail
     let started = Instant::now();
     let state = place(app)?;
     let root = state.root().to_owned();
-    output::print(&format!(
-        "Making a state directory, a small model with random weights, and {TRAINED} sentences to \
-         learn.\n{}\n\n",
-        root.display()
-    ))?;
+    if !app.json {
+        output::print(&format!(
+            "Making a state directory, a small model with random weights, and {TRAINED} sentences \
+             to learn.\n{}\n\n",
+            root.display()
+        ))?;
+    }
     let (base, unseen) = (root.join("base"), root.join("unseen.jsonl"));
     let text = CONFIG
         .replace("{base}", &base.to_string_lossy())
@@ -103,7 +105,7 @@ pub(super) fn quickstart(app: &App, _args: &QuickstartArgs) -> Result<Exit, Fail
         let hint = Some(format!("the log is in {}", state.logs().display()));
         return Err(Failure::new(Exit::Error, anyhow::anyhow!("the file was not learned"), hint));
     }
-    report(&state, &Store::open(&state.database())?, started)
+    report(app, &state, &Store::open(&state.database())?, started)
 }
 
 /// The folder that the user named, else the first of `chandler-quickstart`, `…-2`, … that is free.
@@ -149,7 +151,7 @@ fn lines(records: &[Value]) -> String {
     records.iter().map(|record| format!("{record}\n")).collect()
 }
 
-fn report(state: &StateDir, store: &Store, started: Instant) -> Result<Exit, Failure> {
+fn report(app: &App, state: &StateDir, store: &Store, started: Instant) -> Result<Exit, Failure> {
     let job = store.jobs_in(JobState::Done)?.pop();
     let run = match job {
         Some(job) => store.last_run_of(job.id)?,
@@ -174,8 +176,18 @@ fn report(state: &StateDir, store: &Store, started: Instant) -> Result<Exit, Fai
         course.join(" → ")
     );
     text += &artefacts(state);
-    text += &format!("\n{:.0} s in all\n", started.elapsed().as_secs_f64());
-    output::print(&text)?;
+    let seconds = started.elapsed().as_secs_f64();
+    text += &format!("\n{seconds:.0} s in all\n");
+    let value = json!({
+        "state_dir": state.root(),
+        "model": state.model(),
+        "steps": losses.len(),
+        "first_loss": losses.first(),
+        "last_loss": losses.last(),
+        "exact_match": { "before": first.exact_match, "after": last.exact_match },
+        "seconds": seconds,
+    });
+    app.print(&text, &value)?;
     Ok(Exit::Ok)
 }
 

@@ -105,6 +105,8 @@ fn on_a_terminal_too() {
     // util-linux's script gives a command a terminal of its own.
     let typed = std::process::Command::new("script")
         .args(["-qec", &command, "/dev/null"])
+        .env("TERM", "xterm")
+        .env_remove("NO_COLOR")
         .stdin(std::process::Stdio::null())
         .output();
     let Ok(typed) = typed else { return eprintln!("no `script` here: skipped") };

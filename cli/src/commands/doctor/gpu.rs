@@ -1,0 +1,99 @@
+//! GPUs and who uses them. chandler computes on the CPU; a GPU is worth knowing of all the same.
+
+use chandler_vram::{GpuProcess, GpuReading, NvmlMeter};
+
+use super::check::{Check, shown};
+
+pub(super) fn checks() -> Vec<Check> {
+    let nvml = NvmlMeter::new();
+    match nvml.gpus() {
+        Some(gpus) => of_gpus(&gpus, std::process::id(), &name_of),
+        None => {
+            let reason = nvml.absence().unwrap_or("they cannot be listed");
+            vec![Check::info("gpu", format!("none found ({reason})"))]
+        }
+    }
+}
+
+/// The short name that the system has for a process.
+fn name_of(pid: u32) -> Option<String> {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(name.trim().to_owned())
+}
+
+fn of_gpus(
+    gpus: &[GpuReading],
+    own_pid: u32,
+    name_of: &dyn Fn(u32) -> Option<String>,
+) -> Vec<Check> {
+    let mut checks: Vec<Check> = gpus.iter().map(|gpu| of_gpu(gpu, own_pid, name_of)).collect();
+    if !gpus.is_empty() {
+        checks.push(Check::warning(
+            "gpu build",
+            "this chandler computes on the CPU alone and leaves the GPU idle",
+            "expect the speed and memory of the CPU: `chandler bench train` and `chandler plan` \
+             tell them",
+        ));
+    }
+    checks
+}
+
+fn of_gpu(gpu: &GpuReading, own_pid: u32, name_of: &dyn Fn(u32) -> Option<String>) -> Check {
+    let name = gpu.name.as_deref().unwrap_or("unnamed");
+    let words = format!("{name}, {} of {} used", shown(gpu.used), shown(gpu.total));
+    let Some(processes) = &gpu.processes else {
+        return Check::info("gpu", format!("{words}; by whom is unknown"));
+    };
+    let user = |process: &GpuProcess| {
+        let name = process.name.clone().or_else(|| name_of(process.pid));
+        let name =
+            name.as_deref().map_or("unknown", |name| name.rsplit('/').next().unwrap_or(name));
+        format!("{name} (pid {}, {})", process.pid, shown(process.used))
+    };
+    let others: Vec<String> =
+        processes.iter().filter(|process| process.pid != own_pid).map(user).collect();
+    if others.is_empty() {
+        return Check::info("gpu", words);
+    }
+    Check::warning(
+        "gpu",
+        format!("{words}: {}", others.join(", ")),
+        "end them with `kill PID` where they are not wanted, or wait until they have ended",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check::Verdict;
+    use super::*;
+
+    #[test]
+    fn others_on_a_gpu_are_named_and_this_process_is_not() {
+        let process = |pid, name: Option<&str>| GpuProcess {
+            pid,
+            used: Some(1 << 30),
+            name: name.map(str::to_owned),
+        };
+        let gpu = |processes| GpuReading {
+            name: Some("RTX".to_owned()),
+            processes,
+            ..GpuReading::default()
+        };
+        let named = |pid| (pid == 8).then(|| "python3".to_owned());
+        let checks = |processes| of_gpus(&[gpu(processes)], 7, &named);
+        let found = checks(Some(vec![
+            process(7, None),
+            process(8, None),
+            process(9, Some("/usr/bin/blender")),
+        ]));
+        assert_eq!(found[0].verdict, Verdict::Warning);
+        assert_eq!(
+            found[0].detail,
+            "RTX, unknown of unknown used: python3 (pid 8, 1.00 GiB), blender (pid 9, 1.00 GiB)"
+        );
+        assert_eq!(found[1].verdict, Verdict::Warning, "a build for the CPU");
+        assert_eq!(checks(Some(vec![process(7, None)]))[0].verdict, Verdict::Info);
+        assert!(checks(None)[0].detail.contains("unknown"));
+        assert!(of_gpus(&[], 7, &named).is_empty());
+    }
+}
