@@ -140,7 +140,7 @@ mod tests {
 
     fn eval(step: u64, loss: f64) -> EvalRow {
         let loss = Some(loss);
-        EvalRow { step, loss, perplexity: None, token_accuracy: None, exact_match: Some(0.5) }
+        EvalRow { step, loss, exact_match: Some(0.5), ..EvalRow::default() }
     }
 
     #[test]

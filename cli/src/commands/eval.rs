@@ -56,8 +56,14 @@ pub(super) fn eval(app: &App, args: &EvalArgs) -> Result<Exit, Failure> {
     let (asked, trained) = (text.questions, text.questions_are_trained);
     let set = EvalSet::own(&config, asked, trained, Some(rows.clone()), stops, "");
     let (step, ledger) = (0, &Ledger::new());
-    let evaluator =
-        Evaluator { step, model: &model, tokenizer: &tokenizer, ledger, stop: &|| false, progress: &progress };
+    let evaluator = Evaluator {
+        step,
+        model: &model,
+        tokenizer: &tokenizer,
+        ledger,
+        stop: &|| false,
+        progress: &progress,
+    };
     let options = Some(set.options.clone());
     let Evaluated { row, samples, shortages, troubles, .. } = evaluator.run(&[(&set, options)])?;
     progress.end();

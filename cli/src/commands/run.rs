@@ -139,10 +139,8 @@ pub(super) fn work(
     let handler: Arc<Handler> = Arc::new(move |request| asked.answer(request));
     let _server = ControlServer::start(state, Arc::clone(&handler))?;
     let service = service(state, config, &ledger);
-    let page = config
-        .http
-        .enabled
-        .then(|| HttpServer::start(state, config, handler, service.as_ref()));
+    let page =
+        config.http.enabled.then(|| HttpServer::start(state, config, handler, service.as_ref()));
     // Whoever trains can do without a page.
     let page = page.and_then(|started| {
         started

@@ -9,7 +9,7 @@ use chandler_durable::{RealFs, create_folder_all, is_there, remove_folder};
 use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Fit, Outcome, Trainer};
 use chandler_vram::{Ledger, Phase, counting};
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::App;
 use crate::config::Config;
@@ -124,7 +124,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     progress.begin(&name, total_steps);
     let outcome = trainer.train(&mut watch);
     progress.end();
-    let extra = watch.extra();
+    let (extra, last_eval) = (watch.extra(), watch.last_eval.take());
     memory_beside_plan(&plan, &ledger);
     let outcome = outcome.map_err(EngineError::from)?;
     if outcome == Outcome::Stopped {

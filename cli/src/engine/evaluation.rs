@@ -81,8 +81,8 @@ impl Evaluator<'_> {
         options: Option<&GenerateOptions>,
         all: &mut Evaluated,
     ) -> Result<OfSet, EngineError> {
-        let Self { step, model, tokenizer, ledger, stop } = *self;
-        let tell = |now| self.progress.evaluating(now);
+        let Self { step, model, tokenizer, ledger, stop, progress } = *self;
+        let tell = |now| progress.evaluating(now);
         let mut scope = EvalScope::open(model, ledger).stopped_by(stop).telling(&tell);
         let (mut of_set, name) = (OfSet::default(), &set.name);
         let mut unless_short = |what: &str, error: EngineError| match error {

@@ -58,18 +58,19 @@ pub(crate) fn model_here(config: &Config, state: &StateDir) -> Result<PathBuf, E
 }
 
 /// Loads a model in the configured type, with an adapter where one is given, and shows how far it
-/// has come. From here on the
-/// process keeps to `memory.limit`.
-pub(crate) fn load_model(
+/// has come where there is somebody to show it to. From here on the process keeps to
+/// `memory.limit`.
+pub(crate) fn load_model<'a>(
     config: &Config,
     folder: &Path,
     adapter: Option<&Path>,
-    progress: &Progress,
+    progress: impl Into<Option<&'a Progress>>,
 ) -> Result<CausalLm, EngineError> {
     keep_limit(config);
-    let tell = |done, total| progress.loading(done, total);
+    let progress = progress.into();
+    let tell = |done, total| progress.into_iter().for_each(|shown| shown.loading(done, total));
     let loaded = CausalLm::load_telling(folder, Some(dtype(config)), &Device::Cpu, &tell);
-    progress.end();
+    progress.into_iter().for_each(Progress::end);
     let mut model = loaded?;
     if let Some(adapter) = adapter {
         model.load_adapter(adapter)?;

@@ -200,13 +200,7 @@ mod tests {
             steps: Some(300),
             loss: Some(0.5),
             tokens: Some(9000),
-            evals: vec![EvalRow {
-                step: 300,
-                loss: Some(0.25),
-                perplexity: None,
-                token_accuracy: None,
-                exact_match: None,
-            }],
+            evals: vec![EvalRow { step: 300, loss: Some(0.25), ..EvalRow::default() }],
         };
         let metadata = json!({ "license": "other", "license_name": "a\"b", "license_link": "L" });
         let license = License::of_card(&metadata).unwrap();

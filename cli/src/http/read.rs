@@ -244,8 +244,7 @@ pub(super) async fn answers(
     let (Path(id), Query(question)) = (id?, question?);
     let OneQuestion { set, position } = question;
     let asked = set.clone();
-    let read =
-        app.read(move |store| Ok((store.run(id)?, store.answers_to(id, &asked, position)?)));
+    let read = app.read(move |store| Ok((store.run(id)?, store.answers_to(id, &asked, position)?)));
     let (run, answers) = read.await?;
     run.ok_or_else(|| no_run(id))?;
     let first = answers.first().map(|(_, answer)| answer);

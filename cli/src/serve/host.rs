@@ -69,7 +69,7 @@ impl Loaded {
         }
         let began = Instant::now();
         let offer = &opened.offer;
-        let model = load_model(config, &offer.folder, offer.adapter.as_deref())?;
+        let model = load_model(config, &offer.folder, offer.adapter.as_deref(), None)?;
         let stop_ids = stop_ids(&offer.folder, &model, &opened.tokenizer)?;
         let bytes = model.params().bytes() as u64;
         let weights = ledger.enter(Category::Weights, bytes);

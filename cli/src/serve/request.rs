@@ -104,7 +104,6 @@ impl Asked {
 
 /// OpenAI's defaults: a temperature of 1, and nothing ruled out.
 fn sampling(fields: &Fields, fresh_seed: u64) -> Result<SamplingOptions, Refusal> {
-    refuse_penalties(fields)?;
     let top_k = fields.integer("top_k")?.filter(|k| *k > 0);
     let seed = fields.integer("seed")?.map_or(fresh_seed, |seed| seed as u64);
     let penalty = fields.number("repetition_penalty", 0.01, 100.0)?.unwrap_or(1.0);
@@ -114,19 +113,11 @@ fn sampling(fields: &Fields, fresh_seed: u64) -> Result<SamplingOptions, Refusal
         top_p: fields.number("top_p", 0.0, 1.0)?.filter(|p| *p < 1.0),
         min_p: fields.number("min_p", 0.0, 1.0)?.filter(|p| *p > 0.0),
         repetition_penalty: penalty,
+        frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0),
+        presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
         seed,
+        ..SamplingOptions::default()
     })
-}
-
-/// The one place that knows of them: 0 is no penalty.
-fn refuse_penalties(fields: &Fields) -> Result<(), Refusal> {
-    for name in ["frequency_penalty", "presence_penalty"] {
-        if fields.number(name, -2.0, 2.0)?.is_some_and(|penalty| penalty != 0.0) {
-            let message = format!("{name} is not offered here; repetition_penalty is.");
-            return Err(Refusal::invalid(Some(name), message));
-        }
-    }
-    Ok(())
 }
 
 fn refuse_what_is_not_offered(face: Face, fields: &Fields) -> Result<(), Refusal> {
@@ -312,7 +303,7 @@ mod tests {
             "model": "chandler", "n": 3, "max_tokens": 9, "max_completion_tokens": 5,
             "temperature": 0, "top_p": 0.5, "top_k": 40, "min_p": 0.1, "repetition_penalty": 1.1,
             "seed": -1, "stop": ["a", "b"], "stream": true,
-            "stream_options": { "include_usage": true }, "presence_penalty": 0.0, "user": "x",
+            "stream_options": { "include_usage": true }, "presence_penalty": 0.25, "user": "x",
             "anything": { "else": [] },
         }))
         .unwrap();
@@ -325,7 +316,9 @@ mod tests {
             top_p: Some(0.5),
             min_p: Some(0.1),
             repetition_penalty: 1.1,
+            presence_penalty: 0.25,
             seed: u64::MAX,
+            ..SamplingOptions::default()
         };
         assert_eq!(asked.sampling, expected);
         let off = chat_with(json!({ "top_k": -1, "top_p": 1, "min_p": 0, "stop": null })).unwrap();
@@ -346,7 +339,7 @@ mod tests {
             (json!({ "stop": ["1", "2", "3", "4", "5"] }), "stop"),
             (json!({ "stream": "yes" }), "stream"),
             (json!({ "stream_options": { "include_usage": true } }), "stream_options"),
-            (json!({ "frequency_penalty": 0.5 }), "frequency_penalty"),
+            (json!({ "frequency_penalty": 2.5 }), "frequency_penalty"),
             (json!({ "logprobs": true }), "logprobs"),
             (json!({ "logit_bias": { "5": 1 } }), "logit_bias"),
             (json!({ "response_format": { "type": "json_object" } }), "response_format"),

@@ -298,7 +298,10 @@ mod tests {
         store
             .connection
             .execute_batch(
-                "DROP TABLE outbox; DROP TRIGGER curves_grow; DROP TABLE curves;
+                "DROP TABLE outbox; DROP TABLE scores; DROP TABLE answers;
+                 CREATE TABLE eval_samples (run_id, step, position, prompt, reference, text,
+                     new_tokens, exact_match);
+                 DROP TRIGGER curves_grow; DROP TABLE curves;
                  PRAGMA user_version = 2",
             )
             .unwrap();

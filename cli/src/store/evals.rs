@@ -92,7 +92,7 @@ pub struct EvalSample {
 }
 
 /// Whether more of a metric is better.
-pub fn more_is_better(metric: &str) -> bool {
+fn more_is_better(metric: &str) -> bool {
     !matches!(metric, "loss" | "perplexity" | "generalisation_gap")
 }
 

@@ -202,13 +202,7 @@ mod tests {
         for number in 1..=3 {
             store.record_step(id, &step(number)).unwrap();
         }
-        let eval = |step| EvalRow {
-            step,
-            loss: Some(1.0),
-            perplexity: None,
-            token_accuracy: None,
-            exact_match: None,
-        };
+        let eval = |step| EvalRow { step, loss: Some(1.0), ..EvalRow::default() };
         store.record_eval(id, &eval(0), &[]).unwrap();
         store.record_eval(id, &eval(3), &[]).unwrap();
         let run = store.run_summaries(i64::MAX, 1, None).unwrap().remove(0);

@@ -61,19 +61,13 @@ mod tests {
 
     #[test]
     fn what_is_unknown_has_no_point_and_what_a_sample_says_stays_as_it_is() {
-        let row = EvalRow {
-            step: 4,
-            loss: Some(0.5),
-            perplexity: None,
-            token_accuracy: None,
-            exact_match: Some(0.0),
-        };
+        let row =
+            EvalRow { step: 4, loss: Some(0.5), exact_match: Some(0.0), ..EvalRow::default() };
         let sample = EvalSample {
             prompt: "# a\n<b>".into(),
-            reference: None,
             text: "c".into(),
             new_tokens: 1,
-            exact_match: None,
+            ..EvalSample::default()
         };
         let text = "**prompt**\n\n    # a\n    <b>\n\n**answer**\n\n    c\n\n".to_owned();
         let expected = [
