@@ -2,16 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Alert, AlertKind};
+use chandler_evaluator::Better;
 
-/// Which way a metric gets better.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Better {
-    /// As a loss.
-    Lower,
-    /// As a score.
-    Higher,
-}
+use super::{Alert, AlertKind};
 
 /// Compares each value of a metric with its best.
 #[derive(Debug, Clone)]

@@ -24,7 +24,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-pub use eval_regression::{Better, EvalRegression};
+pub use eval_regression::EvalRegression;
 pub use loss_spike::LossSpike;
 pub use run::{RunAlerts, record};
 pub use stuck::{Standing, Stuck};

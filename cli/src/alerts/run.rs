@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use chandler_evaluator::Better;
+
 use super::usual::Window;
-use super::{Alert, Better, EVENT_KIND, EvalRegression, LossSpike, ThroughputDrop};
+use super::{Alert, EVENT_KIND, EvalRegression, LossSpike, ThroughputDrop};
 use crate::config::AlertsConfig;
 use crate::store::{EvalRow, Run, RunState, StepRow, Store, StoreError};
 

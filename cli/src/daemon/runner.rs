@@ -1,8 +1,9 @@
 //! The seam between the daemon and the engine: what it asks of whoever trains.
 
 use chandler_daemon_lock::{Lock, LockError};
+use chandler_evaluator::Better;
 
-use crate::alerts::{self, Alert, Better, RunAlerts};
+use crate::alerts::{self, Alert, RunAlerts};
 use crate::config::Config;
 use crate::daemon::controls::Controls;
 use crate::exit::Exit;

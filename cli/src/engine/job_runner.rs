@@ -392,13 +392,21 @@ impl Sink for JobSink<'_, '_> {
     fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), BoxError> {
         let row = &with_gains(row, samples, self.context.store, self.context.run_id)?;
         log_evaluation(self.context.config, row, samples);
-        Ok(self.context.evaluated(row, samples)?)
+        self.context.evaluated(row, samples)?;
+        // The job's own figures are looked at with the evaluation.
+        for score in row.scores.iter().filter(|score| !is_own(&score.set)) {
+            let name = format!("{}/{}", score.set, score.metric);
+            let better = Better::of_metric(&score.metric);
+            self.context.scored(row.step, &name, score.value, better)?;
+        }
+        Ok(())
     }
 
     fn wrong(&mut self, records: &[String]) -> Result<(), BoxError> {
-        Ok(if self.requeues {
-            keep_wrong(&self.checkpoints, records)?
-        })
+        if self.requeues {
+            keep_wrong(&self.checkpoints, records)?;
+        }
+        Ok(())
     }
 
     fn memory(&mut self, message: &str) -> Result<(), BoxError> {
@@ -467,10 +475,15 @@ pub(crate) fn checkpoint_facts(folder: &Path, metric: &str) -> Vec<CheckpointFac
     folders(folder).into_iter().filter_map(fact).collect()
 }
 
+/// Whether a set is the job's own.
+fn is_own(set: &str) -> bool {
+    [HELD_OUT, PROMPTS, TRAINING].contains(&set)
+}
+
 /// What the line of the job's own figures does not say.
 fn is_news(score: &ScoreRow) -> bool {
-    let own = [HELD_OUT, PROMPTS, TRAINING].contains(&score.set.as_str());
-    !own || !["loss", "perplexity", "token_accuracy"].contains(&score.metric.as_str())
+    !is_own(&score.set)
+        || !["loss", "perplexity", "token_accuracy"].contains(&score.metric.as_str())
 }
 
 /// One line for the figures and, where the log may hold text, one for each of the first answers.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use chandler_evaluator::Better;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 
@@ -91,14 +92,9 @@ pub struct EvalSample {
     pub seconds: Option<f64>,
 }
 
-/// Whether more of a metric is better.
-fn more_is_better(metric: &str) -> bool {
-    !matches!(metric, "loss" | "perplexity" | "generalisation_gap")
-}
-
-/// The better of two values of a metric; NaN is worse than anything.
+/// The better of two values of a metric.
 fn better(metric: &str, left: f64, right: f64) -> f64 {
-    if more_is_better(metric) { left.max(right) } else { left.min(right) }
+    if Better::of_metric(metric).compare(left, right).is_ge() { left } else { right }
 }
 
 impl EvalRow {
@@ -212,7 +208,10 @@ impl Store {
         asked: &str,
         metric: &str,
     ) -> Result<Option<(f64, f64)>, StoreError> {
-        let best = if more_is_better(metric) { "max" } else { "min" };
+        let best = match Better::of_metric(metric) {
+            Better::Higher => "max",
+            Better::Lower => "min",
+        };
         self.connection
             .prepare_cached(&format!(
                 "SELECT value, (SELECT {best}(value) FROM scores

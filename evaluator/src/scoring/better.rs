@@ -18,11 +18,12 @@ impl Better {
     /// The direction of the metric with this name.
     ///
     /// Of a name in parts, `set/loss` or `eval.perplexity`, the last one counts: `loss`,
-    /// `perplexity` and what ends in `_loss` or `_perplexity` is better lower, all else higher.
+    /// `perplexity`, what ends in `_loss` or `_perplexity`, and a `gap` are better lower, all else
+    /// higher.
     pub fn of_metric(name: &str) -> Self {
         let last = name.rsplit(['/', '.']).next().unwrap_or(name);
         match last.rsplit('_').next() {
-            Some("loss" | "perplexity") => Self::Lower,
+            Some("loss" | "perplexity" | "gap") => Self::Lower,
             _ => Self::Higher,
         }
     }
