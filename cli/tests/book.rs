@@ -198,7 +198,7 @@ fn every_configuration_is_read() {
             let file = folder.path().join("chandler.toml");
             chandler_durable::write(&file, block.as_bytes()).unwrap();
             let is_section = block.lines().any(|line| {
-                let name = line.trim().trim_matches(['[', ']']);
+                let name = line.trim().trim_matches(['[', ']']).split('.').next().unwrap_or("");
                 line.starts_with('[')
                     && chandler_cli::config::SECTIONS.iter().any(|s| s.path == name)
             });

@@ -11,7 +11,7 @@ use super::App;
 use crate::engine::{Reader, data_options, model_folder};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::logging::{self, Progress};
+use crate::logging::{self, Progress, colour_is_wanted};
 use crate::output;
 use crate::visible::visible;
 use crate::worker::PreviewRow;
@@ -50,7 +50,7 @@ fn preview(app: &App, args: &PreviewArgs) -> Result<Exit, Failure> {
     let folder = model_folder(&config, &progress)?;
     let options = data_options(&config, None);
     let rows = args.rows.unwrap_or(if args.json { usize::MAX } else { 5 });
-    let colour = std::io::stdout().is_terminal();
+    let colour = colour_is_wanted(std::io::stdout().is_terminal());
     let mut printed = Ok(());
     let mut print = |row: PreviewRow| {
         if printed.is_ok() {

@@ -159,7 +159,7 @@ fn logs_are_chosen_and_followed() {
     assert_eq!(ok(&["logs", "--dir", &state, "--level", "error"]), "");
 
     let mut follower = chandler()
-        .args(["logs", "-f", "-n", "0", "--level", "warn", "--dir", &state])
+        .args(["logs", "-f", "--level", "warn", "--dir", &state])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -215,7 +215,9 @@ fn the_whole_screen_is_taken_and_given_back() {
     let state = state_of(folder.path());
     let refusal = fails(2, &["status", "--watch", "--dir", &state]);
     assert!(refusal.contains("chandler status --json"), "{refusal}");
-    fails(2, &["status", "--watch", "--json", "--dir", &state]);
+    let refused = run(&["status", "--watch", "--json", "--dir", &state]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("\"hint\":"));
     // util-linux's script gives a command a terminal of its own.
     let on_a_terminal = |before: &str, keys: &[u8]| {
         let binary = env!("CARGO_BIN_EXE_chandler");

@@ -103,7 +103,7 @@ pub(super) fn export(app: &App, args: &ModelArgs) -> Result<Exit, Failure> {
     });
     engine::export(&mut model, &folder, output, dtype)?;
     if args.json {
-        output::print_json_line(&json!({ "folder": output }))?;
+        output::print_json_line(&json!({ "folder": output, "dtype": dtype.as_str() }))?;
     } else {
         output::print(&format!("{}\n", output.display()))?;
     }

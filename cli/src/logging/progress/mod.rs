@@ -141,7 +141,11 @@ impl Progress {
         }
         if !self.terminal.is_interactive() {
             let words = plain();
-            let due = state.last_plain.is_none_or(|last| last.elapsed() >= PLAIN_INTERVAL);
+            let is_long = |since: Instant| since.elapsed() >= PLAIN_INTERVAL;
+            // What is usually over at once is worth a line only where it is not.
+            let quick = matches!(kind, Kind::Loading | Kind::Evaluating | Kind::Saving);
+            let goes_on = state.shown.as_ref().is_some_and(|(_, _, since)| is_long(*since));
+            let due = state.last_plain.is_none_or(is_long) && (goes_on || !quick);
             if due && !words.is_empty() {
                 state.last_plain = Some(Instant::now());
                 tracing::info!("{words}");
