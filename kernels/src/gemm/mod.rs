@@ -77,6 +77,14 @@ pub(crate) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn rehearse(_: &mut Rehearsal, _: [usize; 3], _: DType) {}
 
+/// Bytes of an element of a packed operand: kernels that have no bf16 instructions widen it.
+pub(crate) fn packed_element_bytes(dtype: DType) -> usize {
+    match (dtype, isa::of_bf16()) {
+        (DType::BF16, Isa::Avx2 | Isa::Avx512) => size_of::<f32>(),
+        _ => dtype.size_in_bytes(),
+    }
+}
+
 /// Whether products of f32 and of bf16 have kernels here.
 pub(crate) fn is_fast() -> bool {
     isa::of_f32() != Isa::Portable

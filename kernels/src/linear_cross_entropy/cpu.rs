@@ -5,7 +5,7 @@
 //! gradients and multiplies them by the head and by the hidden states. A piece is worked on while
 //! it is in the cache, and only the exponentials of a chunk exist at a time.
 
-use candle_core::{Result, bail};
+use candle_core::{DType, Result, bail};
 use rayon::prelude::*;
 
 use super::softmax::Statistics;
@@ -70,17 +70,25 @@ impl Buffers {
         }
     }
 
-    fn bytes(&self, size: usize) -> usize {
+    fn bytes(&self, dtype: DType) -> usize {
         let sum = |of: &[usize; 2]| of[0] + of[1];
-        size * (sum(&self.narrow) + sum(&self.packed)) + 4 * sum(&self.wide)
+        dtype.size_in_bytes() * sum(&self.narrow)
+            + gemm::packed_element_bytes(dtype) * sum(&self.packed)
+            + 4 * sum(&self.wide)
+    }
+
+    /// The panels in words of 4 bytes, whatever the kernels pack into them.
+    fn packed_words(&self, dtype: DType) -> [usize; 2] {
+        self.packed.map(|len| (len * gemm::packed_element_bytes(dtype)).div_ceil(4))
     }
 }
 
 /// Tokens of a chunk with gradients, of `tokens` in all: as many whole panels as the workspace
 /// holds.
-pub(super) fn chunk_tokens(tokens: usize, vocab: usize, width: usize, size: usize) -> usize {
+pub(super) fn chunk_tokens(tokens: usize, vocab: usize, width: usize, dtype: DType) -> usize {
     let fits =
-        |panels: &usize| Buffers::new(panels * PANEL, vocab, width).bytes(size) <= WORKSPACE_BYTES;
+        |panels: &usize| Buffers::new(panels * PANEL, vocab, width).bytes(dtype) <= WORKSPACE_BYTES;
+    let size = dtype.size_in_bytes();
     let most = tokens.div_ceil(PANEL).min(WORKSPACE_BYTES / (PANEL * vocab.max(1) * size));
     (2..=most).rev().find(fits).unwrap_or(1) * PANEL
 }
@@ -100,11 +108,13 @@ pub(super) fn rehearse_gradients<T: Real>(
     [tokens, vocab, width]: [usize; 3],
     trains: bool,
 ) {
-    let tokens = tokens.min(chunk_tokens(tokens, vocab, width, size_of::<T>()));
-    let Buffers { narrow, wide, packed } = Buffers::new(tokens, vocab, width);
+    let tokens = tokens.min(chunk_tokens(tokens, vocab, width, T::DTYPE));
+    let buffers = Buffers::new(tokens, vocab, width);
+    let packed = buffers.packed_words(T::DTYPE);
+    let Buffers { narrow, wide, .. } = buffers;
     let mut taken: Vec<_> = narrow.map(|len| pool.take::<T>(len)).into();
     taken.extend(wide.map(|len| pool.take::<f32>(len)));
-    let packed = packed.map(|len| pool.take::<T>(len));
+    let packed = packed.map(|len| pool.take::<u32>(len));
     pool.give_all(packed);
     let piece = vocab.min(PIECE);
     gemm::rehearse(pool, [tokens, piece, width], T::DTYPE);
@@ -115,10 +125,10 @@ pub(super) fn rehearse_gradients<T: Real>(
     pool.give_all(taken);
 }
 
-/// Bytes of workspace of [`Head::gradients`] over `tokens`, elements of `size` bytes.
-pub(super) fn workspace_bytes(tokens: usize, vocab: usize, width: usize, size: usize) -> usize {
-    let chunk = tokens.min(chunk_tokens(tokens, vocab, width, size));
-    Buffers::new(chunk, vocab, width).bytes(size)
+/// Bytes of workspace of [`Head::gradients`] over `tokens`.
+pub(super) fn workspace_bytes(tokens: usize, vocab: usize, width: usize, dtype: DType) -> usize {
+    let chunk = tokens.min(chunk_tokens(tokens, vocab, width, dtype));
+    Buffers::new(chunk, vocab, width).bytes(dtype)
 }
 
 impl<T: Real> Head<'_, T> {
@@ -151,13 +161,15 @@ impl<T: Real> Head<'_, T> {
     ) -> Result<Losses> {
         let (vocab, width) = (self.vocab(), self.width);
         let tokens = trained.rows.len();
-        let tokens = tokens.min(chunk_tokens(tokens, vocab, width, size_of::<T>()));
-        let Buffers { narrow, wide, packed } = Buffers::new(tokens, vocab, width);
+        let tokens = tokens.min(chunk_tokens(tokens, vocab, width, T::DTYPE));
+        let buffers = Buffers::new(tokens, vocab, width);
+        let packed = buffers.packed_words(T::DTYPE);
+        let Buffers { narrow, wide, .. } = buffers;
         let [mut rows, mut kept] = both(narrow, Scratch::<T>::request)?;
         let [mut logits, mut d_rows] = both(wide, Scratch::<f32>::request)?;
         // Left in the pool, so that all products use these two and no smaller ones come to lie
         // beside them.
-        drop(both(packed, Scratch::<T>::request)?);
+        drop(both(packed, Scratch::<u32>::request)?);
         let mut largest = vec![0.0; tokens * vocab.div_ceil(PIECE)];
         let mut all = Losses::default();
         for chunk in trained.chunks(tokens) {

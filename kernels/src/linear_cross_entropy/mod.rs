@@ -110,7 +110,7 @@ fn timer(hidden: &Tensor, head: &Tensor, targets: &[i64], products: usize) -> Ti
 pub fn workspace_bytes(tokens: usize, vocab: usize, hidden: usize, dtype: DType) -> usize {
     match dtype {
         DType::F32 | DType::BF16 if gemm::is_fast() => {
-            cpu::workspace_bytes(tokens, vocab, hidden, dtype.size_in_bytes())
+            cpu::workspace_bytes(tokens, vocab, hidden, dtype)
         }
         _ => {
             let chunk = tokens.min(composed::chunk_tokens(vocab));
@@ -436,7 +436,7 @@ mod tests {
     fn chunks_add_up_and_give_the_same_bits_on_any_thread_count() -> Result<()> {
         for dtype in [DType::F32, DType::BF16] {
             let case = Case::new(600, 100_000, 8, Some(5.0))?.to_dtype(dtype)?;
-            let chunk = cpu::chunk_tokens(400, 100_000, 8, dtype.size_in_bytes());
+            let chunk = cpu::chunk_tokens(400, 100_000, 8, dtype);
             assert!(chunk < 400, "several chunks of {chunk}");
             let on = |threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();

@@ -87,6 +87,12 @@ pub(super) fn logs(app: &App, args: &LogsArgs) -> Result<Exit, Failure> {
     let colour = colour_is_wanted(std::io::IsTerminal::is_terminal(&std::io::stdout()));
     let printer = Printer { level: args.level, json: app.json, colour, zone: TimeZone::system() };
     let failed = LogsError::fails(&folder);
+    let ended = Arc::new(AtomicBool::new(false));
+    if args.follow {
+        for signal in [SIGINT, SIGTERM] {
+            signal_hook::flag::register(signal, Arc::clone(&ended)).map_err(&failed)?;
+        }
+    }
     let files = files::list(&folder).map_err(&failed)?;
     if files.is_empty() && !args.follow {
         app.terminal.print(&format!("nothing is logged yet in {}\n", folder.display()));
@@ -100,7 +106,7 @@ pub(super) fn logs(app: &App, args: &LogsArgs) -> Result<Exit, Failure> {
     if !args.follow || !read_on {
         return Ok(Exit::Ok);
     }
-    follow(app, &printer, Follower::after(folder.clone(), files).map_err(&failed)?, &failed)
+    follow(app, &printer, Follower::after(folder.clone(), files).map_err(&failed)?, &ended, &failed)
 }
 
 /// Until a signal ends it, or nobody reads any more.
@@ -108,12 +114,9 @@ fn follow(
     app: &App,
     printer: &Printer,
     mut follower: Follower,
+    ended: &AtomicBool,
     failed: &dyn Fn(std::io::Error) -> Failure,
 ) -> Result<Exit, Failure> {
-    let ended = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&ended)).map_err(failed)?;
-    }
     while !ended.load(Ordering::SeqCst) {
         let mut printed = Ok(true);
         let notes = follower.look(&mut |line| {
