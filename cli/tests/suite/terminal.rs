@@ -172,7 +172,9 @@ fn logs_are_chosen_and_followed() {
         )
     };
     writeln!(file, "{}{}\u{1b}[2J", line("INFO", "fine"), line("WARN", "careful")).unwrap();
-    assert!(lines.next().unwrap().unwrap().contains(" WARN careful"));
+    // A busy machine may have been warned about before.
+    let careful = lines.by_ref().map(Result::unwrap).find(|line| line.contains(" WARN careful"));
+    assert!(careful.is_some());
     assert_eq!(lines.next().unwrap().unwrap(), "not a log line: \\u{1b}[2J");
     let pid = rustix::process::Pid::from_raw(follower.id() as i32).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
