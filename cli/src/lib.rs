@@ -23,6 +23,8 @@ pub mod engine;
 pub mod exit;
 pub mod export;
 pub mod failure;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod heap;
 pub mod host;
 pub mod http;

@@ -57,6 +57,12 @@ fn response_to(line: &[u8], handler: &Handler) -> Response {
     }
 }
 
+/// What would be answered to a line, where every command is done.
+pub(crate) fn answer_text(line: &[u8]) -> serde_json::Result<String> {
+    let done = |request: Request| Response::Done { message: format!("{request:?}") };
+    serde_json::to_string(&response_to(line, &done))
+}
+
 /// Writes an answer, all of it before the client's time is over.
 pub(super) fn answer(
     mut stream: &UnixStream,

@@ -11,6 +11,7 @@ mod server;
 mod socket;
 
 pub use client::ask;
+pub(crate) use conversation::answer_text;
 pub use protocol::{LiveStatus, Request, Response};
 pub use server::{ControlServer, Handler};
 pub use socket::Distrust;

@@ -1,0 +1,89 @@
+//! Runs targets for as long as one wants, and says how many inputs there were and what they took.
+
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use chandler_fuzz::{Corpus, MOST_BYTES_OF_MEMORY, MOST_MILLIS, Random, TARGETS, Target, target};
+use clap::Parser;
+
+/// Hands mutated inputs to chandler's readers
+#[derive(Debug, Parser)]
+struct Args {
+    /// Targets; none means all
+    targets: Vec<String>,
+    /// Inputs for each target
+    #[arg(long, default_value_t = u64::MAX)]
+    executions: u64,
+    /// Seconds for each target
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Where the sequence of inputs begins
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Where an input goes that is too much for its reader
+    #[arg(long, default_value = "fuzz-findings")]
+    findings: PathBuf,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let targets = match args.targets.as_slice() {
+        [] => TARGETS.to_vec(),
+        names => {
+            let known = |name: &String| target(name).with_context(|| format!("no target {name}"));
+            names.iter().map(known).collect::<anyhow::Result<_>>()?
+        }
+    };
+    let found: usize =
+        targets.iter().map(|target| run(*target, &args)).sum::<anyhow::Result<usize>>()?;
+    chandler_fuzz::clean_up();
+    if found > 0 {
+        bail!("{found} inputs were too much: see {}", args.findings.display());
+    }
+    Ok(())
+}
+
+/// Runs one target; how many inputs were too much for it.
+fn run(target: Target, args: &Args) -> anyhow::Result<usize> {
+    let corpus = Corpus::read(target.name)?;
+    let mut random = Random::new(args.seed);
+    let (began, limit) = (Instant::now(), Duration::from_secs(args.seconds));
+    let (mut executions, mut slowest, mut found) = (0, Duration::ZERO, 0);
+    while executions < args.executions && began.elapsed() < limit {
+        let input = random.input(&corpus);
+        let start = Instant::now();
+        let ended = catch_unwind(AssertUnwindSafe(|| target.run(&input)));
+        let taken = start.elapsed();
+        slowest = slowest.max(taken);
+        executions += 1;
+        if ended.is_err() || taken.as_millis() > MOST_MILLIS {
+            found += 1;
+            std::fs::create_dir_all(&args.findings)?;
+            let path = args.findings.join(format!("{}-{}-{executions}", target.name, args.seed));
+            chandler_durable::write(&path, &input)?;
+            eprintln!("{}: {} ms, panic: {}", path.display(), taken.as_millis(), ended.is_err());
+        }
+    }
+    let memory = peak_bytes();
+    let mut out = std::io::stdout();
+    writeln!(
+        out,
+        "{:<16} {executions:>10} inputs in {:>5} s, slowest {:>4} ms, memory {:>4} MiB, findings \
+         {found}",
+        target.name,
+        began.elapsed().as_secs(),
+        slowest.as_millis(),
+        memory.unwrap_or(0) >> 20,
+    )?;
+    Ok(found + usize::from(memory.is_some_and(|bytes| bytes > MOST_BYTES_OF_MEMORY)))
+}
+
+/// The most memory that this process has had; `None` where the system does not say.
+fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+}
