@@ -67,7 +67,8 @@ pub(super) fn serve(app: &App, args: &ServeArgs) -> Result<Exit, Failure> {
     let name = offer.name.clone();
     let ledger = Ledger::new();
     let controls = Controls::default();
-    let tell = Arc::new(|words: &str| tracing::warn!("{words}"));
+    // The log says it, and there is nobody else to tell.
+    let tell = Arc::new(|_: &str| {});
     let service = Arc::new(Service::of(&config, &ledger, offer, tell)?);
     let server = serving.start(bound, &service, &ledger).map_err(of_listening)?;
     signals::stop_on_signals(&controls)?;

@@ -58,9 +58,13 @@ impl Reader {
                         Ok(Ok(Prompts { opened, ids: prompts, max_new_tokens })) => {
                             desk.has_read(Read { ticket, opened, prompts, max_new_tokens });
                         }
-                        Ok(Err(refusal)) => ticket.refuse(refusal),
+                        Ok(Err(refusal)) => {
+                            desk.is_done(Side::Reader);
+                            ticket.refuse(refusal);
+                        }
                         Err(_) => {
                             self.open = None;
+                            desk.is_done(Side::Reader);
                             ticket.refuse(Refusal::defect());
                         }
                     }
