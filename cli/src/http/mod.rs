@@ -55,10 +55,10 @@ use tokio::sync::{Semaphore, watch};
 
 pub use limits::Limits;
 pub(crate) use serving::Serving;
+pub use token::{Token, read_token};
 pub(crate) use token::{
     make_or_read as make_or_read_token, make_or_read_named as make_or_read_named_token,
 };
-pub use token::{Token, read_token};
 
 use crate::config::Config;
 use crate::control::Handler;

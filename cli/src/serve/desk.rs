@@ -423,7 +423,10 @@ mod tests {
             assert!(!desk.load().1);
         }
         let held = |side: Side| desk.books().threads[side as usize].holds;
-        assert!(held(Side::Host) && held(Side::Reader), "what is held is told when it is let go of");
+        assert!(
+            held(Side::Host) && held(Side::Reader),
+            "what is held is told when it is let go of"
+        );
         // One whose prompt was refused, too.
         let _said = desk.submit(asked()).unwrap();
         assert!(matches!(desk.next_unread(), Turn::Work(_)));

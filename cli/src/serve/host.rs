@@ -149,7 +149,8 @@ impl Host {
         }
         let Some(loaded) = &self.loaded else { return };
         // Those that do not fit beside one another are answered one by one.
-        let fits = memory_room(&self.config).is_none_or(|room| room >= needed(&loaded.model, reads));
+        let fits =
+            memory_room(&self.config).is_none_or(|room| room >= needed(&loaded.model, reads));
         let mut groups = reads.chunks(if fits { reads.len() } else { 1 }).peekable();
         while let Some(group) = groups.next() {
             let is_last = groups.peek().is_none();

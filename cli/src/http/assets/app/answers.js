@@ -55,8 +55,8 @@ function gain({ before, after }) {
 const FILTERS = {
   all: () => true,
   changed: ({ before, after }) => after && before.text !== after.text,
-  better: (pair) => gain(pair) > 0,
-  worse: (pair) => gain(pair) < 0,
+  better: (both) => gain(both) > 0,
+  worse: (both) => gain(both) < 0,
   wrong: ({ before, after }) => scoreOf(after ?? before) < 1 && scoreOf(after ?? before) !== null,
 };
 
