@@ -342,6 +342,7 @@ fn everything_that_was_written_can_be_read() {
     assert_eq!(server.get("/api/runs/1").1["config"]["train"]["seed"], 42);
     let (_, course) = server.get("/api/runs/1/metrics?from=33&points=2");
     assert_eq!((&course["bucket_steps"], &course["step"]), (&json!(64), &json!([64, 100])));
+    assert_eq!(course["count"], json!([64, 36]));
     assert_eq!(course["loss"]["max"][0], 1.0);
     assert_eq!(course["loss"]["min"], json!([1.0 / 64.0, 0.01]));
     assert_eq!(course["mean_token_accuracy"]["mean"], json!([null, null]));
@@ -365,6 +366,10 @@ fn everything_that_was_written_can_be_read() {
     let score = &server.get("/api/runs/1/evals").1[0]["scores"][0];
     assert_eq!((&score["base"], &score["best"]), (&json!(0.25), &json!(0.25)));
     assert_eq!(server.get("/api/events?limit=1").1[0]["message"], "words");
+    server.store.record_event("alert", None, Some(run), "look", None).unwrap();
+    server.store.record_event("kind", None, None, "more words", None).unwrap();
+    let (_, alerts) = server.get("/api/events?kind=alert&limit=5");
+    assert_eq!((alerts.as_array().unwrap().len(), &alerts[0]["message"]), (1, &json!("look")));
     assert_eq!(server.get("/api/plan").1, json!({ "run_id": run, "plan": { "peak": 3 } }));
     assert_eq!(server.get("/api/jobs").1, json!({ "running": [], "queued": [], "settled": [] }));
     for path in [

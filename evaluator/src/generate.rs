@@ -96,7 +96,7 @@ pub struct Answering {
 pub(crate) type Watcher<'a> = &'a mut dyn FnMut(usize, &[u32]) -> Option<Ended>;
 
 /// One batch, with a cache that its caller owns: prompts and their numbers. `stopped` is asked
-/// between tokens, and told how far the batch has come. Beside each answer stands when it was
+/// between tokens and between parts of long prompts, and told how far the batch has come. Beside each answer stands when it was
 /// complete, in seconds since the batch began.
 pub(crate) fn generate_batch(
     model: &CausalLm,
@@ -111,7 +111,8 @@ pub(crate) fn generate_batch(
         prompts.iter().map(|(number, prompt)| Answer::new(*number, prompt, options)).collect();
     let inputs: Vec<(usize, &[u32])> =
         prompts.iter().enumerate().map(|(row, (_, prompt))| (row, *prompt)).collect();
-    let mut logits = model.forward_cached(&inputs, cache)?;
+    let prefilled = model.forward_cached_unless(&inputs, cache, &|| stopped(so_far(&answers)))?;
+    let mut logits = prefilled.ok_or(EvalError::Stopped)?;
     loop {
         extend(&mut answers, &logits, options, watcher)?;
         let now = began.elapsed().as_secs_f64();

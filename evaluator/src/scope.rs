@@ -52,14 +52,14 @@ impl<'a> EvalScope<'a> {
     }
 
     /// The evaluation ends with [`EvalError::Stopped`] once this says so; it is asked between
-    /// tokens.
+    /// tokens, and between parts of long prompts.
     #[must_use]
     pub fn stopped_by(mut self, stop: &'a dyn Fn() -> bool) -> Self {
         self.stop = Some(stop);
         self
     }
 
-    /// Told between tokens how far [`generate`](Self::generate) has come.
+    /// Told between tokens, and between parts of long prompts, how far [`generate`](Self::generate) has come.
     #[must_use]
     pub fn telling(mut self, tell: &'a dyn Fn(Answering)) -> Self {
         self.tell = Some(tell);

@@ -32,37 +32,64 @@ impl CausalLm {
         rows: &[(usize, &[u32])],
         cache: &mut KvCache,
     ) -> std::result::Result<Tensor, ModelError> {
-        // On a thread of the pool, where handing work to the others takes no lock.
-        rayon::scope(|_| self.extend_cache(rows, cache))
+        let logits = self.forward_cached_unless(rows, cache, &|| false)?;
+        let unheard = || candle_core::Error::Msg("a forward pass that nobody stopped".to_owned());
+        logits.ok_or_else(|| unheard().into())
     }
 
-    fn extend_cache(
+    /// The same bits, unless `stopped` says so, which is asked between two parts of prompts of
+    /// [`PREFILL_TOKENS`] each: then there are no logits, and `cache` is good for nothing more.
+    pub fn forward_cached_unless(
         &self,
         rows: &[(usize, &[u32])],
         cache: &mut KvCache,
-    ) -> std::result::Result<Tensor, ModelError> {
+        stopped: &dyn Fn() -> bool,
+    ) -> std::result::Result<Option<Tensor>, ModelError> {
         let ids: Vec<u32> = rows.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
         let ids = self.ids(&ids)?;
         let spans = cache.spans(rows, PREFILL_TOKENS)?;
+        let parts = parts(&spans);
         // The last token's output of each row, in the order of `rows`.
         let mut last: Vec<Option<Tensor>> = vec![None; rows.len()];
-        let order = |row: usize| rows.iter().position(|(named, _)| *named == row);
-        for part in parts(&spans) {
-            let y = self.part_forward(&ids, part, cache)?;
-            let mut end = 0;
-            for span in part {
-                end += span.len;
-                if let Some(place) = order(span.row) {
-                    last[place] = Some(y.narrow(0, end - 1, 1)?);
-                }
+        // On threads of the pool, where handing work to the others takes no lock; who stops it is
+        // asked on the caller's own.
+        let (end, beginning) = parts.split_last().ok_or_else(without_tokens)?;
+        for part in beginning {
+            rayon::scope(|_| self.extend_by(part, &ids, rows, cache, &mut last))?;
+            if stopped() {
+                return Ok(None);
             }
         }
-        cache.advance(&spans);
-        let last: Vec<Tensor> = last.into_iter().flatten().collect();
-        if last.len() != rows.len() || last.is_empty() {
-            return Err(candle_core::Error::Msg("a row without new tokens".to_owned()).into());
+        let logits = rayon::scope(|_| {
+            self.extend_by(end, &ids, rows, cache, &mut last)?;
+            cache.advance(&spans);
+            let last: Vec<Tensor> = last.into_iter().flatten().collect();
+            if last.len() != rows.len() || last.is_empty() {
+                return Err(without_tokens());
+            }
+            self.logits(&Tensor::cat(&last, 0)?)
+        });
+        logits.map(Some)
+    }
+
+    /// One part through the blocks; what comes out of its last tokens is put where `rows` has them.
+    fn extend_by(
+        &self,
+        part: &[Span],
+        ids: &Tensor,
+        rows: &[(usize, &[u32])],
+        cache: &mut KvCache,
+        last: &mut [Option<Tensor>],
+    ) -> std::result::Result<(), ModelError> {
+        let y = self.part_forward(ids, part, cache)?;
+        let mut end = 0;
+        for span in part {
+            end += span.len;
+            if let Some(place) = rows.iter().position(|(named, _)| *named == span.row) {
+                last[place] = Some(y.narrow(0, end - 1, 1)?);
+            }
         }
-        self.logits(&Tensor::cat(&last, 0)?)
+        Ok(())
     }
 
     /// The blocks over the tokens of some spans, one behind the other: `[N, E]`.
@@ -91,6 +118,10 @@ impl CausalLm {
         }
         Ok(x)
     }
+}
+
+fn without_tokens() -> ModelError {
+    candle_core::Error::Msg("a row without new tokens".to_owned()).into()
 }
 
 /// One token of a row that has a past.

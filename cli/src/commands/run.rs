@@ -231,7 +231,6 @@ fn service(state: &StateDir, config: &Config, ledger: &Ledger) -> Option<Arc<Ser
     }
     let database = state.database();
     let tell = Arc::new(move |words: &str| {
-        tracing::warn!("{words}");
         let told = Store::open(&database)
             .and_then(|store| store.record_event("memory", None, None, words, None));
         if let Err(error) = told {

@@ -14,7 +14,7 @@ use crate::daemon::Controls;
 use crate::engine::model_folder;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::http::{HttpError, Serving, Token, make_or_read_token};
+use crate::http::{HttpError, Serving, Token, make_or_read_named_token, make_or_read_token};
 use crate::logging::{self, Progress};
 use crate::output;
 use crate::serve::{LoadError, Offer, Service, name_of, newest};
@@ -67,7 +67,8 @@ pub(super) fn serve(app: &App, args: &ServeArgs) -> Result<Exit, Failure> {
     let name = offer.name.clone();
     let ledger = Ledger::new();
     let controls = Controls::default();
-    let tell = Arc::new(|words: &str| tracing::warn!("{words}"));
+    // The log says it, and there is nobody else to tell.
+    let tell = Arc::new(|_: &str| {});
     let service = Arc::new(Service::of(&config, &ledger, offer, tell)?);
     let server = serving.start(bound, &service, &ledger).map_err(of_listening)?;
     signals::stop_on_signals(&controls)?;
@@ -98,8 +99,11 @@ fn token(app: &App, args: &ServeArgs) -> Result<Option<(Token, Option<PathBuf>)>
     if args.no_token {
         return Ok(None);
     }
+    if let Some(file) = &args.token_file {
+        return Ok(Some((make_or_read_named_token(file)?, Some(file.clone()))));
+    }
     let of_state = app.state.clone().open().ok().map(|state| state.token_file());
-    Ok(Some(match args.token_file.clone().or(of_state) {
+    Ok(Some(match of_state {
         Some(file) => (make_or_read_token(&file)?, Some(file)),
         None => {
             let token = Token::random().map_err(|source| HttpError::Random { source })?;

@@ -38,6 +38,7 @@ const ASSETS: &[Asset] = assets![
     "/app/figures.js": "app/figures.js" as "text/javascript; charset=utf-8",
     "/app/frame.js": "app/frame.js" as "text/javascript; charset=utf-8",
     "/app/history.js": "app/history.js" as "text/javascript; charset=utf-8",
+    "/app/kept.js": "app/kept.js" as "text/javascript; charset=utf-8",
     "/app/keyboard.js": "app/keyboard.js" as "text/javascript; charset=utf-8",
     "/app/logs.js": "app/logs.js" as "text/javascript; charset=utf-8",
     "/app/main.js": "app/main.js" as "text/javascript; charset=utf-8",

@@ -15,6 +15,8 @@ pub(super) struct Course {
     bucket_steps: u64,
     /// The last step of each point.
     step: Vec<u64>,
+    /// Steps that each point stands for: a run that was gone on with may begin within a bucket.
+    count: Vec<u64>,
     /// Tokens seen up to that step.
     num_tokens: Vec<u64>,
     /// Most memory in use, in bytes.
@@ -56,6 +58,7 @@ impl Course {
             run_id,
             bucket_steps: curve.bucket_steps,
             step: buckets.iter().map(|bucket| bucket.last_step).collect(),
+            count: buckets.iter().map(|bucket| bucket.count).collect(),
             num_tokens: buckets.iter().map(|bucket| bucket.num_tokens).collect(),
             peak_bytes: buckets.iter().map(|bucket| bucket.peak_bytes).collect(),
             series,

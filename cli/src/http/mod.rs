@@ -55,8 +55,10 @@ use tokio::sync::{Semaphore, watch};
 
 pub use limits::Limits;
 pub(crate) use serving::Serving;
-pub(crate) use token::make_or_read as make_or_read_token;
 pub use token::{Token, read_token};
+pub(crate) use token::{
+    make_or_read as make_or_read_token, make_or_read_named as make_or_read_named_token,
+};
 
 use crate::config::Config;
 use crate::control::Handler;
@@ -97,6 +99,18 @@ pub enum HttpError {
         /// The file.
         path: PathBuf,
     },
+    /// The file that was named for the token holds something else.
+    #[error("{} holds no token", path.display())]
+    NotAToken {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file that was named for the token is open to others.
+    #[error("others can read the token {}", path.display())]
+    OpenToken {
+        /// The file.
+        path: PathBuf,
+    },
     /// The token could not be written.
     #[error(transparent)]
     WriteToken(#[from] DurableError),
@@ -132,6 +146,15 @@ impl HttpError {
             Self::BadToken { path } => {
                 Some(format!("remove {}: the daemon makes another when it starts", path.display()))
             }
+            Self::NotAToken { path } => Some(format!(
+                "name another file: one that is missing is made; or remove {}, if nobody needs it",
+                path.display()
+            )),
+            Self::OpenToken { path } => Some(format!(
+                "`chmod 600 {}`, as the user that chandler runs as; or name another file, which \
+                 gets a new token",
+                path.display()
+            )),
             Self::WriteToken(source) => source.hint(),
             Self::Store(source) => source.hint(),
             Self::Random { .. } | Self::Start { .. } => {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use super::curve::Course;
@@ -254,11 +255,34 @@ pub(super) async fn answers(
     Ok(Json(Answers { set, position, prompt, reference, answers }))
 }
 
+/// A part of the events, or the newest of one kind.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SomeEvents {
+    limit: Option<usize>,
+    before: Option<i64>,
+    kind: Option<String>,
+}
+
 /// `GET /api/events`, the newest first.
-pub(super) async fn events(State(app): State<Arc<App>>, part: Asked<Part>) -> Answer<Vec<Event>> {
-    let Query(part) = part?;
-    let before = part.before.unwrap_or(i64::MAX);
-    Ok(Json(app.read(move |store| store.events_before(before, part.limit())).await?))
+pub(super) async fn events(
+    State(app): State<Arc<App>>,
+    some: Asked<SomeEvents>,
+) -> Answer<Vec<Event>> {
+    let Query(SomeEvents { limit, before, kind }) = some?;
+    let limit = Part { limit, before }.limit();
+    let read = app.read(move |store| match (kind, before) {
+        (Some(kind), None) => store.recent_events_of(&kind, limit).map(Some),
+        (None, before) => store.events_before(before.unwrap_or(i64::MAX), limit).map(Some),
+        (Some(_), Some(_)) => Ok(None),
+    });
+    read.await?.map(Json).ok_or_else(|| {
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            "`kind` and `before` do not go together",
+            "leave one of them out",
+        )
+    })
 }
 
 /// `GET /api/plan`: the memory plan of the newest run.

@@ -122,14 +122,19 @@ fn read_text(path: &Path) -> io::Result<(String, std::fs::Metadata)> {
     Ok((text, metadata))
 }
 
-/// The token in `path`; a new one where there is none, or where others could have read it.
+/// Whether nobody else can read or change a file.
+fn is_private(metadata: &std::fs::Metadata) -> bool {
+    const OTHERS: u32 = 0o077;
+    metadata.mode() & OTHERS == 0 && metadata.uid() == geteuid().as_raw()
+}
+
+/// The token in `path`, which is a state directory's own file; a new one where there is none, or where
+/// others could have read it.
 pub(crate) fn make_or_read(path: &Path) -> Result<Token, HttpError> {
     match read_text(path) {
         Ok((text, metadata)) => {
-            const OTHERS: u32 = 0o077;
-            let is_private = metadata.mode() & OTHERS == 0 && metadata.uid() == geteuid().as_raw();
             match Token::parse(&text).map_err(|source| HttpError::Random { source })? {
-                Some(token) if is_private => return Ok(token),
+                Some(token) if is_private(&metadata) => return Ok(token),
                 Some(_) => {
                     tracing::warn!("others could read {}: it is replaced", path.display());
                 }
@@ -139,6 +144,30 @@ pub(crate) fn make_or_read(path: &Path) -> Result<Token, HttpError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => return Err(HttpError::ReadToken { path: path.to_owned(), source }),
     }
+    make(path)
+}
+
+/// The token in a file that somebody named; a new one where there is no such file. One that is there
+/// is never written to: it may be anything.
+pub(crate) fn make_or_read_named(path: &Path) -> Result<Token, HttpError> {
+    let (text, metadata) = match read_text(path) {
+        Ok(read) => read,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return make(path),
+        // Text is all that a token can be.
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            return Err(HttpError::NotAToken { path: path.to_owned() });
+        }
+        Err(source) => return Err(HttpError::ReadToken { path: path.to_owned(), source }),
+    };
+    let token = Token::parse(&text).map_err(|source| HttpError::Random { source })?;
+    let token = token.ok_or_else(|| HttpError::NotAToken { path: path.to_owned() })?;
+    if !is_private(&metadata) {
+        return Err(HttpError::OpenToken { path: path.to_owned() });
+    }
+    Ok(token)
+}
+
+fn make(path: &Path) -> Result<Token, HttpError> {
     let token = Token::random().map_err(|source| HttpError::Random { source })?;
     let mut file = DurableFile::create_private(&RealFs, path)?;
     writeln!(file, "{}", token.text)
@@ -169,6 +198,26 @@ mod tests {
         chandler_durable::write(&path, b"short").unwrap();
         assert!(matches!(read_token(&path), Err(HttpError::BadToken { .. })));
         assert_eq!(make_or_read(&path).unwrap().as_str().len(), 64);
+    }
+
+    #[test]
+    fn a_file_that_somebody_named_is_made_but_never_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        let made = make_or_read_named(&path).unwrap();
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+        assert_eq!(make_or_read_named(&path).unwrap().as_str(), made.as_str());
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
+        let error = make_or_read_named(&path).unwrap_err();
+        assert!(matches!(error, HttpError::OpenToken { .. }), "{error}");
+        assert!(error.hint().unwrap().contains("chmod 600"));
+        assert_eq!(read_token(&path).unwrap().as_str(), made.as_str());
+        for words in [&b"my notes"[..], b"", b"\xFF\xFE picture"] {
+            chandler_durable::write(&path, words).unwrap();
+            let error = make_or_read_named(&path).unwrap_err();
+            assert!(matches!(error, HttpError::NotAToken { .. }), "{error}");
+            assert_eq!(std::fs::read(&path).unwrap(), words);
+        }
     }
 
     #[test]

@@ -97,9 +97,14 @@ impl<'a> Answers<'a> {
         Some(ended)
     }
 
+    /// Tokens of all answers so far.
+    pub(super) fn tokens(&self) -> usize {
+        self.rows.iter().map(|row| row.seen).sum()
+    }
+
     /// Ends what was cut short because memory did not suffice for more, and says the last word, now
-    /// that the cache is freed. Returns the tokens of all answers.
-    pub(super) fn finish(mut self) -> usize {
+    /// that the cache is freed.
+    pub(super) fn finish(mut self) {
         for row in &mut self.rows {
             if row.ended.is_none()
                 && let Some(asker) = self.askers.get(row.asker)
@@ -112,7 +117,6 @@ impl<'a> Answers<'a> {
         if let Some((asker, word)) = self.last_word {
             self.askers[asker].say(word);
         }
-        self.rows.iter().map(|row| row.seen).sum()
     }
 }
 

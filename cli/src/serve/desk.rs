@@ -91,6 +91,8 @@ struct Books<R> {
     unread: VecDeque<Ticket>,
     read: VecDeque<R>,
     threads: [Thread; 2],
+    /// Since when nothing was asked and nothing was done.
+    quiet_since: Instant,
 }
 
 /// What the host is given: a ticket with its tokens, or more.
@@ -113,6 +115,7 @@ impl<R: Prompted> Desk<R> {
             unread: VecDeque::new(),
             read: VecDeque::new(),
             threads: [Thread::default(), Thread::default()],
+            quiet_since: Instant::now(),
         };
         Self { most_waiting, books: Mutex::new(books), changed: Condvar::new() }
     }
@@ -139,6 +142,7 @@ impl<R: Prompted> Desk<R> {
         let (client, said) = unbounded_channel();
         books.unread.push_back(Ticket { asked, client });
         books.threads.iter_mut().for_each(|thread| thread.rests = false);
+        books.quiet_since = Instant::now();
         self.changed.notify_all();
         Ok(said)
     }
@@ -154,14 +158,16 @@ impl<R: Prompted> Desk<R> {
         self.next(Side::Reader, None, |books| books.unread.pop_front())
     }
 
-    /// The next request that is to be answered; none for `idle` lets both threads let go.
+    /// The next request that is to be answered. Where for `idle` nothing was asked or done, both
+    /// threads let go of what they hold.
     pub(super) fn next_read(&self, idle: Option<Duration>) -> Turn<R> {
         self.next(Side::Host, idle, |books| books.read.pop_front())
     }
 
-    /// Hands a prompt on to the host.
+    /// Hands a prompt on to the host, with which the reader is done.
     pub(super) fn has_read(&self, read: R) {
         let mut books = self.books();
+        books.is_done(Side::Reader);
         match books.state {
             State::Open => books.read.push_back(read),
             State::Closed { .. } => read.ticket().refuse(Refusal::training()),
@@ -202,6 +208,13 @@ impl<R: Prompted> Desk<R> {
             State::Open => false,
             State::Closed { cut_at } | State::Ended { cut_at } => Instant::now() >= cut_at,
         }
+    }
+
+    /// A thread has done its work but for the last word to its client, who may ask the next thing as
+    /// soon as that is heard, and then finds it at rest. It still holds what it holds.
+    pub(super) fn is_done(&self, side: Side) {
+        self.books().is_done(side);
+        self.changed.notify_all();
     }
 
     /// A thread has nothing in hand any more.
@@ -251,9 +264,8 @@ impl<R: Prompted> Desk<R> {
         mut take: impl FnMut(&mut Books<R>) -> Option<T>,
     ) -> Turn<T> {
         let mut books = self.books();
-        books.threads[side as usize].is_busy = false;
+        books.is_done(side);
         self.changed.notify_all();
-        let since = Instant::now();
         loop {
             let state = books.state;
             let is_over = matches!(state, State::Ended { .. });
@@ -270,8 +282,7 @@ impl<R: Prompted> Desk<R> {
                 (thread.is_busy, thread.holds) = (true, true);
                 return Turn::Work(work);
             }
-            let holds = books.threads[side as usize].holds;
-            match idle.filter(|_| holds).map(|idle| idle.saturating_sub(since.elapsed())) {
+            match idle.and_then(|idle| books.until_rest(idle)) {
                 Some(Duration::ZERO) => {
                     books.threads.iter_mut().for_each(|thread| thread.rests = true);
                     self.changed.notify_all();
@@ -294,6 +305,19 @@ impl<R: Prompted> Desk<R> {
 impl<R> Books<R> {
     fn waiting(&self) -> usize {
         self.unread.len() + self.read.len()
+    }
+
+    fn is_done(&mut self, side: Side) {
+        if std::mem::take(&mut self.threads[side as usize].is_busy) {
+            self.quiet_since = Instant::now();
+        }
+    }
+
+    /// How long until what either thread holds is let go of, if all stays quiet as it is.
+    fn until_rest(&self, idle: Duration) -> Option<Duration> {
+        let is_quiet = self.waiting() == 0 && self.threads.iter().all(|thread| !thread.is_busy);
+        let holds = self.threads.iter().any(|thread| thread.holds && !thread.rests);
+        (is_quiet && holds).then(|| idle.saturating_sub(self.quiet_since.elapsed()))
     }
 }
 
@@ -384,6 +408,66 @@ mod tests {
         assert!(
             matches!(desk.next_unread(), Turn::End) && matches!(desk.next_read(None), Turn::End)
         );
+    }
+
+    /// A client that asks the next thing as soon as it has its answer is not told to come again.
+    #[test]
+    fn whoever_has_the_last_word_may_ask_at_once() {
+        let desk = Desk::<Read>::new(0);
+        for _ in 0..2 {
+            let _said = desk.submit(asked()).unwrap();
+            read(&desk);
+            assert!(matches!(desk.next_read(None), Turn::Work(_)));
+            assert!(desk.load().1);
+            desk.is_done(Side::Host);
+            assert!(!desk.load().1);
+        }
+        let held = |side: Side| desk.books().threads[side as usize].holds;
+        assert!(
+            held(Side::Host) && held(Side::Reader),
+            "what is held is told when it is let go of"
+        );
+        // One whose prompt was refused, too.
+        let _said = desk.submit(asked()).unwrap();
+        assert!(matches!(desk.next_unread(), Turn::Work(_)));
+        desk.is_done(Side::Reader);
+        assert!(desk.submit(asked()).is_ok());
+    }
+
+    /// A worker that stands ready is let go of although no model was loaded for it.
+    #[test]
+    fn a_request_that_was_refused_lets_the_worker_go_in_its_time() {
+        let desk = Desk::<Read>::new(4);
+        let _said = desk.submit(asked()).unwrap();
+        let Turn::Work(_refused) = desk.next_unread() else { panic!("a ticket") };
+        let idle = Duration::from_millis(20);
+        std::thread::scope(|scope| {
+            let host = scope.spawn(|| desk.next_read(Some(idle)));
+            std::thread::sleep(3 * idle);
+            let rests = || desk.books().threads[Side::Reader as usize].rests;
+            assert!(!rests(), "who reads does not rest");
+            assert!(matches!(desk.next_unread(), Turn::LetGo));
+            desk.has_let_go(Side::Reader);
+            desk.end(Duration::ZERO);
+            assert!(matches!(host.join().unwrap(), Turn::End));
+        });
+    }
+
+    #[test]
+    fn while_a_prompt_is_read_the_model_stays() {
+        let desk = Desk::<Read>::new(4);
+        let _said = desk.submit(asked()).unwrap();
+        read(&desk);
+        assert!(matches!(desk.next_read(None), Turn::Work(_)));
+        desk.is_done(Side::Host);
+        let _next = desk.submit(asked()).unwrap();
+        let Turn::Work(ticket) = desk.next_unread() else { panic!("a ticket") };
+        std::thread::scope(|scope| {
+            let host = scope.spawn(|| desk.next_read(Some(Duration::ZERO)));
+            std::thread::sleep(Duration::from_millis(20));
+            desk.has_read(Read(ticket));
+            assert!(matches!(host.join().unwrap(), Turn::Work(_)));
+        });
     }
 
     #[test]

@@ -1,20 +1,21 @@
 //! The thread that owns the model: loads it, answers, lets go of it.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
-use chandler_evaluator::{EvalError, EvalScope, GenerateOptions, SamplingOptions};
+use chandler_evaluator::{EvalError, EvalScope, GenerateOptions};
 use chandler_model::CausalLm;
 use chandler_vram::{Bytes, Category, Entry, Ledger, Phase};
 
 use super::answer::Answers;
+use super::batch::{are_gone, beside, extent, needed, options_of, prompts, refuse};
 use super::desk::{Desk, Side, Turn};
 use super::offer::Opened;
 use super::reader::Read;
 use super::refusal::Refusal;
-use super::request::MOST_ROWS;
 use crate::config::Config;
 use crate::engine::{
     Decision, EngineError, bytes_of_answers, decide, dtype, keep_memory_limit, load_model,
@@ -23,8 +24,12 @@ use crate::engine::{
 use crate::failure::in_one_line;
 use crate::heap;
 
-/// Is told where memory did not suffice.
+/// Is told where memory did not suffice, now and again: the log has each time.
 pub(crate) type Tell = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// How often somebody is told that memory does not suffice. Each request may find that out anew, and
+/// what is told may go on to a telephone.
+const TELL_EVERY: Duration = Duration::from_secs(600);
 
 /// A model in memory, and its line in the ledger.
 pub(super) struct Loaded {
@@ -84,6 +89,8 @@ pub(super) struct Host {
     pub(super) config: Config,
     pub(super) ledger: Ledger,
     pub(super) tell: Tell,
+    /// When it was told last.
+    pub(super) told: Cell<Option<Instant>>,
     /// For how long a model stays that nobody asks; `None`: for ever.
     pub(super) idle: Option<Duration>,
     pub(super) loaded: Option<Loaded>,
@@ -108,6 +115,7 @@ impl Host {
                     if answered.is_err() {
                         tracing::error!("an answer panicked: the model is loaded anew");
                         self.let_go();
+                        desk.is_done(Side::Host);
                         refuse(&reads, &Refusal::defect());
                     }
                     if desk.load().0 == 0 {
@@ -135,15 +143,33 @@ impl Host {
                 LoadError::Thread { .. } => Refusal::defect(),
             };
             tracing::warn!("no answer: {}", in_one_line(&error));
+            desk.is_done(Side::Host);
             refuse(reads, &refusal);
             return;
         }
         let Some(loaded) = &self.loaded else { return };
         // Those that do not fit beside one another are answered one by one.
-        let fits = memory_room(&self.config).is_none_or(|room| room >= needed(loaded, reads));
-        let groups = if fits { reads.chunks(reads.len()) } else { reads.chunks(1) };
-        for group in groups {
-            if let Err(refusal) = self.generate(loaded, group, desk) {
+        let fits =
+            memory_room(&self.config).is_none_or(|room| room >= needed(&loaded.model, reads));
+        let mut groups = reads.chunks(if fits { reads.len() } else { 1 }).peekable();
+        while let Some(group) = groups.next() {
+            let is_last = groups.peek().is_none();
+            let done = || {
+                if is_last {
+                    desk.is_done(Side::Host);
+                }
+            };
+            // Loading, and the groups before this one, may have taken long.
+            if are_gone(group) {
+                continue;
+            }
+            let answered = if desk.cuts_off() {
+                Err(Refusal::cut_off())
+            } else {
+                self.generate(loaded, group, desk, &done)
+            };
+            if let Err(refusal) = answered {
+                done();
                 refuse(group, &refusal);
             }
         }
@@ -159,17 +185,24 @@ impl Host {
         Ok(())
     }
 
-    /// Generates within a scope of its own, so that nothing of it stays.
-    fn generate(&self, loaded: &Loaded, reads: &[Read], desk: &Desk<Read>) -> Result<(), Refusal> {
+    /// Generates within a scope of its own, so that nothing of it stays. `done` is called before the
+    /// last word is said.
+    fn generate(
+        &self,
+        loaded: &Loaded,
+        reads: &[Read],
+        desk: &Desk<Read>,
+        done: &dyn Fn(),
+    ) -> Result<(), Refusal> {
         let options = self.admitted(loaded, reads)?;
         let began = Instant::now();
         let prompts = prompts(reads);
         let mut answers = Answers::new(reads, &options, &loaded.stop_ids);
-        let stop = || desk.cuts_off();
+        let stop = || desk.cuts_off() || are_gone(reads);
         let mut scope = EvalScope::open(&loaded.model, &self.ledger).stopped_by(&stop);
         let generated = scope.generate(&prompts, &options, &mut |row, ids| answers.heard(row, ids));
         if let Some(shrunk) = scope.shrunk() {
-            (self.tell)(&format!(
+            self.was_short(&format!(
                 "out of memory in an answer: cut to {} prompts side by side and {} new tokens",
                 shrunk.batch_size, shrunk.max_new_tokens
             ));
@@ -177,18 +210,38 @@ impl Host {
         if let Err(error) = scope.close() {
             tracing::error!("{error}");
         }
+        let (tokens, seconds) = (answers.tokens(), began.elapsed().as_secs_f64());
+        tracing::debug!("{tokens} tokens in {} answers in {seconds:.3} s", prompts.len());
         match generated {
             Ok(_) => {
-                let (tokens, seconds) = (answers.finish(), began.elapsed().as_secs_f64());
-                tracing::debug!("{tokens} tokens in {} answers in {seconds:.3} s", prompts.len());
+                done();
+                answers.finish();
                 Ok(())
             }
             Err(EvalError::Stopped) => Err(Refusal::cut_off()),
-            Err(error) => {
-                let error = EngineError::from(error);
-                (self.tell)(&format!("an answer was given up: {}", in_one_line(&error)));
-                Err(Refusal::of(&error))
-            }
+            Err(error) => Err(self.given_up(error)),
+        }
+    }
+
+    /// Memory is what somebody can do something about; everything else is for the log.
+    fn given_up(&self, error: EvalError) -> Refusal {
+        let lacks_memory = error.is_out_of_memory();
+        let error = EngineError::from(error);
+        let words = format!("an answer was given up: {}", in_one_line(&error));
+        if lacks_memory {
+            self.was_short(&words);
+        } else {
+            tracing::error!("{words}");
+        }
+        Refusal::of(&error)
+    }
+
+    /// Logs that memory did not suffice, and tells it where that was not done lately.
+    fn was_short(&self, words: &str) {
+        tracing::warn!("{words}");
+        if self.told.get().is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            self.told.set(Some(Instant::now()));
+            (self.tell)(words);
         }
     }
 
@@ -202,68 +255,48 @@ impl Host {
         let room = memory_room(&self.config);
         match decide(self.config.memory.on_pressure, &wanted, rows, needed, room) {
             Decision::Evaluate(options, words) => {
-                words.inspect(|words| (self.tell)(&format!("for an answer, {words}")));
+                words.inspect(|words| self.was_short(&format!("for an answer, {words}")));
                 Ok(options)
             }
             Decision::Postpone(_) | Decision::Stop(_) => {
                 let refusal =
                     Refusal::no_room("the answer", needed(&wanted), room.unwrap_or_default());
-                (self.tell)(&refusal.message);
+                self.was_short(&refusal.message);
                 Err(refusal)
             }
         }
     }
 }
 
-fn refuse(reads: &[Read], refusal: &Refusal) {
-    for read in reads {
-        read.ticket.refuse(refusal.clone());
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use chandler_model::ModelError;
+
+    use super::*;
+
+    #[test]
+    fn a_shortage_is_told_once_in_a_while_and_other_errors_are_not() {
+        let told = Arc::new(Mutex::new(vec![]));
+        let heard = Arc::clone(&told);
+        let host = Host {
+            config: Config::default(),
+            ledger: Ledger::new(),
+            tell: Arc::new(move |words| heard.lock().unwrap().push(words.to_owned())),
+            told: Cell::default(),
+            idle: None,
+            loaded: None,
+        };
+        assert_eq!(host.given_up(EvalError::EmptyPrompt { index: 0 }).status, 500);
+        assert!(told.lock().unwrap().is_empty());
+        for _ in 0..3 {
+            let lacking = ModelError::OutOfMemory { bytes: Some(5) };
+            assert_eq!(host.given_up(lacking.into()).status, 503);
+            host.was_short("for an answer, one prompt at a time");
+        }
+        let told = told.lock().unwrap();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains("an answer was given up"), "{told:?}");
     }
-}
-
-/// Those who wait and can be answered beside `first`, so that each gets what it would get alone:
-/// greedy decoding with the same settings, which does not depend on the place in a batch.
-fn beside(desk: &Desk<Read>, first: &Read) -> Vec<Read> {
-    let alike = |read: &Read| {
-        let seedless =
-            |read: &Read| SamplingOptions { seed: 0, ..read.ticket.asked.sampling.clone() };
-        let greedy = first.ticket.asked.sampling.temperature <= 0.0;
-        greedy
-            && Arc::ptr_eq(&read.opened, &first.opened)
-            && seedless(read) == seedless(first)
-            && !read.ticket.client.is_closed()
-    };
-    desk.take_beside(MOST_ROWS.saturating_sub(first.ticket.asked.rows()), |read, left| {
-        Some(read.ticket.asked.rows()).filter(|rows| *rows <= left && alike(read))
-    })
-}
-
-/// Every prompt as often as it is to be answered, in the order of the requests' choices.
-fn prompts(reads: &[Read]) -> Vec<Vec<u32>> {
-    let of = |read: &Read| -> Vec<Vec<u32>> {
-        let choices = read.ticket.asked.choices;
-        read.prompts.iter().flat_map(|prompt| vec![prompt.clone(); choices]).collect()
-    };
-    reads.iter().flat_map(of).collect()
-}
-
-/// Answers in all, and the tokens of the longest prompt.
-fn extent(reads: &[Read]) -> (usize, usize) {
-    let longest = reads.iter().flat_map(|read| &read.prompts).map(Vec::len).max();
-    (reads.iter().map(|read| read.ticket.asked.rows()).sum(), longest.unwrap_or(0))
-}
-
-/// Ends of answers are watched for where they are told.
-fn options_of(reads: &[Read]) -> GenerateOptions {
-    GenerateOptions {
-        max_new_tokens: reads.iter().map(|read| read.max_new_tokens).max().unwrap_or(0),
-        stop_ids: vec![],
-        sampling: reads.first().map(|read| read.ticket.asked.sampling.clone()).unwrap_or_default(),
-        batch_size: MOST_ROWS,
-    }
-}
-
-fn needed(loaded: &Loaded, reads: &[Read]) -> u64 {
-    let (rows, longest) = extent(reads);
-    bytes_of_answers(&loaded.model, rows, longest, &options_of(reads))
 }

@@ -6,6 +6,7 @@
 //! offer.rs                which model
 //! reader.rs               a thread: prompts become tokens, in the worker that stands ready
 //! host.rs, answer.rs      a thread: owns the model, generates within a scope, tells the clients
+//! batch.rs                who is answered side by side
 //! speech.rs               text out of tokens, as far as it is sure
 //! form.rs, refusal.rs     what is answered
 //! ```
@@ -14,6 +15,7 @@
 //! the job loop gets its memory back.
 
 mod answer;
+mod batch;
 mod desk;
 mod fields;
 mod form;
@@ -24,6 +26,7 @@ mod refusal;
 mod request;
 mod speech;
 
+use std::cell::Cell;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -72,7 +75,8 @@ impl Service {
         let config = config.clone();
         let idle = Duration::try_from_secs_f64(config.serve.idle_seconds).ok();
         let reader = Reader { config: config.clone(), source: Arc::clone(&source), open: None };
-        let host = Host { config, ledger: ledger.clone(), tell, idle, loaded: None };
+        let (ledger, told) = (ledger.clone(), Cell::default());
+        let host = Host { config, ledger, tell, told, idle, loaded: None };
         Self::start(source, reader, host)
     }
 
@@ -89,7 +93,8 @@ impl Service {
         let open = Some((standing, opened));
         let config = config.clone();
         let reader = Reader { config: config.clone(), source: Arc::clone(&source), open };
-        let host = Host { config, ledger: ledger.clone(), tell, idle: None, loaded };
+        let (ledger, told) = (ledger.clone(), Cell::default());
+        let host = Host { config, ledger, tell, told, idle: None, loaded };
         let started = Self::start(source, reader, host);
         started.map_err(|source| LoadError::Thread { source })
     }

@@ -3,12 +3,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use chandler_evaluator::SamplingOptions;
+
 use super::desk::{Desk, Prompted, Side, Ticket, Turn};
 use super::offer::{Opened, Source};
 use super::refusal::Refusal;
 use crate::config::Config;
 use crate::failure::in_one_line;
-use crate::worker::Standing;
+use crate::worker::{Standing, WorkerError};
 
 /// A request whose prompts are tokens, and fit.
 pub(super) struct Read {
@@ -58,9 +60,13 @@ impl Reader {
                         Ok(Ok(Prompts { opened, ids: prompts, max_new_tokens })) => {
                             desk.has_read(Read { ticket, opened, prompts, max_new_tokens });
                         }
-                        Ok(Err(refusal)) => ticket.refuse(refusal),
+                        Ok(Err(refusal)) => {
+                            desk.is_done(Side::Reader);
+                            ticket.refuse(refusal);
+                        }
                         Err(_) => {
                             self.open = None;
+                            desk.is_done(Side::Reader);
                             ticket.refuse(Refusal::defect());
                         }
                     }
@@ -74,15 +80,21 @@ impl Reader {
         let what = asked.face.prompt_field();
         let most = self.config.serve.max_new_tokens;
         let (standing, opened) = self.open(asked.model.as_deref(), stop)?;
+        biases_are_of(opened.shape.vocab_size, &asked.sampling)?;
         let ids = asked.prompts.iter().map(|query| standing.ask(query, stop));
         let ids: Result<Vec<_>, _> = ids.collect();
+        let opened = Arc::clone(opened);
+        if matches!(ids, Err(WorkerError::OtherTokenizer { .. })) {
+            // The model is opened anew with the next request.
+            self.open = None;
+        }
         let ids = ids.map_err(|error| Refusal::of_prompt(error, what))?;
         if ids.iter().any(Vec::is_empty) {
             return Err(Refusal::invalid(Some(what), "The prompt has no tokens."));
         }
         let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
         let new = new_tokens(opened.context(), longest, asked.max_new_tokens, what)?;
-        Ok(Prompts { opened: Arc::clone(opened), ids, max_new_tokens: new.min(most) })
+        Ok(Prompts { opened, ids, max_new_tokens: new.min(most) })
     }
 
     /// The worker for the model that is meant, started if need be.
@@ -112,6 +124,17 @@ impl Reader {
     }
 }
 
+/// A bias for a token that the model has not would be passed over without a word.
+fn biases_are_of(vocab_size: usize, sampling: &SamplingOptions) -> Result<(), Refusal> {
+    match sampling.logit_bias.keys().find(|id| **id as usize >= vocab_size) {
+        Some(id) => {
+            let message = format!("logit_bias: this model has {vocab_size} tokens, and no {id}.");
+            Err(Refusal::invalid(Some("logit_bias"), message))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Tokens of an answer at most: as many as were asked for, which must fit, or as many as fit.
 fn new_tokens(
     context: Option<usize>,
@@ -134,6 +157,14 @@ fn new_tokens(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bias_is_for_a_token_that_there_is() {
+        let sampling =
+            |id| SamplingOptions { logit_bias: [(id, 1.0)].into(), ..SamplingOptions::default() };
+        assert_eq!(biases_are_of(2000, &sampling(1999)), Ok(()));
+        assert_eq!(biases_are_of(2000, &sampling(2000)).unwrap_err().param, Some("logit_bias"));
+    }
 
     #[test]
     fn prompt_and_answer_fit_the_context() {

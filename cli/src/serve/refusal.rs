@@ -132,6 +132,11 @@ impl Refusal {
             EngineError::Worker(worker) if matches!(**worker, WorkerError::Stopped) => {
                 Self::cut_off()
             }
+            EngineError::Worker(worker)
+                if matches!(**worker, WorkerError::OtherTokenizer { .. }) =>
+            {
+                Self::busy(message, 1)
+            }
             EngineError::Eval(error) if error.is_out_of_memory() => {
                 Self { code: Some("out_of_memory"), ..Self::busy(message, 5) }
             }

@@ -3,6 +3,8 @@
 //! Fields that nothing here depends on are passed over, as other servers do. One that would change
 //! the answer and cannot be honoured is refused.
 
+use std::collections::BTreeMap;
+
 use chandler_evaluator::SamplingOptions;
 use serde_json::{Map, Value};
 
@@ -18,6 +20,12 @@ const MOST_STOPS: usize = 4;
 const MOST_STOP_BYTES: usize = 1024;
 /// Of a plain completion, where the request does not say.
 const USUAL_COMPLETION_TOKENS: usize = 16;
+
+/// Below this it is greedy: no draw would take another token than the most probable one, and scores
+/// divided by less could leave the range of numbers.
+const LEAST_TEMPERATURE: f64 = 1e-6;
+/// What may be added to the score of a token, or taken from it.
+const MOST_BIAS: f64 = 100.0;
 
 /// Which of the two interfaces is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,16 +115,31 @@ fn sampling(fields: &Fields, fresh_seed: u64) -> Result<SamplingOptions, Refusal
     let top_k = fields.integer("top_k")?.filter(|k| *k > 0);
     let seed = fields.integer("seed")?.map_or(fresh_seed, |seed| seed as u64);
     let penalty = fields.number("repetition_penalty", 0.01, 100.0)?.unwrap_or(1.0);
+    let temperature = fields.number("temperature", 0.0, 2.0)?.unwrap_or(1.0);
     Ok(SamplingOptions {
-        temperature: fields.number("temperature", 0.0, 2.0)?.unwrap_or(1.0),
+        temperature: if temperature < LEAST_TEMPERATURE { 0.0 } else { temperature },
         top_k: top_k.map(|k| k as usize),
         top_p: fields.number("top_p", 0.0, 1.0)?.filter(|p| *p < 1.0),
         min_p: fields.number("min_p", 0.0, 1.0)?.filter(|p| *p > 0.0),
         repetition_penalty: penalty,
         frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0),
         presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
+        logit_bias: logit_bias(fields)?,
         seed,
         ..SamplingOptions::default()
+    })
+}
+
+/// What is added to the scores of tokens, by their ids, which JSON has as texts.
+fn logit_bias(fields: &Fields) -> Result<BTreeMap<u32, f32>, Refusal> {
+    let Some(biases) = fields.object("logit_bias")? else { return Ok(BTreeMap::new()) };
+    let one = |(id, bias): (&String, &Value)| {
+        let bias = bias.as_f64().filter(|bias| bias.abs() <= MOST_BIAS)?;
+        Some((id.parse().ok()?, bias as f32))
+    };
+    biases.iter().map(one).collect::<Option<_>>().ok_or_else(|| {
+        let message = "'logit_bias' must map token ids, as strings, to numbers from -100 to 100.";
+        Refusal::invalid(Some("logit_bias"), message)
     })
 }
 
@@ -130,9 +153,6 @@ fn refuse_what_is_not_offered(face: Face, fields: &Fields) -> Result<(), Refusal
     };
     if logprobs || fields.integer("top_logprobs")?.unwrap_or(0) > 0 {
         return refuse("logprobs", "log-probabilities are");
-    }
-    if fields.object("logit_bias")?.is_some_and(|bias| !bias.is_empty()) {
-        return refuse("logit_bias", "a bias is");
     }
     let format = fields.object("response_format")?.and_then(|format| format.get("type"));
     if format.is_some_and(|kind| kind != "text") {
@@ -304,6 +324,7 @@ mod tests {
             "temperature": 0, "top_p": 0.5, "top_k": 40, "min_p": 0.1, "repetition_penalty": 1.1,
             "seed": -1, "stop": ["a", "b"], "stream": true,
             "stream_options": { "include_usage": true }, "presence_penalty": 0.25, "user": "x",
+            "frequency_penalty": -0.5, "logit_bias": { "5": -100, "1999": 1.5 },
             "anything": { "else": [] },
         }))
         .unwrap();
@@ -317,6 +338,8 @@ mod tests {
             min_p: Some(0.1),
             repetition_penalty: 1.1,
             presence_penalty: 0.25,
+            frequency_penalty: -0.5,
+            logit_bias: BTreeMap::from([(5, -100.0), (1999, 1.5)]),
             seed: u64::MAX,
             ..SamplingOptions::default()
         };
@@ -324,6 +347,10 @@ mod tests {
         let off = chat_with(json!({ "top_k": -1, "top_p": 1, "min_p": 0, "stop": null })).unwrap();
         let sampling = off.sampling;
         assert_eq!((sampling.top_k, sampling.top_p, sampling.min_p), (None, None, None));
+        for (asked, temperature) in [(1e-7, 0.0), (1e-6, 1e-6), (f64::MIN_POSITIVE, 0.0)] {
+            let sampling = chat_with(json!({ "temperature": asked })).unwrap().sampling;
+            assert_eq!(sampling.temperature, temperature);
+        }
     }
 
     #[test]
@@ -341,7 +368,10 @@ mod tests {
             (json!({ "stream_options": { "include_usage": true } }), "stream_options"),
             (json!({ "frequency_penalty": 2.5 }), "frequency_penalty"),
             (json!({ "logprobs": true }), "logprobs"),
-            (json!({ "logit_bias": { "5": 1 } }), "logit_bias"),
+            (json!({ "logit_bias": { "5": 100.5 } }), "logit_bias"),
+            (json!({ "logit_bias": { "5": "1" } }), "logit_bias"),
+            (json!({ "logit_bias": { "five": 1 } }), "logit_bias"),
+            (json!({ "logit_bias": [5] }), "logit_bias"),
             (json!({ "response_format": { "type": "json_object" } }), "response_format"),
             (json!({ "tool_choice": "required" }), "tool_choice"),
             (json!({ "model": 3 }), "model"),

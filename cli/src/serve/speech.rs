@@ -4,6 +4,10 @@
 //! space at the beginning goes, and with `clean_up_tokenization_spaces` one before a full stop. So a
 //! window of the newest tokens is decoded as a whole with each token, and of its text only what is
 //! sure is handed on. What might be the beginning of a stop string waits too.
+//!
+//! Some tokenizers have tokens of single bytes, and spell a whole run of them as broken characters as
+//! long as the run is not valid: one byte more takes back whole characters that were said. What was
+//! said stays said; where the run does not become whole again, the text goes on behind it.
 
 use chandler_data::Tokenizer;
 
@@ -36,29 +40,56 @@ impl Decoder for Tokenizer {
 #[derive(Debug, Default)]
 struct Deltas {
     window: Vec<u32>,
-    /// Bytes of the window's text that were handed on.
-    sent: usize,
+    /// What was handed on of the window's text.
+    said: String,
+    /// Tokens at the window's beginning whose text that is.
+    told: usize,
 }
 
 impl Deltas {
     fn push(&mut self, decoder: &dyn Decoder, id: u32) -> String {
         self.window.push(id);
-        let Some(text) = decoder.text_of(&self.window) else { return String::new() };
-        let sure = sure_bytes(&text, decoder.cleans_up());
-        let new = text.get(self.sent..sure).unwrap_or_default().to_owned();
-        self.sent += new.len();
-        if self.window.len() >= MOST_WINDOW && self.sent == text.len() {
-            self.move_on(decoder, &text);
+        let Some(mut text) = decoder.text_of(&self.window) else { return String::new() };
+        let mut sure = sure_bytes(&text, decoder.cleans_up());
+        if sure < self.said.len() {
+            // What is broken at the end may become what was said, and more.
+            return String::new();
+        }
+        if !text.starts_with(&self.said) {
+            let Some(behind) = self.begin_behind(decoder) else { return String::new() };
+            text = behind;
+            sure = sure_bytes(&text, decoder.cleans_up());
+        }
+        let new = text.get(self.said.len()..sure).unwrap_or_default().to_owned();
+        self.said.push_str(&new);
+        if sure == text.len() {
+            self.told = self.window.len();
+            if self.window.len() >= MOST_WINDOW {
+                self.move_on(decoder, &text);
+            }
         }
         new
     }
 
     /// What was not sure and comes now, since nothing else does.
     fn finish(&mut self, decoder: &dyn Decoder) -> String {
-        let text = decoder.text_of(&self.window).unwrap_or_default();
-        let rest = text.get(self.sent..).unwrap_or_default().to_owned();
-        self.sent = text.len();
+        let Some(mut text) = decoder.text_of(&self.window) else { return String::new() };
+        if !text.starts_with(&self.said) {
+            let Some(behind) = self.begin_behind(decoder) else { return String::new() };
+            text = behind;
+        }
+        let rest = text.get(self.said.len()..).unwrap_or_default().to_owned();
+        (self.said, self.told) = (text, self.window.len());
         rest
+    }
+
+    /// Lets go of the tokens that were told, since those behind them changed their text, and returns
+    /// the text of the others alone.
+    fn begin_behind(&mut self, decoder: &dyn Decoder) -> Option<String> {
+        self.window.drain(..self.told);
+        self.said.clear();
+        self.told = 0;
+        decoder.text_of(&self.window)
     }
 
     /// Lets go of the older tokens, where the newer ones have the same text without them.
@@ -68,7 +99,7 @@ impl Deltas {
             let begins_within = end.starts_with(char::REPLACEMENT_CHARACTER);
             if !end.is_empty() && !begins_within && text.ends_with(&end) {
                 self.window.drain(..start);
-                self.sent = end.len();
+                (self.said, self.told) = (end, self.window.len());
                 return;
             }
         }
@@ -161,6 +192,30 @@ mod tests {
         }
     }
 
+    /// A tokenizer with tokens of single bytes: a run of them that is no UTF-8 is broken as a whole.
+    struct WithBytes(Vec<Result<&'static str, u8>>);
+
+    impl Decoder for WithBytes {
+        fn text_of(&self, ids: &[u32]) -> Option<String> {
+            let end_run = |run: &mut Vec<u8>| match String::from_utf8(std::mem::take(run)) {
+                Ok(whole) => whole,
+                Err(error) => "\u{FFFD}".repeat(error.as_bytes().len()),
+            };
+            let (mut text, mut run) = (String::new(), vec![]);
+            for id in ids {
+                match self.0[*id as usize] {
+                    Ok(word) => text += &(end_run(&mut run) + word),
+                    Err(byte) => run.push(byte),
+                }
+            }
+            Some(text + &end_run(&mut run))
+        }
+
+        fn cleans_up(&self) -> bool {
+            false
+        }
+    }
+
     fn said(decoder: &dyn Decoder, ids: &[u32], stops: &[&str]) -> (Vec<String>, bool) {
         let stops: Vec<String> = stops.iter().map(ToString::to_string).collect();
         let mut speech = Speech::new(&stops);
@@ -186,6 +241,23 @@ mod tests {
         assert_eq!(parts.concat(), "a\u{FFFD}", "what stays broken is said at the end");
         let (parts, _) = said(&decoder, &[1, 4], &[]);
         assert_eq!(parts, ["", "\u{FFFD}b", ""]);
+    }
+
+    /// A stray byte takes back the character before it; what follows is said all the same.
+    #[test]
+    fn a_run_of_bytes_that_is_spoilt_loses_nothing_behind_it() {
+        let bytes = [0xF0, 0x9F, 0x99, 0x82, 0xE2, 0x82, 0xAC].map(Err);
+        let words = [Ok("Hello"), Ok(" and"), Ok(" more")];
+        let decoder = WithBytes(words.into_iter().chain(bytes).collect());
+        let (parts, _) = said(&decoder, &[0, 3, 4, 5, 6, 7, 1, 2], &[]);
+        assert_eq!(parts, ["Hello", "", "", "", "🙂", "", "\u{FFFD} and", " more", ""]);
+        let (parts, _) = said(&decoder, &[0, 3, 4, 5, 6, 7], &[]);
+        assert_eq!(parts.concat(), "Hello🙂\u{FFFD}", "the end is told too");
+        let (parts, _) = said(&decoder, &[0, 3, 4, 5, 6, 7, 8, 9, 1], &[]);
+        assert_eq!(parts.concat(), "Hello🙂€ and", "the run became whole again");
+        let often = [3, 4, 5, 6, 7, 1].repeat(30);
+        let (parts, _) = said(&decoder, &often, &[]);
+        assert_eq!(parts.concat(), "🙂\u{FFFD} and".repeat(30));
     }
 
     #[test]

@@ -40,6 +40,12 @@ pub enum WorkerError {
         /// How it ended.
         end: End,
     },
+    /// Its tokenizer is not that of the one before it, so that its ids mean other words.
+    #[error("the tokenizer in {} was changed meanwhile", folder.display())]
+    OtherTokenizer {
+        /// The model's folder.
+        folder: PathBuf,
+    },
     /// It said what no worker says.
     #[error("the process that reads files spoke out of turn: {reason}")]
     Garbled {
@@ -163,6 +169,9 @@ impl WorkerError {
                  tokenizer and chat template may be to blame too"
                     .to_owned(),
             ),
+            Self::OtherTokenizer { .. } => {
+                Some("try again: model and tokenizer are then read together".to_owned())
+            }
             Self::Garbled { .. } => Some("this is a defect of chandler; please report it".to_owned()),
         }
     }
@@ -183,6 +192,7 @@ impl WorkerError {
             Self::Refused { refusal, .. } => refusal.fault,
             Self::Stopped
             | Self::Garbled { .. }
+            | Self::OtherTokenizer { .. }
             | Self::Ended { end: End::Killed | End::Exited { .. }, .. } => Fault::Attempt,
             Self::Ended { read: ReadThing::Lines { .. }, .. } => Fault::File,
             Self::Start { .. } | Self::Ended { .. } => Fault::Setup(Exit::Error),

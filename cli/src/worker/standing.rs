@@ -74,6 +74,12 @@ impl Standing {
         let handed = self.exchange(None, stop);
         match handed {
             Ok(Handed::Standing(sha256)) => {
+                if !self.tokenizer_sha256.is_empty() && self.tokenizer_sha256 != sha256 {
+                    // Whoever took the first hash for the model's would get ids of another one.
+                    self.kill();
+                    let folder = self.errand.model_folder.clone();
+                    return Err(WorkerError::OtherTokenizer { folder });
+                }
                 self.tokenizer_sha256 = sha256;
                 Ok(())
             }

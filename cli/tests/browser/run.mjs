@@ -105,6 +105,8 @@ const checks = {
     assert.deepEqual([of("later.jsonl"), of("last.jsonl")], ["high", "low"]);
     const skip = page.locator(".job:has-text('bad.jsonl') button:has-text('Skip')");
     await skip.click();
+    // Sooner, it would be the second press of a double click.
+    await page.waitForTimeout(400);
     await page.click(".job:has-text('bad.jsonl') button:has-text('Really?')");
     await page.waitForSelector("#settled tr:has-text('bad.jsonl') .badge.skipped");
   },
@@ -159,6 +161,26 @@ const checks = {
     await page.waitForSelector("#zoom-out:not([hidden])");
     await page.keyboard.press("0");
     await page.waitForSelector("#zoom-out", { state: "hidden" });
+  },
+
+  async "folds steps into buckets as the daemon does"({ page }) {
+    // A run that was gone on with at step 7: its first bucket has two steps.
+    const found = await page.evaluate(async () => {
+      const { Course, POINTS, SERIES } = await import("/app/course.js");
+      const columns = () => ({ min: [1], mean: [2], max: [3] });
+      const course = new Course({ bucket_steps: 4, step: [8], count: [2], num_tokens: [80], memory: {},
+        ...Object.fromEntries(SERIES.map((name) => [name, columns()])) });
+      const add = (step, loss) => course.add({ step, loss, num_tokens: 10 * step });
+      for (let step = 9; step <= 8 * POINTS + 9; step++) add(step, step < 17 ? 5 : 1);
+      const { width, count, step, series: { loss } } = course;
+      return { width, count: count.slice(0, 2), step: step.slice(0, 2), mean: loss.mean.slice(0, 2) };
+    });
+    assert.deepEqual(found, { width: 8, count: [2, 8], step: [8, 16], mean: [2, 5] });
+    const words = await page.evaluate(async () => {
+      const { wordsOf } = await import("/app/figures.js");
+      return ["loss", "perplexity", "generalisation_gap", "chrf", "pass@4"].map((metric) => wordsOf(metric)(0.25));
+    });
+    assert.deepEqual(words, ["0.2500", "0.2500", "0.2500", "25 %", "25 %"]);
   },
 
   async "remembers the theme"({ page }) {

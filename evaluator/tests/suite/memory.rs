@@ -68,6 +68,22 @@ fn a_stop_an_error_and_a_panic_free_it() {
 }
 
 #[test]
+fn a_long_prompt_is_stopped_before_its_first_token() {
+    let model = load("qwen3");
+    let ledger = Ledger::new();
+    let mut scope = EvalScope::open(&model, &ledger).stopped_by(&|| true);
+    let prompt: Vec<u32> = (0..1500).map(|i| i % 2000).collect();
+    let mut heard = 0;
+    let mut watcher = |_: usize, _: &[u32]| {
+        heard += 1;
+        None
+    };
+    let error = scope.generate(&[prompt], &options(5), &mut watcher).unwrap_err();
+    assert!(matches!(error, EvalError::Stopped), "{error}");
+    assert_eq!((heard, ledger.bytes(Category::KvCache)), (0, 0));
+}
+
+#[test]
 fn what_stays_is_named() {
     let model = load("qwen3");
     let ledger = Ledger::new();

@@ -1,5 +1,7 @@
 //! Decoding with a cache against the forward pass over the whole text.
 
+use std::cell::Cell;
+
 use candle_core::{DType, Device};
 use chandler_model::{CausalLm, KvCache, ModelError, SequenceLayout};
 
@@ -106,4 +108,28 @@ fn a_long_prompt_goes_in_pieces() {
             assert!(difference < 5e-5, "{name} row {row}: {difference}");
         }
     }
+}
+
+/// Between two parts somebody may have it end; who does not changes no bit.
+#[test]
+fn a_long_prompt_can_be_stopped_between_its_pieces() {
+    let model = load("qwen3");
+    let text: Vec<u32> = (0..2100).map(|i| (i * 37 + 11) % 2000).collect();
+    let rows: [(usize, &[u32]); 1] = [(0, &text)];
+    let cache = || KvCache::new(model.config(), 1, 2100, DType::F32, &Device::Cpu).unwrap();
+    let expected = flat(&model.forward_cached(&rows, &mut cache()).unwrap());
+    let asked = Cell::new(0);
+    let goes_on = || {
+        asked.set(asked.get() + 1);
+        false
+    };
+    let logits = model.forward_cached_unless(&rows, &mut cache(), &goes_on).unwrap().unwrap();
+    assert!(flat(&logits) == expected);
+    assert_eq!(asked.get(), 2, "between three parts");
+    let stopped = || {
+        asked.set(asked.get() + 1);
+        true
+    };
+    assert!(model.forward_cached_unless(&rows, &mut cache(), &stopped).unwrap().is_none());
+    assert_eq!(asked.get(), 3, "it ends at once");
 }

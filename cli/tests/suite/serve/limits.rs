@@ -179,4 +179,35 @@ fn a_prompt_that_ends_the_worker_is_refused_and_the_next_one_is_answered() {
     // One that somebody stops is replaced too.
     std::process::Command::new("kill").args(["-KILL", &next[0].to_string()]).status().unwrap();
     assert_eq!(ask("Hello").code, 200);
+    // One that would be replaced by another tokenizer's is not: model and tokenizer are read anew.
+    let tokenizer = copy.join("tokenizer.json");
+    put(&tokenizer, std::fs::read_to_string(&tokenizer).unwrap() + "\n");
+    let next = children_of(server.pid());
+    std::process::Command::new("kill").args(["-KILL", &next[0].to_string()]).status().unwrap();
+    let refused = ask("Hello");
+    assert_eq!(refused.code, 503, "{refused:?}");
+    assert!(refused.body.to_string().contains("changed meanwhile"), "{refused:?}");
+    assert_eq!(ask("Hello").code, 200);
+}
+
+/// Without places, who asks one thing after the other is answered each time.
+#[test]
+fn a_client_alone_is_never_told_to_come_again() {
+    let server = Server::start(&model("qwen3"), &["--set", "serve.queue=0"]);
+    for number in 0..40 {
+        let tokens = if number % 4 == 3 { 2000 } else { 1 };
+        let answer = server.place.chat(&question("Hello", json!({ "max_tokens": tokens })));
+        assert_eq!(answer.code, if tokens == 1 { 200 } else { 400 }, "{number}: {answer:?}");
+    }
+}
+
+#[test]
+fn a_file_that_holds_no_token_is_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let notes = folder.path().join("notes.txt");
+    put(&notes, "my notes");
+    let name = model("qwen3");
+    let said = fails(1, &["serve", "--model", &name, "--token-file", text_of(&notes)]);
+    assert!(said.contains("holds no token") && said.contains("name another file"), "{said}");
+    assert_eq!(std::fs::read_to_string(&notes).unwrap(), "my notes");
 }

@@ -19,27 +19,26 @@ let pairs = [];
 
 const keyOf = (sample, at) => (sample.position == null ? String(at) : `${sample.set}/${sample.position}/${sample.attempt ?? 0}`);
 
-async function samplesOf(step, set) {
-  const key = `${shown.id}/${step}/${set}`;
-  if (!read.has(key)) {
-    const asked = new URLSearchParams(set ? { step, set } : { step });
-    read.set(key, await ask(`runs/${shown.id}/samples?${asked}`));
-  }
-  return read.get(key);
+async function samplesOf(run, step, set) {
+  const key = `${run}/${step}/${set}`;
+  const asked = new URLSearchParams(set ? { step, set } : { step });
+  const samples = read.get(key) ?? await ask(`runs/${run}/samples?${asked}`);
+  read.set(key, samples);
+  return samples;
 }
 
 // How right an answer is, from 0 to 1, where that is known.
 const scoreOf = (sample) => sample?.score ?? (sample?.exact_match == null ? null : Number(sample.exact_match));
 
+// The answers that are chosen, two and two, and the sets that there are.
 async function pair() {
-  const [first, second, set] = [by("answers-first").value, by("answers-second").value, by("answers-set").value];
-  if (first === "") return [];
-  const before = await samplesOf(Number(first), set);
-  const after = second === REFERENCE ? null : await samplesOf(Number(second), set);
-  showSets(before.sets ?? []);
+  const [run, first, second, set] = [shown.id, by("answers-first").value, by("answers-second").value, by("answers-set").value];
+  if (first === "") return { sets: [], pairs: [] };
+  const before = await samplesOf(run, Number(first), set);
+  const after = second === REFERENCE ? null : await samplesOf(run, Number(second), set);
   const others = new Map((after?.samples ?? []).map((sample, at) => [keyOf(sample, at), sample]));
-  return before.samples.map((sample, at) => ({ before: sample, after: after ? others.get(keyOf(sample, at)) : null,
-    isReference: !after }));
+  return { sets: before.sets ?? [], pairs: before.samples.map((sample, at) => ({ before: sample,
+    after: after ? others.get(keyOf(sample, at)) : null, isReference: !after })) };
 }
 
 function showSets(sets) {
@@ -47,11 +46,17 @@ function showSets(sets) {
   choices(by("answers-set"), [["", "all"], ...sets.map((set) => [set, set])], by("answers-set").value || "");
 }
 
+// How much better the later answer is; nothing is said where either was not scored.
+function gain({ before, after }) {
+  const [was, is] = [scoreOf(before), scoreOf(after)];
+  return was === null || is === null ? 0 : is - was;
+}
+
 const FILTERS = {
   all: () => true,
   changed: ({ before, after }) => after && before.text !== after.text,
-  better: ({ before, after }) => scoreOf(after) > scoreOf(before),
-  worse: ({ before, after }) => scoreOf(after) < scoreOf(before),
+  better: (both) => gain(both) > 0,
+  worse: (both) => gain(both) < 0,
   wrong: ({ before, after }) => scoreOf(after ?? before) < 1 && scoreOf(after ?? before) !== null,
 };
 
@@ -107,9 +112,17 @@ function show() {
     wanted.length > rows && button(`Show ${Math.min(PAGE, wanted.length - rows)} more`, () => { rows += PAGE; show(); }));
 }
 
+let turn = 0;
+
+// Whatever is chosen while answers are read has the next turn; what was read for the one before is
+// not shown.
 async function compare() {
+  const mine = ++turn;
+  const found = await pair();
+  if (mine !== turn) return;
   rows = PAGE;
-  pairs = await pair();
+  ({ pairs } = found);
+  showSets(found.sets);
   show();
 }
 
@@ -131,15 +144,6 @@ function offer() {
   const pairsOf = steps.map((step) => [step, step === 0 ? "before the first step" : `step ${step}`]);
   choices(by("answers-first"), pairsOf, chosen ? first : steps[0]);
   choices(by("answers-second"), [...pairsOf, [REFERENCE, "the reference"]], chosen ? second : steps.at(-1));
-  compareSoon();
-}
-
-export function openAnswers(rest) {
-  if (!rest) return;
-  const [first, second] = rest.split("-");
-  chosen = true;
-  by("answers-first").value = first;
-  by("answers-second").value = second;
   compareSoon();
 }
 

@@ -3,7 +3,7 @@
 
 import { colour, element, fill } from "./dom.js";
 import { bytes, clock, whole } from "./figures.js";
-import { draw } from "./frame.js";
+import { draw, drop } from "./frame.js";
 import { on } from "./stream.js";
 
 const all = new Set();
@@ -21,8 +21,18 @@ export class Chart {
     this.legend = element("div", { class: "legend" });
     this.plot = element("div", { class: "plot", tabindex: 0, role: "img", on: { keydown: (event) => this.key(event) } });
     fill(host, this.legend, this.plot);
-    new ResizeObserver(() => draw(this.plot, () => this.paint())).observe(host);
+    this.observer = new ResizeObserver(() => draw(this.plot, () => this.paint()));
+    this.observer.observe(host);
     all.add(this);
+  }
+
+  // To be called before its host goes: uPlot listens to the window, and the theme keeps all charts.
+  end() {
+    this.observer.disconnect();
+    all.delete(this);
+    drop(this.plot);
+    this.chart?.destroy();
+    this.chart = null;
   }
 
   // Shows columns; the first one is x. `range` is the stretch of x, or `null` for all of it.

@@ -12,6 +12,8 @@ export class Course {
   constructor(answer) {
     this.width = answer.bucket_steps;
     this.step = answer.step;
+    // Steps in each bucket: the first one need not begin where its place does.
+    this.count = answer.count;
     this.tokens = answer.num_tokens;
     this.series = Object.fromEntries(SERIES.map((name) => [name, answer[name]]));
     this.memory = answer.memory;
@@ -32,23 +34,19 @@ export class Course {
     return Math.floor((step - 1) / this.width);
   }
 
-  // Steps in the bucket with this number.
-  count(at) {
-    return this.step[at] - this.place(this.step[at]) * this.width;
-  }
-
   // Folds a step in that comes after those that are there.
   add(row) {
     if (row.step <= this.last) return;
     const merges = this.length > 0 && this.place(row.step) === this.place(this.last);
     const at = merges ? this.length - 1 : this.length;
-    const count = merges ? this.count(at) : 0;
+    const count = merges ? this.count[at] : 0;
     for (const name of SERIES) {
       const value = row[name] ?? null;
       this.fold(name, at, count, { min: value, mean: value, max: value }, 1);
     }
     if (this.keepsMemory) this.foldMemory(at, (name) => row.memory?.[name] ?? 0, Object.keys(row.memory ?? {}));
     this.step[at] = row.step;
+    this.count[at] = count + 1;
     this.tokens[at] = row.num_tokens;
     if (this.length > 2 * POINTS) this.halve();
   }
@@ -73,20 +71,21 @@ export class Course {
   // Makes one bucket of two.
   halve() {
     const whole = new Course({
-      bucket_steps: this.width * 2, step: [], num_tokens: [], memory: {},
+      bucket_steps: this.width * 2, step: [], count: [], num_tokens: [], memory: {},
       ...Object.fromEntries(SERIES.map((name) => [name, { min: [], mean: [], max: [] }])),
     });
     for (let from = 0; from < this.length; from++) {
       const merges = whole.length > 0 && whole.place(this.step[from]) === whole.place(whole.last);
       const at = merges ? whole.length - 1 : whole.length;
-      const count = merges ? whole.count(at) : 0;
+      const count = merges ? whole.count[at] : 0;
       for (const name of SERIES) {
         const columns = this.series[name];
         const next = Object.fromEntries(SPANS.map((span) => [span, columns[span][from]]));
-        whole.fold(name, at, count, next, this.count(from));
+        whole.fold(name, at, count, next, this.count[from]);
       }
       whole.foldMemory(at, (name) => this.memory[name][from], Object.keys(this.memory));
       whole.step[at] = this.step[from];
+      whole.count[at] = count + this.count[from];
       whole.tokens[at] = this.tokens[from];
     }
     Object.assign(this, whole, { keepsMemory: this.keepsMemory });

@@ -18,22 +18,36 @@ function problem({ error, hint, bad_lines: bad }) {
 }
 
 let reading = false;
+let again = false;
 
+// The daemon makes one preview at a time: what is chosen while one is read is read after it.
 async function show() {
-  const id = by("data-job").value;
-  if (id === "" || reading) return;
+  again = reading;
+  if (reading) return;
   reading = true;
   by("data-show").disabled = true;
+  try {
+    do {
+      again = false;
+      await showChosen();
+    } while (again);
+  } finally {
+    reading = false;
+    by("data-show").disabled = false;
+  }
+}
+
+async function showChosen() {
+  const id = by("data-job").value;
+  if (id === "") return;
   fill(by("data-rows"), element("p", { class: "muted" }, "Reading…"));
   try {
     const answer = await ask(`jobs/${id}/preview?rows=${by("data-count").value}`);
+    if (again) return;
     fill(by("data-rows"), answer.rows.map(row), answer.problem && problem(answer.problem),
       !answer.rows.length && !answer.problem && element("p", { class: "muted" }, "The file has no rows."));
   } catch (error) {
     fill(by("data-rows"), element("p", { class: "bad" }, error.message));
-  } finally {
-    reading = false;
-    by("data-show").disabled = false;
   }
 }
 

@@ -1,15 +1,15 @@
 // Evaluations: every measure over the steps, and the answers of two of them side by side.
 
-import { beginAnswers, openAnswers } from "./answers.js";
+import { beginAnswers } from "./answers.js";
 import { Chart } from "./charts.js";
 import { by, element, fill } from "./dom.js";
-import { figure, percent } from "./figures.js";
+import { wordsOf } from "./figures.js";
 import { draw } from "./frame.js";
 import { shown } from "./shown.js";
 import { on } from "./stream.js";
 
-const OWN = [["loss", "Held-out loss", figure], ["perplexity", "Perplexity", figure],
-  ["token_accuracy", "Token accuracy", percent], ["exact_match", "Exact match", percent]];
+const OWN = [["loss", "Held-out loss"], ["perplexity", "Perplexity"], ["token_accuracy", "Token accuracy"],
+  ["exact_match", "Exact match"]];
 
 const charts = new Map();
 
@@ -18,20 +18,18 @@ const isKnown = (value) => value != null;
 // One entry for each measure that has a value: steps, values, their interval, and what it began with.
 function measures(evals) {
   const found = new Map();
-  const at = (key, title, words) => {
-    if (!found.has(key)) found.set(key, { title, words, step: [], value: [], low: [], high: [], base: null, count: null });
+  const at = (key, title, metric) => {
+    if (!found.has(key)) found.set(key, { title, words: wordsOf(metric), step: [], value: [], low: [], high: [], base: null, count: null });
     return found.get(key);
   };
   for (const row of evals) {
-    for (const [key, title, words] of OWN) {
-      if (isKnown(row[key])) push(at(key, title, words), row.step, { value: row[key] });
+    for (const [key, title] of OWN) {
+      if (isKnown(row[key])) push(at(key, title, key), row.step, { value: row[key] });
     }
     for (const score of row.scores ?? []) {
-      if (isKnown(score.value)) push(at(`${score.set}/${score.metric}`, `${score.set}: ${score.metric.replaceAll("_", " ")}`), row.step, score);
+      if (isKnown(score.value)) push(at(`${score.set}/${score.metric}`, `${score.set}: ${score.metric.replaceAll("_", " ")}`, score.metric), row.step, score);
     }
   }
-  // A share is told in per cent.
-  for (const one of found.values()) one.words ??= [...one.value, ...one.high].every((value) => !(value > 1)) ? percent : figure;
   return found;
 }
 
@@ -76,6 +74,7 @@ function show() {
 }
 
 function clear() {
+  for (const { chart } of charts.values()) chart.end();
   charts.clear();
   by("eval-charts").replaceChildren();
 }
@@ -91,5 +90,3 @@ export function begin(section) {
   on("evals", soon);
   soon();
 }
-
-export const open = openAnswers;

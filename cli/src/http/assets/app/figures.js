@@ -40,6 +40,10 @@ export function percent(share) {
   return share == null ? "unknown" : `${(share * 100).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
 }
 
+// What makes text of a metric's value: losses and what is made of them are figures, all others are
+// shares.
+export const wordsOf = (metric) => (/(^|_)(loss|perplexity|gap)$/.test(metric) ? figure : percent);
+
 export const clock = (text) => new Date(text).toLocaleTimeString([], { hour12: false });
 
 export function moment(text) {

@@ -11,6 +11,11 @@ export function draw(host, paint) {
   drawSoon();
 }
 
+// What is gone is not drawn any more.
+export function drop(host) {
+  waiting.delete(host);
+}
+
 // To be called when something came into view.
 export function drawSoon() {
   if (asked || document.hidden) return;

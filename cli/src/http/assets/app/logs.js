@@ -10,7 +10,8 @@ import { on } from "./stream.js";
 const FIXED = ["timestamp", "level", "message", "target"];
 
 let lines = [];
-let older = [];
+// The newest first, without a gap.
+let listed = [];
 
 function shownLine(line) {
   const more = Object.entries(line).filter(([name]) => !FIXED.includes(name))
@@ -37,14 +38,25 @@ async function readLog() {
 
 const logSoon = () => readLog().catch(failed);
 
+// What was missed while there was no connection may be more than the newest: then the list begins
+// anew with those, and the older ones are read again.
+function takeEvents() {
+  const fresh = events.filter((event) => event.id > (listed[0]?.id ?? 0));
+  const joins = fresh.length < events.length;
+  if (!joins) by("older").hidden = false;
+  listed = joins ? [...fresh, ...listed] : [...events];
+  draw(by("all-events"), showEvents);
+}
+
 function showEvents() {
-  fill(by("all-events"), [...events, ...older].map((event) => eventLine(event)));
+  fill(by("all-events"), listed.map((event) => eventLine(event)));
 }
 
 async function readOlder() {
-  const oldest = (older.at(-1) ?? events.at(-1))?.id;
+  const oldest = listed.at(-1)?.id;
   const more = oldest ? await ask(`events?limit=100&before=${oldest}`) : [];
-  older = [...older, ...more];
+  if (listed.at(-1)?.id !== oldest) return;
+  listed = [...listed, ...more];
   by("older").hidden = more.length < 100;
   showEvents();
 }
@@ -61,7 +73,7 @@ export function begin(section) {
     element("div", { class: "card" }, element("h2", {}, "Events"), element("ol", { id: "all-events", class: "events" }),
       button("Older events", () => readOlder().catch(failed), { id: "older" }))));
   on("log", () => draw(section, logSoon));
-  on("events", () => draw(by("all-events"), showEvents));
+  on("events", takeEvents);
   logSoon();
-  draw(by("all-events"), showEvents);
+  takeEvents();
 }

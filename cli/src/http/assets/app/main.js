@@ -27,6 +27,11 @@ const VIEWS = {
 
 const begun = new Map();
 
+// One that could not be read is read again when it is opened the next time.
+const begin = (view) => VIEWS[view]().then(
+  (read) => { read.begin(by(`view-${view}`)); return read; },
+  (error) => { begun.delete(view); throw error; });
+
 async function route() {
   const [name, rest] = location.hash.replace(/^#\//, "").split("/");
   const view = name in VIEWS ? name : "run";
@@ -36,7 +41,7 @@ async function route() {
     else link.removeAttribute("aria-current");
   }
   if (VIEWS[view]) {
-    if (!begun.has(view)) begun.set(view, VIEWS[view]().then((read) => { read.begin(by(`view-${view}`)); return read; }));
+    if (!begun.has(view)) begun.set(view, begin(view));
     (await begun.get(view)).open?.(rest);
   }
   drawSoon();

@@ -2,10 +2,14 @@
 
 import { memoryBar } from "./bar.js";
 import { by, element, fill } from "./dom.js";
-import { bytes, duration, figure, percent, whole } from "./figures.js";
+import { bytes, duration, figure, percent, whole, wordsOf } from "./figures.js";
 import { draw } from "./frame.js";
 import { shown } from "./shown.js";
 import { on } from "./stream.js";
+
+// Metrics of a run's own set that have lines of their own.
+const OWN_SET = "held-out";
+const OWN = ["loss", "perplexity", "token_accuracy"];
 
 const now = { queue: null, progress: null, step: null, memory: null, connected: false };
 
@@ -86,16 +90,18 @@ function showEval() {
   const last = shown.evals.at(-1);
   if (!last) return fill(by("newest-eval"), element("p", { class: "muted" }, "None yet."));
   const first = shown.evals[0];
-  const row = (name, key, words) => (last[key] == null ? null : element("li", {}, element("span", {}, name),
-    element("span", {}, `${words(last[key])}`, first !== last && first[key] != null &&
-      element("span", { class: "muted" }, ` from ${words(first[key])}`))));
-  const score = (one) => element("li", {}, element("span", {}, `${one.set} ${one.metric}`), element("span", {}, percent(one.value),
-    one.base != null && element("span", { class: "muted" }, ` from ${percent(one.base)}`)));
+  const row = (name, key) => (last[key] == null ? null : element("li", {}, element("span", {}, name),
+    element("span", {}, wordsOf(key)(last[key]), first !== last && first[key] != null &&
+      element("span", { class: "muted" }, ` from ${wordsOf(key)(first[key])}`))));
+  const others = (last.scores ?? []).filter((one) => one.set !== OWN_SET || !OWN.includes(one.metric));
+  const score = (one) => element("li", {}, element("span", {}, `${one.set} ${one.metric.replaceAll("_", " ")}`),
+    element("span", {}, wordsOf(one.metric)(one.value),
+      one.base != null && element("span", { class: "muted" }, ` from ${wordsOf(one.metric)(one.base)}`)));
   fill(by("newest-eval"), element("ul", { class: "parts" },
     element("li", {}, element("span", {}, "step"), element("span", {}, whole(last.step))),
-    row("held-out loss", "loss", figure), row("perplexity", "perplexity", figure),
-    row("token accuracy", "token_accuracy", percent), row("exact match", "exact_match", percent),
-    (last.scores ?? []).slice(0, 4).map(score)));
+    row("held-out loss", "loss"), row("perplexity", "perplexity"),
+    row("token accuracy", "token_accuracy"), row("exact match", "exact_match"),
+    others.slice(0, 4).map(score)));
 }
 
 const showMemory = () => fill(by("memory-now"), memoryBar(now.memory, shown.run?.plan));

@@ -1,6 +1,6 @@
 // The memory plan of the run that is shown: where its bytes go, and what else would fit.
 
-import { ask, failed } from "./api.js";
+import { ask } from "./api.js";
 import { swatch } from "./charts.js";
 import { by, element, fill } from "./dom.js";
 import { bytes, category, whole } from "./figures.js";
@@ -47,7 +47,7 @@ function showPicture() {
 
 let drawn = null;
 
-async function show() {
+function show() {
   const plan = shown.run?.plan;
   by("plan-none").hidden = Boolean(plan);
   by("plan-body").hidden = !plan;
@@ -55,8 +55,21 @@ async function show() {
   drawn = shown.id;
   showPlan(plan);
   showPicture();
-  const { table: fits } = await ask(`plan/table?run=${shown.id}`);
-  showTable(fits);
+  readTable(shown.id);
+}
+
+// The table of the run before is gone at once: it would be taken for this one's.
+async function readTable(id) {
+  fill(by("plan-table"), element("p", { class: "muted" }, "Computing…"));
+  try {
+    const { table: fits } = await ask(`plan/table?run=${id}`);
+    if (drawn === id) showTable(fits);
+  } catch (error) {
+    if (drawn !== id) return;
+    fill(by("plan-table"), element("p", { class: "bad" }, error.message));
+    // It is asked for again when there is something new.
+    drawn = null;
+  }
 }
 
 export function begin(section) {
@@ -64,10 +77,9 @@ export function begin(section) {
     element("div", { id: "plan-body", hidden: true },
       element("div", { class: "card" }, element("h2", {}, "What this run was planned to use"), element("div", { id: "plan-lines" })),
       element("div", { class: "card" }, element("h2", {}, "In a picture"), element("div", { id: "plan-picture", class: "scroll" })),
-      element("div", { class: "card" }, element("h2", {}, "What would fit, for rows of data.max_length tokens"), element("div", { id: "plan-table" },
-        element("p", { class: "muted" }, "Computing…")))));
-  const soon = () => draw(section, () => show().catch(failed));
+      element("div", { class: "card" }, element("h2", {}, "What would fit, for rows of data.max_length tokens"), element("div", { id: "plan-table" }))));
+  const soon = () => draw(section, show);
   on("shown", soon);
-  on("theme", () => { if (drawn !== null) draw(by("plan-picture"), showPicture); });
+  on("theme", () => { if (shown.run?.plan) draw(by("plan-picture"), showPicture); });
   soon();
 }

@@ -11,6 +11,7 @@ import { on } from "./stream.js";
 const LANES = ["high", "normal", "low"];
 
 let jobs = null;
+let drawn = null;
 let known = null;
 let opened = null;
 
@@ -81,8 +82,12 @@ function show() {
   if (by("report")) report(by("report"), opened).catch(failed);
 }
 
+// What is as it was is left alone, with whatever question was asked in it.
 async function read() {
   jobs = await ask("jobs?limit=50");
+  const now = JSON.stringify(jobs);
+  if (now === drawn) return;
+  drawn = now;
   show();
 }
 

@@ -1,6 +1,6 @@
 // What came of a job: why it failed, with its bad lines, or what was learned; and its runs.
 
-import { ask } from "./api.js";
+import { ask, failed } from "./api.js";
 import { button, element, fill } from "./dom.js";
 import { figure, moment, whole } from "./figures.js";
 import { showRun, shown } from "./shown.js";
@@ -16,7 +16,7 @@ function failure({ errors, hint, bad_lines: bad = [] }) {
 }
 
 function open(run) {
-  showRun(run.id, run.id === shown.runs[0]?.id);
+  showRun(run.id, run.id === shown.runs[0]?.id).catch(failed);
   location.hash = "#/run";
 }
 

@@ -30,9 +30,10 @@ const course = async (id, stretch = {}) => {
   return new Course(await ask(`runs/${id}/metrics?${asked}`));
 };
 
-// Steps that came while the curve was being read.
-let early = [];
+// Steps that came while the curve was being read, which may or may not have them.
+let early = null;
 let turn = 0;
+let zooming = 0;
 
 export async function showRun(id, follows) {
   const mine = ++turn;
@@ -40,17 +41,22 @@ export async function showRun(id, follows) {
   const isOther = id !== shown.id;
   Object.assign(shown, { id, follows });
   if (isOther) {
+    // A stretch that is being read is one of the run before.
+    zooming += 1;
     Object.assign(shown, { zoom: null, whole: null, evals: [], run: null });
     tell("shown", shown);
   }
   by("run").value = String(id ?? "");
   if (id === null) return;
-  const [whole, evals, { run, config }] =
-    await Promise.all([course(id), ask(`runs/${id}/evals`), ask(`runs/${id}`)]);
-  if (mine !== turn) return;
-  for (const row of early) whole.add(row);
-  early = [];
-  Object.assign(shown, { whole, evals, run: { ...run, config } });
+  try {
+    const [whole, evals, { run, config }] =
+      await Promise.all([course(id), ask(`runs/${id}/evals`), ask(`runs/${id}`)]);
+    if (mine !== turn) return;
+    for (const row of early) whole.add(row);
+    Object.assign(shown, { whole, evals, run: { ...run, config } });
+  } finally {
+    if (mine === turn) early = null;
+  }
   tell("shown", shown);
 }
 
@@ -70,8 +76,6 @@ export function otherRun(direction) {
   if (run) showRun(run.id, at === 0).catch(failed);
 }
 
-let zooming = 0;
-
 // Looks at these steps, as finely as the points allow; without them at the whole run.
 export async function zoomTo(from, to) {
   const mine = ++zooming;
@@ -88,8 +92,13 @@ export async function zoomTo(from, to) {
   tell("course", shown);
 }
 
+let comparing = 0;
+
 export async function compareWith(id) {
-  shown.beside = id === null ? null : { id, course: await course(id) };
+  const mine = ++comparing;
+  const beside = id === null ? null : { id, course: await course(id) };
+  if (mine !== comparing) return;
+  shown.beside = beside;
   if (shown.zoom) await zoomTo(shown.zoom.from, shown.zoom.to);
   tell("course", shown);
 }
@@ -104,8 +113,8 @@ export async function wantMemory() {
 
 function addStep(row) {
   if (row.run_id !== shown.id) return;
-  if (shown.whole) shown.whole.add(row);
-  else early.push(row);
+  shown.whole?.add(row);
+  early?.push(row);
   tell("course", shown);
 }
 

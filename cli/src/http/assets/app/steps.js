@@ -6,6 +6,7 @@ import { smoothed } from "./course.js";
 import { by, choices } from "./dom.js";
 import { figure, percent, whole } from "./figures.js";
 import { draw } from "./frame.js";
+import { keep, kept } from "./kept.js";
 import { compareWith, shown, view, zoomTo } from "./shown.js";
 import { on } from "./stream.js";
 
@@ -71,22 +72,6 @@ function show() {
   if (!view()) return;
   showLoss();
   for (const name of Object.keys(SMALL)) showSmall(name);
-}
-
-function keep(name, value) {
-  try {
-    localStorage.setItem(name, value);
-  } catch {
-    // It holds until the page is closed.
-  }
-}
-
-function kept(name) {
-  try {
-    return localStorage.getItem(name);
-  } catch {
-    return null;
-  }
 }
 
 function smooth(weight) {

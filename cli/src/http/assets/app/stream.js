@@ -45,10 +45,13 @@ function open() {
 }
 
 export function follow() {
-  open();
-  document.addEventListener("visibilitychange", () => {
+  const look = () => {
     clearTimeout(leaving);
     if (document.hidden) leaving = setTimeout(close, HIDDEN_MS);
     else if (!stream) open();
-  });
+  };
+  open();
+  // A tab that is opened in the background is told of no change.
+  look();
+  document.addEventListener("visibilitychange", look);
 }

@@ -1,6 +1,7 @@
 // Light or dark: as the system has it, until somebody chooses; the choice is remembered.
 
 import { by } from "./dom.js";
+import { keep } from "./kept.js";
 import { tell } from "./stream.js";
 
 const system = matchMedia("(prefers-color-scheme: dark)");
@@ -17,11 +18,7 @@ function show() {
 
 export function toggleTheme() {
   root.dataset.theme = isDark() ? "light" : "dark";
-  try {
-    localStorage.setItem("theme", root.dataset.theme);
-  } catch {
-    // It holds until the page is closed.
-  }
+  keep("theme", root.dataset.theme);
   show();
 }
 
