@@ -33,6 +33,8 @@ enum What {
     Metrics(tables::MetricsArgs),
     /// Write the results of evaluations: CSV, JSON lines or Parquet
     Evals(tables::TableArgs),
+    /// Write what each eval set scored, metric by metric: CSV, JSON lines or Parquet
+    Scores(tables::TableArgs),
     /// Write the answers that were generated: CSV, JSON lines or Parquet
     Samples(tables::TableArgs),
     /// Write what happened: CSV, JSON lines or Parquet
@@ -48,6 +50,7 @@ pub(super) fn export(app: &App, args: &ExportArgs) -> Result<Exit, Failure> {
         Some(What::Gguf(args)) => gguf::export(app, args),
         Some(What::Metrics(args)) => tables::metrics(app, args),
         Some(What::Evals(args)) => tables::table(app, args, Subject::Evals),
+        Some(What::Scores(args)) => tables::table(app, args, Subject::Scores),
         Some(What::Samples(args)) => tables::table(app, args, Subject::Samples),
         Some(What::Events(args)) => tables::table(app, args, Subject::Events),
     }
