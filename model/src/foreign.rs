@@ -29,12 +29,17 @@ pub(crate) fn open_regular(path: &Path) -> Result<File, ModelError> {
 
 /// The text of a JSON file.
 pub(crate) fn read_json(path: &Path) -> Result<String, ModelError> {
+    read_text(path, MAX_JSON_BYTES)
+}
+
+/// The text of a file that has at most `max_bytes`; a longer one is refused.
+pub(crate) fn read_text(path: &Path, max_bytes: u64) -> Result<String, ModelError> {
     let unreadable = |source| ModelError::Read { path: path.to_owned(), source };
     let mut text = String::new();
     let file = open_regular(path)?;
-    file.take(MAX_JSON_BYTES + 1).read_to_string(&mut text).map_err(unreadable)?;
-    if text.len() as u64 > MAX_JSON_BYTES {
-        return Err(ModelError::TooLarge { path: path.to_owned(), max_bytes: MAX_JSON_BYTES });
+    file.take(max_bytes + 1).read_to_string(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > max_bytes {
+        return Err(ModelError::TooLarge { path: path.to_owned(), max_bytes });
     }
     Ok(text)
 }

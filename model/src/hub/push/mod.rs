@@ -122,6 +122,12 @@ impl Push {
         match client.post_json("/api/repos/create", &wanted) {
             // 409: it is there.
             Ok(_) | Err(PushError::Answered { status: 409, .. }) => {}
+            // A token that may write to this repository alone may make none, not even this one.
+            Err(error @ PushError::Forbidden { .. }) => {
+                if client.get_json(&format!("/api/models/{id}")).is_err() {
+                    return Err(error);
+                }
+            }
             Err(error) => return Err(error),
         }
         Ok(Self { id: id.to_owned(), client, message: options.message.clone() })
