@@ -15,7 +15,7 @@ use super::App;
 use crate::config::Config;
 use crate::daemon::Controls;
 use crate::engine::{
-    Around, EngineError, GoneOn, Prepared, Request, Sink, Watch, Wish, checkpoint_bytes,
+    Around, EngineError, GoneOn, Prepared, Request, Sink, Watch, Wish, base_name, checkpoint_bytes,
     checkpoint_facts, log_evaluation, memory_beside_plan, memory_room, model_folder, prepare,
     put_best, remove_old_checkpoints, resume, write_output,
 };
@@ -166,7 +166,9 @@ fn finished(
     let last = loss.map_or_else(String::new, |loss| format!(", last loss {loss:.4}"));
     let best = put_best(trainer, &args.output, &config.eval)?;
     let progress = Progress::new(&app.terminal);
-    write_output(trainer, &args.output, base, &progress)?;
+    let model = config.model.path.as_ref().map_or("", |path| &path.0);
+    let name = base_name(model, config.model.revision.as_deref());
+    write_output(trainer, &args.output, base, &name, &progress)?;
     progress.end();
     let what = if trainer.model().lora().is_some() { "adapter" } else { "model" };
     let of = if best == step { String::new() } else { format!(" of step {best}") };

@@ -11,7 +11,7 @@ mod sections;
 mod webhooks;
 
 pub use choices::{
-    Attention, Dtype, LogFormat, LogRotation, LossOn, LrSchedulerType, OnBadLine, OnPressure,
+    Dtype, LogFormat, LogRotation, LossOn, LrSchedulerType, OnBadLine, OnPressure,
     Optim, PackingStrategy, RampShape, TargetModules,
 };
 pub use error::{ConfigError, Origin, Problem};

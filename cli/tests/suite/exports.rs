@@ -318,6 +318,10 @@ fn an_adapter_leaves_its_checkpoint_as_the_run_wrote_it() {
         named.collect::<std::collections::BTreeMap<_, _>>()
     };
     assert!(tensors(&adapter).len() > 20 && tensors(&adapter) == tensors(&out));
+    let again = folder.path().join("again");
+    let export = ["export", "adapter", text_of(&again), "--checkpoint", text_of(&checkpoint)];
+    let refused = fails(2, &[&export[..], &["--base", &name]].concat());
+    assert!(refused.contains("rank 4") && refused.contains("lora.r is 0"), "{refused}");
 
     let state = learned(folder.path(), &lora);
     let of_the_daemon = folder.path().join("of-the-daemon");
@@ -377,4 +381,15 @@ fn the_old_form_of_export_still_writes_a_model() {
     let weights = |folder: &Path| fs::read(folder.join("model.safetensors")).unwrap();
     assert!(weights(&old) == weights(&new));
     assert!(!run(&["export"]).status.success());
+
+    // An empty folder is taken, one with anything in it is left alone.
+    let (empty, used) = (folder.path().join("empty"), folder.path().join("used"));
+    fs::create_dir(&empty).unwrap();
+    ok(&["export", "model", text_of(&empty), "--model", &name]);
+    assert!(weights(&empty) == weights(&new) && !empty.join("MANIFEST.json").exists());
+    put(&used.join("notes.txt"), "mine");
+    let refused = fails(2, &["export", "model", text_of(&used), "--model", &name]);
+    assert!(refused.contains("no empty folder"), "{refused}");
+    let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 4, "{names:?}");
 }
