@@ -386,7 +386,8 @@ fn the_old_form_of_export_still_writes_a_model() {
     let (empty, used) = (folder.path().join("empty"), folder.path().join("used"));
     fs::create_dir(&empty).unwrap();
     ok(&["export", "model", text_of(&empty), "--model", &name]);
-    assert!(weights(&empty) == weights(&new) && !empty.join("MANIFEST.json").exists());
+    assert!(weights(&empty) == weights(&new) && !empty.join("manifest.json").exists());
+    fs::create_dir(&used).unwrap();
     put(&used.join("notes.txt"), "mine");
     let refused = fails(2, &["export", "model", text_of(&used), "--model", &name]);
     assert!(refused.contains("no empty folder"), "{refused}");
