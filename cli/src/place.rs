@@ -55,7 +55,7 @@ mod tests {
         symlink(at("link"), at("second")).unwrap();
         let place = Place::File(at("real.csv"));
         assert_eq!(Place::of(&at("second")), place, "also before there is a file");
-        std::fs::write(at("real.csv"), "old").unwrap();
+        chandler_durable::write(&at("real.csv"), b"old").unwrap();
         assert_eq!(Place::of(&at("second")), place);
         assert_eq!(Place::of(&at("real.csv")), place);
         symlink("/dev/null", at("null")).unwrap();

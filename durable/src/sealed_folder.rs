@@ -136,7 +136,7 @@ mod tests {
         let names: Vec<_> = RealFs.list(&destination).unwrap();
         assert_eq!(names.len(), 1, "the file, and no manifest");
         std::fs::remove_dir_all(&destination).unwrap();
-        std::fs::write(&destination, b"a file").unwrap();
+        crate::write(&destination, b"a file").unwrap();
         assert!(matches!(make(), Err(DurableError::AlreadyExists { .. })));
         assert_eq!(RealFs.list(place.path()).unwrap().len(), 1, "nothing is left behind");
     }

@@ -121,6 +121,8 @@ fn blobs_of(home: &Path) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use chandler_durable::{RealFs, rename_durably};
+
     use super::*;
 
     #[test]
@@ -130,10 +132,11 @@ mod tests {
         let replace = |number: usize| {
             let next = place.path().join("next");
             std::fs::create_dir(&next).unwrap();
-            std::fs::write(next.join("number"), number.to_string()).unwrap();
+            chandler_durable::write(&next.join("number"), number.to_string().as_bytes()).unwrap();
             // The old one stays, so that its number is not given to another.
-            let _ = std::fs::rename(&folder, place.path().join(format!("old-{number}")));
-            std::fs::rename(&next, &folder).unwrap();
+            let old = place.path().join(format!("old-{number}"));
+            let _ = rename_durably(&RealFs, &folder, &old);
+            rename_durably(&RealFs, &next, &folder).unwrap();
         };
         replace(0);
         let mut turn = 0;

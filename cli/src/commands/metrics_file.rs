@@ -100,13 +100,13 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         MetricsFile::check(&path).unwrap();
         let lines = "{\"step\":1}\n{\"step\":2}\n{\"st";
-        std::fs::write(&path, lines).unwrap();
+        chandler_durable::write(&path, lines.as_bytes()).unwrap();
         MetricsFile::check(&path).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), lines, "to look changes nothing");
         MetricsFile::open(&path, 1).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"step\":1}\n");
         for other in ["# Notes\n", "my notes", "{\"step\":1}\n{\"prompt\":\"a\"}\n"] {
-            std::fs::write(&path, other).unwrap();
+            chandler_durable::write(&path, other.as_bytes()).unwrap();
             assert!(MetricsFile::check(&path).is_err(), "{other:?}");
             assert!(MetricsFile::open(&path, 9).is_err(), "{other:?}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), other);

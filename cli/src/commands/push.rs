@@ -160,11 +160,11 @@ mod tests {
         assert!(is_of_state(&model, &state) && is_of_state(&snapshot, &state));
         assert!(!is_of_state(&other, &state) && !is_of_state(root.path(), &state));
         assert!(!is_of_state(&state.snapshots(), &state));
-        std::fs::write(model.join(MANIFEST_NAME), r#"{"extra":{"job_id":7}}"#).unwrap();
+        chandler_durable::write(&model.join(MANIFEST_NAME), br#"{"extra":{"job_id":7}}"#).unwrap();
         assert_eq!(mark_of(&model)["job_id"], 7);
         assert_eq!(mark_of(&other), Value::Null);
         let config = r#"{"base_model_name_or_path":"owner/name"}"#;
-        std::fs::write(other.join(ADAPTER_CONFIG), config).unwrap();
+        chandler_durable::write(&other.join(ADAPTER_CONFIG), config.as_bytes()).unwrap();
         assert_eq!(adapter_base(&other).as_deref(), Some("owner/name"));
         assert_eq!(adapter_base(&model), None);
         assert!(is_plain("owner/name-1.5") && !is_plain("a/b\"\nlicense: mit"));

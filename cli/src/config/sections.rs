@@ -8,8 +8,8 @@ use chandler_vram::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::choices::{
-    Dtype, LogFormat, LogRotation, LossOn, LrSchedulerType, OnBadLine, OnPressure,
-    Optim, PackingStrategy, RampShape, TargetModules,
+    Dtype, LogFormat, LogRotation, LossOn, LrSchedulerType, OnBadLine, OnPressure, Optim,
+    PackingStrategy, RampShape, TargetModules,
 };
 use super::keys::{Bounds, ConfigValue, Key, Kind, section};
 use super::webhooks::Webhooks;

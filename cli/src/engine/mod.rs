@@ -37,5 +37,7 @@ pub(crate) use publish::{export, in_new_folder, write_merged_model, write_output
 pub(crate) use reading::{Reader, questions_from};
 pub(crate) use session::{Prepared, Request, prepare};
 pub(crate) use settings::{data_options, dtype, generate_options, lora, train_settings};
-pub(crate) use source::{base_name, cached_model_folder, load_model, model_folder, model_here, stop_ids};
+pub(crate) use source::{
+    base_name, cached_model_folder, load_model, model_folder, model_here, stop_ids,
+};
 pub(crate) use watch::{Around, Sink, Watch, Wish};

@@ -118,7 +118,6 @@ pub(crate) fn export(
     model.merge_adapter()?;
     let values: Vec<(&str, &Tensor)> =
         model.params().iter().map(|(_, param)| (param.name.as_str(), &param.value)).collect();
-    let write =
-        |place: &Path| write_model(&RealFs, place, model.config(), &values, dtype, source);
+    let write = |place: &Path| write_model(&RealFs, place, model.config(), &values, dtype, source);
     in_new_folder(folder, |place| Ok(write(place)?))
 }

@@ -288,11 +288,8 @@ mod tests {
             seconds: Some(0.5),
             ..EvalSample::default()
         };
-        let samples = [
-            answer("a", 0, 0, None),
-            answer("b", 4, 0, Some(1.0)),
-            answer("b", 4, 1, Some(0.25)),
-        ];
+        let samples =
+            [answer("a", 0, 0, None), answer("b", 4, 0, Some(1.0)), answer("b", 4, 1, Some(0.25))];
         let score = |set: &str, gain| ScoreRow {
             set: set.to_owned(),
             metric: "numeric".to_owned(),
@@ -305,8 +302,7 @@ mod tests {
         let scores = vec![score("a", None), score("b", Some(0.125))];
         let eval = EvalRow { step: 3, scores, ..EvalRow::default() };
         store.record_eval(run, &eval, &samples).unwrap();
-        let wanted =
-            ["step", "set", "position", "attempt", "score", "prompt_tokens", "seconds"];
+        let wanted = ["step", "set", "position", "attempt", "score", "prompt_tokens", "seconds"];
         assert_eq!(
             told(Subject::Samples, &store, &wanted),
             ["3 a 0 0 - 7 0.5", "3 b 4 0 1 7 0.5", "3 b 4 1 0.25 7 0.5"],
@@ -314,7 +310,10 @@ mod tests {
         let wanted = ["run_id", "step", "set", "metric", "value", "low", "count", "gain", "asked"];
         assert_eq!(
             told(Subject::Scores, &store, &wanted),
-            [format!("{run} 3 a numeric 0.5 - 2 - hash"), format!("{run} 3 b numeric 0.5 - 2 0.125 hash")],
+            [
+                format!("{run} 3 a numeric 0.5 - 2 - hash"),
+                format!("{run} 3 b numeric 0.5 - 2 0.125 hash")
+            ],
         );
     }
 }

@@ -113,6 +113,15 @@ fn tables_and_event_files_hold_what_the_database_has() {
     assert!(fails(2, &["export", "metrics", "--run", "9", "--dir", &state]).contains("no run 9"));
     assert!(fails(1, &["export", "samples", "--job", "9", "--dir", &state]).contains("no job 9"));
 
+    // A link stays one, and a device is written to.
+    let link = place.join("link.csv");
+    std::os::unix::fs::symlink("behind.csv", &link).unwrap();
+    ok(&["export", "metrics", text_of(&link), "--dir", &state]);
+    assert!(link.is_symlink() && place.join("behind.csv").is_file());
+    let printed = ok(&["export", "metrics", "--dir", &state]);
+    let through = ok(&["export", "metrics", "/dev/stdout", "--dir", &state]);
+    assert!(through.starts_with(&printed), "{through}");
+
     let events = place.join("written");
     ok(&["export", "metrics", text_of(&events), "--format", "tensorboard", "--dir", &state]);
     copy_folder(&Path::new(&state).join("runs"), &place.join("live"));
@@ -391,6 +400,7 @@ fn the_old_form_of_export_still_writes_a_model() {
     put(&used.join("notes.txt"), "mine");
     let refused = fails(2, &["export", "model", text_of(&used), "--model", &name]);
     assert!(refused.contains("no empty folder"), "{refused}");
-    let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let names: Vec<_> =
+        fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names.len(), 4, "{names:?}");
 }

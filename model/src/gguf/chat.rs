@@ -51,8 +51,9 @@ pub(super) fn optional_json(folder: &Path, name: &str) -> Result<Value, GgufErro
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{File, write};
+    use std::fs::File;
 
+    use chandler_durable::write;
     use serde_json::json;
 
     use super::*;
@@ -60,7 +61,9 @@ mod tests {
     #[test]
     fn a_template_is_found_where_training_finds_it() {
         let folder = tempfile::tempdir().unwrap();
-        let put = |name: &str, text: &str| write(folder.path().join(name), text).unwrap();
+        let put = |name: &str, text: &str| {
+            write(&folder.path().join(name), text.as_bytes()).unwrap();
+        };
         let found = || template(folder.path()).unwrap();
         assert_eq!(found(), None);
         let named = |name: &str| json!({ "name": name, "template": format!("{name}!") });

@@ -206,7 +206,9 @@ mod tests {
         let added: Vec<Json> = added
             .iter()
             .enumerate()
-            .map(|(at, token)| json!({ "id": at + 2, "content": token, "special": *token == "<s>" }))
+            .map(
+                |(at, token)| json!({ "id": at + 2, "content": token, "special": *token == "<s>" }),
+            )
             .collect();
         let raw = json!({
             "added_tokens": added,

@@ -31,10 +31,7 @@ pub(super) struct Entry {
 }
 
 /// Reads and checks the header of `file`, which was opened at `path` and stands at its beginning.
-pub(super) fn read(
-    mut file: &File,
-    path: &Path,
-) -> Result<BTreeMap<String, Entry>, ModelError> {
+pub(super) fn read(mut file: &File, path: &Path) -> Result<BTreeMap<String, Entry>, ModelError> {
     let unreadable = |source| ModelError::Read { path: path.to_path_buf(), source };
     let bad = |reason: String| ModelError::BadSafetensors { path: path.to_path_buf(), reason };
     let file_bytes = file.metadata().map_err(unreadable)?.len();

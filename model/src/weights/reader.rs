@@ -240,7 +240,7 @@ fn count_non_finite(bytes: &[u8], dtype: DType) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use chandler_durable::RealFs;
+    use chandler_durable::{RealFs, rename_durably};
 
     use super::*;
     use crate::weights::write_shards;
@@ -267,7 +267,7 @@ mod tests {
         assert_eq!(value(&files, "a"), 1.0);
         put(&next, 2.0);
         std::fs::remove_dir_all(&model).unwrap();
-        std::fs::rename(&next, &model).unwrap();
+        rename_durably(&RealFs, &next, &model).unwrap();
         assert_eq!(value(&files, "b"), 1.0);
         assert_eq!(value(&WeightFiles::open(&model).unwrap(), "b"), 2.0);
     }

@@ -101,9 +101,7 @@ fn to_stream(
 ) -> Result<u64, ExportError> {
     if !out.is_terminal() {
         let mut out = io::BufWriter::new(out);
-        return write(&mut out)
-            .and_then(|rows| Ok(out.flush().map(|()| rows)?))
-            .or_else(gone_away);
+        return write(&mut out).and_then(|rows| Ok(out.flush().map(|()| rows)?)).or_else(gone_away);
     }
     if format == Format::Parquet {
         return Err(ExportError::BinaryToTerminal);

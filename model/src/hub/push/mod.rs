@@ -318,11 +318,11 @@ mod tests {
     fn a_file_that_is_replaced_after_it_was_listed_is_sent_as_it_was() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
-        std::fs::write(&path, b"0123456789").unwrap();
+        chandler_durable::write(&path, b"0123456789").unwrap();
         let source = sources(folder.path()).unwrap().remove(0);
         let oid = source.oid().unwrap();
-        std::fs::write(folder.path().join("next"), b"another one").unwrap();
-        std::fs::rename(folder.path().join("next"), &path).unwrap();
+        // A new file is renamed over the old one.
+        chandler_durable::write(&path, b"another one").unwrap();
         let mut part = String::new();
         source.part(3, 4).read_to_string(&mut part).unwrap();
         assert_eq!((part.as_str(), source.size), ("3456", 10));
