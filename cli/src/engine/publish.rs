@@ -11,6 +11,7 @@ use rustix::fs::{CWD, RenameFlags};
 use super::EngineError;
 use super::saving::ToldFs;
 use crate::logging::Progress;
+use crate::place::Place;
 
 /// Writes what a run made to `folder`: the model with the companions of the one in `base`, or the
 /// adapter to `base_name` where one was trained.
@@ -103,7 +104,8 @@ pub(crate) fn in_new_folder(
     folder: &Path,
     fill: impl FnOnce(&Path) -> Result<(), EngineError>,
 ) -> Result<(), EngineError> {
-    let new = SealedFolder::begin(&RealFs, folder)?;
+    let (Place::File(folder) | Place::Stream(folder)) = Place::of(folder);
+    let new = SealedFolder::begin(&RealFs, &folder)?;
     fill(new.path())?;
     Ok(new.place()?)
 }
