@@ -32,6 +32,7 @@ mod lock;
 pub mod logging;
 pub mod notify;
 pub mod output;
+mod place;
 mod plan;
 pub mod priority;
 pub mod queue;

@@ -43,9 +43,14 @@ pub fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
 
 /// Prints a value as JSON on one line.
 pub fn print_json_line(value: &impl serde::Serialize) -> Result<(), Failure> {
+    print_json_line_while_read(value).map(drop)
+}
+
+/// As [`print_json_line`], and says whether somebody still reads.
+pub(crate) fn print_json_line_while_read(value: &impl serde::Serialize) -> Result<bool, Failure> {
     let text =
         serde_json::to_string(value).map_err(|error| Failure::new(Exit::Error, error, None))?;
-    write(&format!("{}\n", visible_json(&text))).map(drop)
+    write(&format!("{}\n", visible_json(&text)))
 }
 
 /// Columns, each as wide as its widest cell; numbers of columns may differ from row to row.

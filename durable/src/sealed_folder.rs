@@ -12,7 +12,7 @@ use crate::{DurableError, Fs, Operation, digest};
 
 /// A folder being filled under a temporary name; [`seal`](Self::seal) puts it in place.
 ///
-/// Dropped unsealed, it leaves nothing behind.
+/// [`place`](Self::place) does so without a manifest. Dropped before, it leaves nothing behind.
 pub struct SealedFolder<'fs> {
     fs: &'fs dyn Fs,
     temporary: PathBuf,
@@ -72,10 +72,36 @@ impl<'fs> SealedFolder<'fs> {
             }
             renamed => renamed.at(Operation::Rename, &self.temporary)?,
         }
+        self.settled()?;
+        Ok(manifest)
+    }
+
+    /// Renames the folder into place as it is, for programs of others that know no manifest. An empty
+    /// folder may stand there, and is replaced in one step.
+    pub fn place(mut self) -> Result<(), DurableError> {
+        use std::io::ErrorKind::{AlreadyExists, DirectoryNotEmpty, NotADirectory};
+        let renamed = match self.fs.rename_new(&self.temporary, &self.destination) {
+            Err(error) if error.kind() == AlreadyExists => {
+                self.fs.rename(&self.temporary, &self.destination)
+            }
+            renamed => renamed,
+        };
+        match renamed {
+            Err(error)
+                if matches!(error.kind(), AlreadyExists | DirectoryNotEmpty | NotADirectory) =>
+            {
+                return Err(DurableError::AlreadyExists { path: self.destination.clone() });
+            }
+            renamed => renamed.at(Operation::Rename, &self.temporary)?,
+        }
+        self.settled()
+    }
+
+    /// Brings the name that the folder has now to the disk.
+    fn settled(&mut self) -> Result<(), DurableError> {
         self.sealed = true;
         let parent = parent_of(&self.destination)?;
-        self.fs.sync_folder(parent).at(Operation::SyncFolder, parent)?;
-        Ok(manifest)
+        self.fs.sync_folder(parent).at(Operation::SyncFolder, parent)
     }
 }
 
@@ -85,5 +111,33 @@ impl Drop for SealedFolder<'_> {
             // If even this fails, the sweep at the next start removes it.
             let _ = self.fs.remove_folder_all(&self.temporary);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RealFs;
+
+    #[test]
+    fn a_folder_without_a_manifest_takes_a_free_name_or_an_empty_folders() {
+        let place = tempfile::tempdir().unwrap();
+        let destination = place.path().join("model");
+        let make = || {
+            let mut folder = SealedFolder::begin(&RealFs, &destination).unwrap();
+            folder.add_bytes("weights", b"1").unwrap();
+            folder.place()
+        };
+        make().unwrap();
+        assert!(matches!(make(), Err(DurableError::AlreadyExists { .. })));
+        assert_eq!(std::fs::read(destination.join("weights")).unwrap(), b"1");
+        std::fs::remove_file(destination.join("weights")).unwrap();
+        make().unwrap();
+        let names: Vec<_> = RealFs.list(&destination).unwrap();
+        assert_eq!(names.len(), 1, "the file, and no manifest");
+        std::fs::remove_dir_all(&destination).unwrap();
+        crate::write(&destination, b"a file").unwrap();
+        assert!(matches!(make(), Err(DurableError::AlreadyExists { .. })));
+        assert_eq!(RealFs.list(place.path()).unwrap().len(), 1, "nothing is left behind");
     }
 }

@@ -147,6 +147,15 @@ pub enum ModelError {
         count: usize,
     },
 
+    /// A weight is larger than the type that it was to be written in holds.
+    #[error("tensor {name:?} has values that {dtype} does not hold")]
+    OutOfRange {
+        /// The tensor's name.
+        name: String,
+        /// The type's name.
+        dtype: &'static str,
+    },
+
     /// An adapter that does not fit the model or uses what this crate does not do.
     #[error("adapter {}: {reason}", path.display())]
     BadAdapter {
@@ -248,6 +257,7 @@ impl ModelError {
             Self::NonFinite { .. } => {
                 "these weights are broken; go back to an earlier snapshot or download them again"
             }
+            Self::OutOfRange { .. } => "take the type bf16, or f32",
             Self::BadAdapter { .. } => "give an adapter that was trained for this very base model",
             Self::UnknownModule { .. } => "leave lora.target_modules unset to adapt all of them",
             Self::TokenOutOfVocabulary { .. } => {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::config::{ModelConfig, OneOrMany};
-use crate::weights::{MAX_SHARD_BYTES, write_shards};
+use crate::weights::{MAX_SHARD_BYTES, WeightFiles, write_shards};
 use crate::{ModelError, foreign};
 
 /// Files beside the weights that belong to a model, copied as they are where they exist.
@@ -52,6 +52,11 @@ pub fn write_model(
         }
     }
     Ok(())
+}
+
+/// The type that most of a model folder's weights are stored in; none of them is read.
+pub fn stored_dtype(folder: &Path) -> Result<DType, ModelError> {
+    Ok(WeightFiles::open(folder)?.stored_dtype().unwrap_or(DType::F32))
 }
 
 /// The configuration with the type of the saved weights under the name it already has there.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::ModelError;
@@ -9,6 +10,8 @@ use crate::folder::COMPANION_FILES;
 
 /// Of a JSON file; the index of the largest models has some ten megabytes.
 const MAX_JSON_BYTES: u64 = 64 << 20;
+/// How often a folder is read that others put a new one in the place of.
+const TRIES: usize = 8;
 /// Endings of files that Python's pickle wrote, or may have.
 const PICKLES: [&str; 6] = ["bin", "pt", "pth", "ckpt", "pkl", "pickle"];
 
@@ -26,14 +29,37 @@ pub(crate) fn open_regular(path: &Path) -> Result<File, ModelError> {
 
 /// The text of a JSON file.
 pub(crate) fn read_json(path: &Path) -> Result<String, ModelError> {
+    read_text(path, MAX_JSON_BYTES)
+}
+
+/// The text of a file that has at most `max_bytes`; a longer one is refused.
+pub(crate) fn read_text(path: &Path, max_bytes: u64) -> Result<String, ModelError> {
     let unreadable = |source| ModelError::Read { path: path.to_owned(), source };
     let mut text = String::new();
     let file = open_regular(path)?;
-    file.take(MAX_JSON_BYTES + 1).read_to_string(&mut text).map_err(unreadable)?;
-    if text.len() as u64 > MAX_JSON_BYTES {
-        return Err(ModelError::TooLarge { path: path.to_owned(), max_bytes: MAX_JSON_BYTES });
+    file.take(max_bytes + 1).read_to_string(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > max_bytes {
+        return Err(ModelError::TooLarge { path: path.to_owned(), max_bytes });
     }
     Ok(text)
+}
+
+/// What `open` makes of the files of a folder, all of them opened in one and the same: where another
+/// folder has taken the name meanwhile, as the daemon does with `model/`, it begins again.
+pub(crate) fn of_one_folder<T, E: From<ModelError>>(
+    folder: &Path,
+    mut open: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    let which = || folder.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
+    for _ in 0..TRIES {
+        let before = which();
+        let opened = open();
+        if which() == before {
+            return opened;
+        }
+    }
+    let source = io::Error::other("another folder took its place again and again");
+    Err(ModelError::Read { path: folder.to_owned(), source }.into())
 }
 
 /// Whether a file is a pickle by its name.
@@ -91,4 +117,44 @@ fn blobs_of(home: &Path) -> Option<PathBuf> {
     let snapshots = home.parent()?;
     let repository = snapshots.parent()?;
     (snapshots.file_name()? == "snapshots").then(|| repository.join("blobs"))
+}
+
+#[cfg(test)]
+mod tests {
+    use chandler_durable::{RealFs, rename_durably};
+
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_replaced_meanwhile_is_opened_again() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("model");
+        let replace = |number: usize| {
+            let next = place.path().join("next");
+            std::fs::create_dir(&next).unwrap();
+            chandler_durable::write(&next.join("number"), number.to_string().as_bytes()).unwrap();
+            // The old one stays, so that its number is not given to another.
+            let old = place.path().join(format!("old-{number}"));
+            let _ = rename_durably(&RealFs, &folder, &old);
+            rename_durably(&RealFs, &next, &folder).unwrap();
+        };
+        replace(0);
+        let mut turn = 0;
+        let read = of_one_folder(&folder, || -> Result<String, ModelError> {
+            let text = std::fs::read_to_string(folder.join("number")).unwrap();
+            turn += 1;
+            if turn < 3 {
+                replace(turn);
+            }
+            Ok(text)
+        });
+        assert_eq!((read.unwrap().as_str(), turn), ("2", 3));
+        let mut turn = 100;
+        let endless = of_one_folder(&folder, || -> Result<(), ModelError> {
+            turn += 1;
+            replace(turn);
+            Ok(())
+        });
+        assert!(matches!(endless, Err(ModelError::Read { .. })));
+    }
 }

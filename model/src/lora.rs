@@ -164,13 +164,22 @@ impl CausalLm {
     }
 }
 
+/// The model that an adapter belongs to, as its configuration names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterBase {
+    /// A folder, or an id on the hub.
+    pub name: String,
+    /// Branch, tag or commit on the hub.
+    pub revision: Option<String>,
+}
+
 /// Writes an adapter folder that peft loads. `tensors` are the adapter's parameters by our names,
-/// `base` is what `base_model_name_or_path` says.
+/// `base` is what `base_model_name_or_path` and `revision` say.
 pub fn write_adapter(
     fs: &dyn Fs,
     folder: &Path,
     config: &LoraConfig,
-    base: &str,
+    base: &AdapterBase,
     tensors: &[(&str, &Tensor)],
     dtype: DType,
 ) -> Result<(), ModelError> {
@@ -184,7 +193,8 @@ pub fn write_adapter(
     let json = json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": base.name,
+        "revision": base.revision,
         "r": config.r,
         "lora_alpha": plain_number(config.lora_alpha),
         "use_rslora": config.use_rslora,

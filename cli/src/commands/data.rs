@@ -1,5 +1,6 @@
 //! `chandler data`.
 
+use std::cell::Cell;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
@@ -51,21 +52,32 @@ fn preview(app: &App, args: &PreviewArgs) -> Result<Exit, Failure> {
     let options = data_options(&config, None);
     let rows = args.rows.unwrap_or(if args.json { usize::MAX } else { 5 });
     let colour = colour_is_wanted(std::io::stdout().is_terminal());
-    let mut printed = Ok(());
+    let mut printed = Ok(true);
+    // Once nobody takes rows any more, none needs to be read.
+    let is_over = Cell::new(false);
     let mut print = |row: PreviewRow| {
-        if printed.is_ok() {
-            printed =
-                if args.json { print_json(row) } else { output::print(&painted(&row, colour)) };
+        if !is_over.get() {
+            printed = if args.json {
+                print_json(row)
+            } else {
+                output::print_while_read(&painted(&row, colour))
+            };
+            is_over.set(!matches!(printed, Ok(true)));
         }
     };
-    let reader = Reader::new(&config, &folder, &progress);
-    reader.preview(&args.file, &options, rows, !args.json, &mut print)?;
-    printed.map(|()| Exit::Ok)
+    let stop = || is_over.get();
+    let reader = Reader { stop: &stop, ..Reader::new(&config, &folder, &progress) };
+    let read = reader.preview(&args.file, &options, rows, !args.json, &mut print);
+    if !is_over.get() {
+        read?;
+    }
+    printed.map(|_| Exit::Ok)
 }
 
-fn print_json(row: PreviewRow) -> Result<(), Failure> {
+fn print_json(row: PreviewRow) -> Result<bool, Failure> {
     let PreviewRow { text, input_ids, labels, .. } = row;
-    output::print_json_line(&json!({ "text": text, "input_ids": input_ids, "labels": labels }))
+    let row = json!({ "text": text, "input_ids": input_ids, "labels": labels });
+    output::print_json_line_while_read(&row)
 }
 
 /// A row's text by stretches of trained and untrained tokens.

@@ -9,13 +9,14 @@ use serde_json::json;
 
 use super::App;
 use crate::engine::{
-    EngineError, EvalSet, Evaluated, Evaluator, Reader, data_options, load_model, log_evaluation,
-    model_folder, questions_from, stop_ids,
+    EngineError, EvalSet, Evaluated, Evaluator, Reader, data_options, load_model, model_folder,
+    questions_from, stop_ids,
 };
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::logging::{self, Progress};
 use crate::output;
+use crate::store::EvalRow;
 use crate::worker::HeldOut;
 
 #[derive(Debug, Args)]
@@ -81,10 +82,34 @@ pub(super) fn eval(app: &App, args: &EvalArgs) -> Result<Exit, Failure> {
             "samples": samples,
         }))?;
     } else {
-        log_evaluation(&config, &row, &[]);
+        output::print(&figures(&row))?;
         for sample in &samples {
             output::print(&format!("---\n{}\n=> {}\n", sample.prompt, sample.text))?;
         }
     }
     Ok(Exit::Ok)
+}
+
+/// What is known of the figures, one a line.
+fn figures(row: &EvalRow) -> String {
+    let named = [
+        ("loss", row.loss),
+        ("perplexity", row.perplexity),
+        ("token accuracy", row.token_accuracy),
+        ("exact match", row.exact_match),
+    ];
+    let known = named.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    let rows = known.map(|(name, value)| vec![name.to_owned(), format!("{value:.4}")]);
+    output::table(&rows.collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_that_are_not_known_are_left_out() {
+        let row = EvalRow { loss: Some(1.5), exact_match: Some(0.25), ..EvalRow::default() };
+        assert_eq!(figures(&row), "loss         1.5000\nexact match  0.2500\n");
+    }
 }

@@ -14,6 +14,7 @@ mod init;
 mod jobs;
 mod logs;
 mod man;
+mod metrics_file;
 mod notify;
 mod plan;
 mod push;

@@ -1,12 +1,12 @@
 //! `chandler notify`.
 
 use clap::Subcommand;
+use serde_json::json;
 
 use super::App;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::notify;
-use crate::output;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum NotifyCommand {
@@ -33,16 +33,19 @@ fn test(app: &App) -> Result<Exit, Failure> {
         let error = anyhow::anyhow!("nobody is to be told of anything");
         return Err(Failure::new(Exit::Usage, error, Some(hint.to_owned())));
     }
-    let mut failed = 0;
+    let (mut text, mut told) = (String::new(), vec![]);
     for test in &tested {
-        let (word, answer) = match &test.answer {
-            Ok(answer) => ("taken", answer),
-            Err(why) => ("not taken", why),
-        };
-        failed += usize::from(test.answer.is_err());
-        let took = test.took.as_millis();
-        output::print(&format!("{}: {word}, {answer} ({took} ms)\n", test.place))?;
+        let taken = test.answer.is_ok();
+        let (Ok(answer) | Err(answer)) = &test.answer;
+        let (word, took) = (if taken { "taken" } else { "not taken" }, test.took.as_millis());
+        text += &format!("{}: {word}, {answer} ({took} ms)\n", test.place);
+        let took = test.took.as_secs_f64();
+        told.push(json!({
+            "place": test.place, "taken": taken, "answer": answer, "seconds": took,
+        }));
     }
+    app.print(&text, &told)?;
+    let failed = tested.iter().filter(|test| test.answer.is_err()).count();
     if failed == 0 {
         return Ok(Exit::Ok);
     }

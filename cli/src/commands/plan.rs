@@ -1,5 +1,6 @@
 //! `chandler plan`.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use chandler_data::Dataset;
@@ -18,6 +19,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::logging::{self, Progress};
 use crate::output;
+use crate::place::Place;
 use crate::plan::{Paper, Table, draw, hollow, why_not};
 
 #[derive(Debug, Args)]
@@ -97,7 +99,7 @@ pub(super) fn plan(app: &App, args: &PlanArgs) -> Result<Exit, Failure> {
     let table = Table::of(&planning, &settings, speed);
     if let Some(path) = &args.svg {
         let picture = draw(&plan, &table, Paper::White);
-        chandler_durable::write(path, picture.as_bytes()).map_err(EngineError::from)?;
+        put(path, picture.as_bytes())?;
     }
     let exit = if plan.fits == Some(false) { Exit::DoesNotFit } else { Exit::Ok };
     if args.json {
@@ -123,6 +125,16 @@ impl PlanArgs {
         put(&mut config.data.max_length, self.seq_len);
         put(&mut config.eval.max_new_tokens, self.max_new_tokens);
         put(&mut config.eval.batch_size, self.eval_batch);
+    }
+}
+
+/// Writes the picture to a file, or to a pipe or a device.
+fn put(path: &Path, picture: &[u8]) -> Result<(), EngineError> {
+    match Place::of(path) {
+        Place::File(path) => Ok(chandler_durable::write(&path, picture)?),
+        Place::Stream(path) => Place::open_stream(&path)
+            .and_then(|mut stream| stream.write_all(picture))
+            .map_err(|source| EngineError::Write { path, source }),
     }
 }
 

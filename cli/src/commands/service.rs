@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use serde_json::json;
 
 use super::App;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::output;
 use crate::service::{Manager, Scope, Service, ServiceError, ServicePlan};
 
 #[derive(Debug, Subcommand)]
@@ -69,8 +69,8 @@ impl Which {
 pub(super) fn service(app: &App, command: &ServiceCommand) -> Result<Exit, Failure> {
     match command {
         ServiceCommand::Install { which, dry_run } => install(app, which, *dry_run),
-        ServiceCommand::Uninstall { which, dry_run } => uninstall(which, *dry_run),
-        ServiceCommand::Status { which } => status(which),
+        ServiceCommand::Uninstall { which, dry_run } => uninstall(app, which, *dry_run),
+        ServiceCommand::Status { which } => status(app, which),
     }
 }
 
@@ -87,19 +87,25 @@ fn install(app: &App, which: &Which, dry_run: bool) -> Result<Exit, Failure> {
     let service = which.service()?;
     let plan = plan(app, which)?;
     if dry_run {
-        let mut text = format!("# {}\n{}\n", service.file().display(), service.text(&plan));
-        for command in service.enabling() {
-            text += &format!("# {}\n", command.join(" "));
+        let (file, content) = (service.file(), service.text(&plan));
+        let commands: Vec<String> =
+            service.enabling().iter().map(|command| command.join(" ")).collect();
+        let mut text = format!("# {}\n{content}\n", file.display());
+        for command in &commands {
+            text += &format!("# {command}\n");
         }
-        output::print(&text)?;
+        app.print(&text, &json!({ "file": file, "text": content, "commands": commands }))?;
         return Ok(Exit::Ok);
     }
     service.install(&plan).map_err(failure)?;
     let mut text = format!("{} is written, and the service runs\n", service.file().display());
+    let mut ends_with_session = false;
     if which.scope() == Scope::User && Manager::of_this_system() == Manager::Systemd {
         text += "it ends when you log out; `loginctl enable-linger` has it stay\n";
+        ends_with_session = true;
     }
-    output::print(&text)?;
+    let told = json!({ "file": service.file(), "ends_with_session": ends_with_session });
+    app.print(&text, &told)?;
     Ok(Exit::Ok)
 }
 
@@ -146,22 +152,23 @@ fn cannot_find(what: &str, error: std::io::Error) -> Failure {
     Failure::new(Exit::Error, error, None)
 }
 
-fn uninstall(which: &Which, dry_run: bool) -> Result<Exit, Failure> {
+fn uninstall(app: &App, which: &Which, dry_run: bool) -> Result<Exit, Failure> {
     let service = which.service()?;
+    let file = service.file();
     if dry_run {
-        output::print(&format!("{}\n", service.removal().join("\n")))?;
+        let commands = service.removal();
+        let text = format!("{}\n", commands.join("\n"));
+        app.print(&text, &json!({ "file": file, "commands": commands }))?;
         return Ok(Exit::Ok);
     }
     service.uninstall().map_err(failure)?;
-    output::print(&format!(
-        "{} is removed; the state directory stays\n",
-        service.file().display()
-    ))?;
+    let text = format!("{} is removed; the state directory stays\n", file.display());
+    app.print(&text, &json!({ "file": file }))?;
     Ok(Exit::Ok)
 }
 
-fn status(which: &Which) -> Result<Exit, Failure> {
+fn status(app: &App, which: &Which) -> Result<Exit, Failure> {
     let (said, runs) = which.service()?.status().map_err(failure)?;
-    output::print(&said)?;
+    app.print(&said, &json!({ "runs": runs, "said": said }))?;
     Ok(if runs { Exit::Ok } else { Exit::NotRunning })
 }

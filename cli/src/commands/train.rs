@@ -1,7 +1,5 @@
 //! `chandler train`: one run without a daemon.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -12,10 +10,11 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::App;
+use super::metrics_file::MetricsFile;
 use crate::config::Config;
 use crate::daemon::Controls;
 use crate::engine::{
-    Around, EngineError, GoneOn, Prepared, Request, Sink, Watch, Wish, checkpoint_bytes,
+    Around, EngineError, GoneOn, Prepared, Request, Sink, Watch, Wish, base_name, checkpoint_bytes,
     checkpoint_facts, log_evaluation, memory_beside_plan, memory_room, model_folder, prepare,
     put_best, remove_old_checkpoints, resume, write_output,
 };
@@ -54,6 +53,9 @@ pub(super) struct TrainArgs {
 pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     let config = app.config_for(args.model.as_deref())?;
     logging::init(&config.log, &app.terminal, None)?;
+    if let Some(metrics) = &args.metrics {
+        MetricsFile::check(metrics)?;
+    }
     let progress = Progress::new(&app.terminal);
     let base = model_folder(&config, &progress)?;
     create_folder_all(&RealFs, &args.output).map_err(EngineError::from)?;
@@ -86,7 +88,8 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         clear_checkpoints(&args.output)?;
         GoneOn::default()
     };
-    let metrics = Metrics::open(args.metrics.as_deref(), trainer.steps_done())?;
+    let metrics = args.metrics.as_deref();
+    let metrics = metrics.map(|path| MetricsFile::open(path, trainer.steps_done())).transpose()?;
     let controls = Controls::default();
     signals::stop_on_signals(&controls)?;
     let stop = || controls.stop().is_requested();
@@ -166,7 +169,9 @@ fn finished(
     let last = loss.map_or_else(String::new, |loss| format!(", last loss {loss:.4}"));
     let best = put_best(trainer, &args.output, &config.eval)?;
     let progress = Progress::new(&app.terminal);
-    write_output(trainer, &args.output, base, &progress)?;
+    let model = config.model.path.as_ref().map_or("", |path| &path.0);
+    let name = base_name(model, config.model.revision.as_deref());
+    write_output(trainer, &args.output, base, &name, &progress)?;
     progress.end();
     let what = if trainer.model().lora().is_some() { "adapter" } else { "model" };
     let of = if best == step { String::new() } else { format!(" of step {best}") };
@@ -206,43 +211,8 @@ fn clear_checkpoints(folder: &Path) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// The metrics file: one JSON object for each step, in order, each step once.
-struct Metrics(Option<(PathBuf, File)>);
-
-impl Metrics {
-    /// Opens the file, cut back to the lines up to `step`.
-    fn open(path: Option<&Path>, step: u64) -> Result<Self, EngineError> {
-        let Some(path) = path else { return Ok(Self(None)) };
-        let failed = |source| EngineError::Read { path: path.to_owned(), source };
-        let kept: String = match std::fs::read_to_string(path) {
-            Ok(text) => {
-                text.lines().filter(|line| is_up_to(line, step)).flat_map(|l| [l, "\n"]).collect()
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(failed(error)),
-        };
-        chandler_durable::write(path, kept.as_bytes())?;
-        let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
-        Ok(Self(Some((path.to_owned(), file))))
-    }
-
-    fn push(&mut self, row: &StepRow) -> Result<(), BoxError> {
-        if let Some((path, file)) = &mut self.0 {
-            let line = format!("{}\n", serde_json::to_string(row)?);
-            file.write_all(line.as_bytes())
-                .map_err(|source| EngineError::Write { path: path.clone(), source })?;
-        }
-        Ok(())
-    }
-}
-
-fn is_up_to(line: &str, step: u64) -> bool {
-    let value: Option<Value> = serde_json::from_str(line).ok();
-    value.and_then(|value| value["step"].as_u64()).is_some_and(|at| at <= step)
-}
-
 struct FileSink<'a> {
-    metrics: Metrics,
+    metrics: Option<MetricsFile>,
     config: &'a Config,
     progress: &'a Progress,
     controls: &'a Controls,
@@ -262,7 +232,10 @@ impl Sink for FileSink<'_> {
         if let Some(events) = &mut self.events {
             events.step(row);
         }
-        self.metrics.push(row)
+        match &mut self.metrics {
+            Some(metrics) => metrics.push(row),
+            None => Ok(()),
+        }
     }
 
     fn evaluating(&mut self, _now: bool) {}

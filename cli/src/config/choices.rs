@@ -15,14 +15,6 @@ choice! {
 }
 
 choice! {
-    /// Which attention implementation runs.
-    Attention {
-        /// The fastest that the device has.
-        Auto = "auto",
-    }
-}
-
-choice! {
     /// The optimizer.
     Optim {
         /// AdamW with f32 moments: 8 bytes a trained parameter.

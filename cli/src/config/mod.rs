@@ -11,8 +11,8 @@ mod sections;
 mod webhooks;
 
 pub use choices::{
-    Attention, Dtype, LogFormat, LogRotation, LossOn, LrSchedulerType, OnBadLine, OnPressure,
-    Optim, PackingStrategy, RampShape, TargetModules,
+    Dtype, LogFormat, LogRotation, LossOn, LrSchedulerType, OnBadLine, OnPressure, Optim,
+    PackingStrategy, RampShape, TargetModules,
 };
 pub use error::{ConfigError, Origin, Problem};
 pub use eval_set::{EVAL_SET_KEYS, EvalSetConfig, SetScorer};

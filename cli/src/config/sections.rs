@@ -8,8 +8,8 @@ use chandler_vram::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::choices::{
-    Attention, Dtype, LogFormat, LogRotation, LossOn, LrSchedulerType, OnBadLine, OnPressure,
-    Optim, PackingStrategy, RampShape, TargetModules,
+    Dtype, LogFormat, LogRotation, LossOn, LrSchedulerType, OnBadLine, OnPressure, Optim,
+    PackingStrategy, RampShape, TargetModules,
 };
 use super::keys::{Bounds, ConfigValue, Key, Kind, section};
 use super::webhooks::Webhooks;
@@ -49,8 +49,6 @@ section! {
         revision: Option<String> = None;
         /// The type to compute in. bf16 keeps f32 master weights.
         dtype: Dtype = Dtype::F32;
-        /// Which attention implementation runs.
-        attn: Attention = Attention::Auto;
     }
 }
 

@@ -33,9 +33,11 @@ pub(crate) use memory::{
     beside_plan as memory_beside_plan, keep_limit as keep_memory_limit, room as memory_room,
 };
 pub(crate) use planning::{Planning, answers_shape, fitting, model_shape, train_shape};
-pub(crate) use publish::{export, write_merged_model, write_output};
+pub(crate) use publish::{export, in_new_folder, write_merged_model, write_output};
 pub(crate) use reading::{Reader, questions_from};
 pub(crate) use session::{Prepared, Request, prepare};
 pub(crate) use settings::{data_options, dtype, generate_options, lora, train_settings};
-pub(crate) use source::{cached_model_folder, load_model, model_folder, model_here, stop_ids};
+pub(crate) use source::{
+    base_name, cached_model_folder, load_model, model_folder, model_here, stop_ids,
+};
 pub(crate) use watch::{Around, Sink, Watch, Wish};

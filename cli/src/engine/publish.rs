@@ -4,25 +4,28 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use chandler_durable::{Fs, RealFs, SealedFolder, create_folder_all, is_there, remove_folder};
-use chandler_model::{CausalLm, write_adapter, write_model};
+use chandler_model::{AdapterBase, CausalLm, write_adapter, write_model};
 use chandler_trainer::Trainer;
 use rustix::fs::{CWD, RenameFlags};
 
 use super::EngineError;
 use super::saving::ToldFs;
 use crate::logging::Progress;
+use crate::place::Place;
 
-/// Writes what a run made to `folder`: the model, or the adapter where one was trained.
+/// Writes what a run made to `folder`: the model with the companions of the one in `base`, or the
+/// adapter to `base_name` where one was trained.
 pub(crate) fn write_output(
     trainer: &Trainer,
     folder: &Path,
     base: &Path,
+    base_name: &AdapterBase,
     progress: &Progress,
 ) -> Result<(), EngineError> {
     create_folder_all(&RealFs, folder)?;
     let values = trainer.best_values();
     match trainer.model().lora() {
-        Some(_) => write_adapter_folder(trainer.model(), &values, folder, base),
+        Some(_) => write_adapter_folder(trainer.model(), &values, folder, base_name),
         None => {
             let config = trainer.model().config();
             let fs = ToldFs::new(progress, "model", bytes_in_f32(&values));
@@ -36,13 +39,12 @@ pub(crate) fn write_adapter_folder(
     model: &CausalLm,
     values: &[(&str, &Tensor)],
     folder: &Path,
-    base: &Path,
+    base: &AdapterBase,
 ) -> Result<(), EngineError> {
     let Some(lora) = model.lora() else { return Ok(()) };
     let adapter: Vec<(&str, &Tensor)> =
         values.iter().filter(|(name, _)| name.contains(".lora_")).copied().collect();
-    let base = base.to_string_lossy();
-    write_adapter(&RealFs, folder, lora, &base, &adapter, DType::F32)?;
+    write_adapter(&RealFs, folder, lora, base, &adapter, DType::F32)?;
     Ok(())
 }
 
@@ -96,6 +98,18 @@ fn exchange(next: &Path, place: &Path) -> Result<(), EngineError> {
     }
 }
 
+/// A folder of files for others: whole under its name, or not there. `fill` writes the files, each by
+/// a durable write.
+pub(crate) fn in_new_folder(
+    folder: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), EngineError>,
+) -> Result<(), EngineError> {
+    let (Place::File(folder) | Place::Stream(folder)) = Place::of(folder);
+    let new = SealedFolder::begin(&RealFs, &folder)?;
+    fill(new.path())?;
+    Ok(new.place()?)
+}
+
 /// Writes a model, adapters merged, to a new folder in `dtype`.
 pub(crate) fn export(
     model: &mut CausalLm,
@@ -104,8 +118,8 @@ pub(crate) fn export(
     dtype: DType,
 ) -> Result<(), EngineError> {
     model.merge_adapter()?;
-    create_folder_all(&RealFs, folder)?;
     let values: Vec<(&str, &Tensor)> =
         model.params().iter().map(|(_, param)| (param.name.as_str(), &param.value)).collect();
-    Ok(write_model(&RealFs, folder, model.config(), &values, dtype, source)?)
+    let write = |place: &Path| write_model(&RealFs, place, model.config(), &values, dtype, source);
+    in_new_folder(folder, |place| Ok(write(place)?))
 }

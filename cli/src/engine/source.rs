@@ -7,7 +7,7 @@ use candle_core::Device;
 use chandler_data::Tokenizer;
 use chandler_durable::is_there;
 use chandler_model::hub::{Download, HubOptions, ModelSource, resolve};
-use chandler_model::{CausalLm, GenerationConfig};
+use chandler_model::{AdapterBase, CausalLm, GenerationConfig};
 
 use super::EngineError;
 use super::memory::keep_limit;
@@ -44,6 +44,18 @@ fn model_source(config: &Config) -> Result<ModelSource, EngineError> {
         *revision = Some(wanted.clone());
     }
     Ok(source)
+}
+
+/// A model as an adapter names its base: the id on the hub, whatever folder of this machine's cache it
+/// lies in, and the revision apart from it; of a folder its path. `revision` goes before the one that
+/// stands behind an `@`.
+pub(crate) fn base_name(model: &str, revision: Option<&str>) -> AdapterBase {
+    match ModelSource::parse(model) {
+        ModelSource::Folder(_) => AdapterBase { name: model.to_owned(), revision: None },
+        ModelSource::Hub { id, revision: named } => {
+            AdapterBase { name: id, revision: revision.map(str::to_owned).or(named) }
+        }
+    }
 }
 
 /// The folder of the newest model that lies on this machine: that of the state directory once there
@@ -103,5 +115,23 @@ pub(crate) fn binding(config: &Config, model: &CausalLm, tokenizer_sha256: &str)
         vocab_size: model.config().vocab_size as u64,
         tokenizer_sha256: tokenizer_sha256.to_owned(),
         base_model,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adapter_names_its_base_as_others_find_it() {
+        let named = |model: &str, revision: Option<&str>| {
+            let base = base_name(model, revision);
+            (base.name, base.revision)
+        };
+        let id = "Qwen/Qwen3-0.6B".to_owned();
+        assert_eq!(named(&id, None), (id.clone(), None));
+        assert_eq!(named("Qwen/Qwen3-0.6B@v1", None), (id.clone(), Some("v1".to_owned())));
+        assert_eq!(named("Qwen/Qwen3-0.6B@v1", Some("v2")), (id, Some("v2".to_owned())));
+        assert_eq!(named("/models/a@b", Some("v2")), ("/models/a@b".to_owned(), None));
     }
 }

@@ -6,24 +6,24 @@ use chandler_model::hub::ModelSource;
 use serde_json::Value;
 
 use super::ExportError;
-use crate::store::{EvalRow, RunState, Store};
+use crate::store::{EvalRow, RunState, RunSummary, Store};
 
-/// What the state directory knows of its newest model.
+/// What is known of a model.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Facts {
     /// The model that was trained: a folder, or an id on the hub.
     pub base_model: Option<String>,
     /// Whether this is an adapter to it.
     pub adapter: bool,
-    /// The configuration of the newest run that came to its end.
+    /// The configuration of the run that made it.
     pub config: Option<Value>,
-    /// Its last step.
+    /// The step that the weights are of.
     pub steps: Option<u64>,
     /// The loss of that step.
     pub loss: Option<f64>,
     /// Tokens up to that step.
     pub tokens: Option<u64>,
-    /// Its evaluations.
+    /// The run's evaluations up to that step.
     pub evals: Vec<EvalRow>,
 }
 
@@ -51,23 +51,27 @@ const SETTINGS: [(&str, &str); 9] = [
 ];
 
 impl Facts {
-    /// Of the newest run that came to its end; nothing where none has.
-    pub fn of_newest_run(store: &Store) -> Result<Self, ExportError> {
+    /// Of a model of the state directory, by the mark in its manifest: of the run that made it, and
+    /// of the step whose weights it has. Of one without a mark the base model alone is known.
+    pub fn of_marked_model(store: &Store, mark: &Value) -> Result<Self, ExportError> {
         let base_model = store.binding()?.map(|binding| binding.base_model);
-        let runs = store.run_summaries(i64::MAX, i64::MAX as usize, None)?;
-        let Some(run) = runs.into_iter().find(|run| run.state == RunState::Done) else {
+        let Some(run) = run_of_mark(store, mark)? else {
             return Ok(Self { base_model, ..Self::default() });
         };
-        let last = run.last_step.unwrap_or(0);
-        let step = store.steps_after(run.id, last.saturating_sub(1), 1)?.pop();
+        let steps = mark.pointer("/report/model_step").and_then(Value::as_u64).or(run.last_step);
+        let of_the_model = steps.unwrap_or(0);
+        let row = store.steps_after(run.id, of_the_model.saturating_sub(1), 1)?.pop();
+        let row = row.filter(|row| row.step == of_the_model);
+        let mut evals = store.evals(run.id)?;
+        evals.retain(|eval| eval.step <= of_the_model);
         Ok(Self {
             base_model,
             adapter: false,
             config: store.run_config(run.id)?,
-            steps: run.last_step,
-            loss: run.last_loss,
-            tokens: step.map(|step| step.num_tokens),
-            evals: store.evals(run.id)?,
+            steps,
+            loss: row.as_ref().map(|row| row.loss),
+            tokens: row.as_ref().map(|row| row.num_tokens),
+            evals,
         })
     }
 
@@ -79,6 +83,18 @@ impl Facts {
             ModelSource::Folder(_) => None,
         }
     }
+}
+
+/// The run that a mark tells of: a job that was queued once more has had others before.
+fn run_of_mark(store: &Store, mark: &Value) -> Result<Option<RunSummary>, ExportError> {
+    let Some(job) = mark["job_id"].as_i64() else { return Ok(None) };
+    let time = |text: &str| text.parse::<jiff::Timestamp>().ok();
+    let queued_at = mark["queued_at"].as_str().and_then(time);
+    let mut runs = store.run_summaries(i64::MAX, i64::MAX as usize, Some(job))?;
+    runs.retain(|run| queued_at.is_none_or(|at| time(&run.started_at).is_none_or(|b| b >= at)));
+    // The first that came to its end; of a process that died behind its last step there is none.
+    let done = runs.iter().rposition(|run| run.state == RunState::Done);
+    Ok(if runs.is_empty() { None } else { Some(runs.swap_remove(done.unwrap_or(0))) })
 }
 
 impl License {
@@ -130,7 +146,7 @@ fn training(text: &mut String, facts: &Facts) {
     let mut rows = vec![
         ("steps", number(facts.steps)),
         ("tokens", number(facts.tokens)),
-        ("loss of the last step", facts.loss.map(|loss| format!("{loss:.4}"))),
+        ("loss of that step", facts.loss.map(|loss| format!("{loss:.4}"))),
     ];
     if let Some(config) = &facts.config {
         let rank = config.pointer("/lora/r").and_then(Value::as_u64).unwrap_or(0);
@@ -156,7 +172,7 @@ fn training(text: &mut String, facts: &Facts) {
 
 fn evaluation(text: &mut String, evals: &[EvalRow]) {
     let (Some(first), Some(last)) = (evals.first(), evals.last()) else { return };
-    text.push_str("\n## Evaluation\n\nThe first and the last of the run.\n\n");
+    text.push_str("\n## Evaluation\n\nThe first of the run, and the last up to this model.\n\n");
     text.push_str(
         "| step | loss | perplexity | token accuracy | exact match |\n|---|---|---|---|---|\n",
     );
@@ -181,6 +197,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::config::Config;
+    use crate::priority::Priority;
+    use crate::store::{NewJob, StepRow};
 
     #[test]
     fn what_is_not_known_is_not_there() {
@@ -216,5 +235,50 @@ mod tests {
             assert!(text.contains(part), "{part}\n{text}");
         }
         assert_eq!(License::of_card(&json!({ "tags": [] })), None);
+    }
+
+    #[test]
+    fn a_model_is_told_of_by_the_run_that_made_it_and_its_own_step() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&folder.path().join("chandler.db")).unwrap();
+        let mut trained = |loss: f64| {
+            let file = NewJob {
+                file_name: "a.jsonl",
+                path: &folder.path().join("a.jsonl"),
+                size_bytes: 1,
+                priority: Priority::Normal,
+            };
+            let job = store.enqueue(&file).unwrap();
+            let run = store.begin_run(Some(job.id), 1, &Config::default()).unwrap();
+            for step in 1..=3 {
+                let row = StepRow {
+                    step,
+                    loss: loss + step as f64,
+                    grad_norm: 1.0,
+                    lr: 1e-3,
+                    num_tokens: 10 * step,
+                    mean_token_accuracy: None,
+                    tokens_per_s: None,
+                    peak_bytes: None,
+                    memory: std::collections::BTreeMap::new(),
+                };
+                store.record_step(run, &row).unwrap();
+                let eval = EvalRow { step, loss: Some(loss), ..EvalRow::default() };
+                store.record_eval(run, &eval, &[]).unwrap();
+            }
+            store.end_run(run, RunState::Done, None).unwrap();
+            job
+        };
+        let (first, _second) = (trained(0.0), trained(100.0));
+        let mark = json!({
+            "job_id": first.id, "queued_at": first.created_at, "report": { "model_step": 2 },
+        });
+        let facts = Facts::of_marked_model(&store, &mark).unwrap();
+        assert_eq!((facts.steps, facts.loss, facts.tokens), (Some(2), Some(2.0), Some(20)));
+        assert_eq!(facts.evals.iter().map(|eval| eval.step).collect::<Vec<_>>(), [1, 2]);
+        let unmarked = Facts::of_marked_model(&store, &Value::Null).unwrap();
+        assert_eq!(unmarked, Facts::default());
+        let later = json!({ "job_id": first.id, "queued_at": "2999-01-01T00:00:00Z" });
+        assert_eq!(Facts::of_marked_model(&store, &later).unwrap(), Facts::default());
     }
 }

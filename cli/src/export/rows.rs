@@ -4,7 +4,7 @@ use chandler_vram::Category;
 
 use super::table::{Cell, Column, Kind};
 use super::{ExportError, Selection};
-use crate::store::{EvalRow, EvalSample, Event, RunSummary, StepRow, Store};
+use crate::store::{EvalRow, EvalSample, Event, RunSummary, ScoreRow, StepRow, Store};
 
 /// Rows that are read from the database at a time.
 const ROWS_AT_ONCE: usize = 4096;
@@ -14,8 +14,10 @@ const ROWS_AT_ONCE: usize = 4096;
 pub enum Subject {
     /// A row for each optimizer step.
     Metrics,
-    /// A row for each evaluation.
+    /// A row for each evaluation, with the figures of the job's own set.
     Evals,
+    /// A row for each metric of each set in each evaluation.
+    Scores,
     /// A row for each generated answer.
     Samples,
     /// A row for each event.
@@ -51,16 +53,36 @@ impl Subject {
                 ("token_accuracy", Float),
                 ("exact_match", Float),
             ],
+            Self::Scores => &[
+                ("run_id", Int),
+                ("job_id", Int),
+                ("step", Int),
+                ("set", Text),
+                ("metric", Text),
+                ("value", Float),
+                ("low", Float),
+                ("high", Float),
+                ("count", Int),
+                ("gain", Float),
+                ("gain_low", Float),
+                ("gain_high", Float),
+                ("asked", Text),
+            ],
             Self::Samples => &[
                 ("run_id", Int),
                 ("job_id", Int),
                 ("step", Int),
+                ("set", Text),
                 ("position", Int),
+                ("attempt", Int),
                 ("prompt", Text),
                 ("reference", Text),
                 ("text", Text),
-                ("new_tokens", Int),
+                ("score", Float),
                 ("exact_match", Bool),
+                ("prompt_tokens", Int),
+                ("new_tokens", Int),
+                ("seconds", Float),
             ],
             Self::Events => &[
                 ("id", Int),
@@ -96,7 +118,9 @@ impl Subject {
                 Self::Evals => {
                     store.evals(run.id)?.iter().try_for_each(|row| take(eval(&run, row)))?;
                 }
-                _ => samples(store, &run, take)?,
+                Self::Scores => scores(store, &run, take)?,
+                Self::Samples => samples(store, &run, take)?,
+                Self::Events => {}
             }
         }
         Ok(())
@@ -142,26 +166,55 @@ fn eval(run: &RunSummary, row: &EvalRow) -> Vec<Cell> {
     ]
 }
 
-fn samples(store: &Store, run: &RunSummary, take: Take<'_>) -> Result<(), ExportError> {
+fn scores(store: &Store, run: &RunSummary, take: Take<'_>) -> Result<(), ExportError> {
     for eval in store.evals(run.id)? {
-        for (position, row) in store.eval_samples(run.id, eval.step)?.into_iter().enumerate() {
-            take(sample(run, eval.step, position, row))?;
-        }
+        eval.scores.into_iter().try_for_each(|row| take(score(run, eval.step, row)))?;
     }
     Ok(())
 }
 
-fn sample(run: &RunSummary, step: u64, position: usize, row: EvalSample) -> Vec<Cell> {
+fn score(run: &RunSummary, step: u64, row: ScoreRow) -> Vec<Cell> {
     vec![
         run.id.into(),
         run.job_id.into(),
         step.into(),
-        (position as u64).into(),
+        row.set.into(),
+        row.metric.into(),
+        row.value.into(),
+        row.low.into(),
+        row.high.into(),
+        row.count.into(),
+        row.gain.into(),
+        row.gain_low.into(),
+        row.gain_high.into(),
+        row.asked.into(),
+    ]
+}
+
+fn samples(store: &Store, run: &RunSummary, take: Take<'_>) -> Result<(), ExportError> {
+    for eval in store.evals(run.id)? {
+        let samples = store.eval_samples(run.id, eval.step)?;
+        samples.into_iter().try_for_each(|row| take(sample(run, eval.step, row)))?;
+    }
+    Ok(())
+}
+
+fn sample(run: &RunSummary, step: u64, row: EvalSample) -> Vec<Cell> {
+    vec![
+        run.id.into(),
+        run.job_id.into(),
+        step.into(),
+        row.set.into(),
+        row.position.into(),
+        row.attempt.into(),
         row.prompt.into(),
         row.reference.into(),
         row.text.into(),
-        row.new_tokens.into(),
+        row.score.into(),
         row.exact_match.into(),
+        row.prompt_tokens.into(),
+        row.new_tokens.into(),
+        row.seconds.into(),
     ]
 }
 
@@ -190,5 +243,77 @@ fn events(store: &Store, selection: Selection, take: Take<'_>) -> Result<(), Exp
                 event.details.map(|details| details.to_string()).into(),
             ])?;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    /// A row as text, by its columns.
+    fn told(subject: Subject, store: &Store, wanted: &[&str]) -> Vec<String> {
+        let columns = subject.columns();
+        let mut rows = vec![];
+        subject
+            .read(store, Selection::All, &mut |cells| {
+                assert_eq!(cells.len(), columns.len());
+                let named = columns.iter().zip(cells);
+                let kept = named.filter(|(column, _)| wanted.contains(&column.name.as_str()));
+                let text = kept.map(|(_, cell)| match cell {
+                    Cell::Unknown => "-".to_owned(),
+                    Cell::Int(number) => number.to_string(),
+                    Cell::Float(number) => number.to_string(),
+                    Cell::Bool(yes) => yes.to_string(),
+                    Cell::Text(text) => text,
+                });
+                rows.push(text.collect::<Vec<_>>().join(" "));
+                Ok(())
+            })
+            .unwrap();
+        rows
+    }
+
+    #[test]
+    fn every_set_has_its_answers_and_its_scores() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&folder.path().join("chandler.db")).unwrap();
+        let run = store.begin_run(None, 1, &Config::default()).unwrap();
+        let answer = |set: &str, position, attempt, score| EvalSample {
+            set: set.to_owned(),
+            position,
+            attempt,
+            score,
+            prompt_tokens: Some(7),
+            seconds: Some(0.5),
+            ..EvalSample::default()
+        };
+        let samples =
+            [answer("a", 0, 0, None), answer("b", 4, 0, Some(1.0)), answer("b", 4, 1, Some(0.25))];
+        let score = |set: &str, gain| ScoreRow {
+            set: set.to_owned(),
+            metric: "numeric".to_owned(),
+            asked: "hash".to_owned(),
+            value: 0.5,
+            count: 2,
+            gain,
+            ..ScoreRow::default()
+        };
+        let scores = vec![score("a", None), score("b", Some(0.125))];
+        let eval = EvalRow { step: 3, scores, ..EvalRow::default() };
+        store.record_eval(run, &eval, &samples).unwrap();
+        let wanted = ["step", "set", "position", "attempt", "score", "prompt_tokens", "seconds"];
+        assert_eq!(
+            told(Subject::Samples, &store, &wanted),
+            ["3 a 0 0 - 7 0.5", "3 b 4 0 1 7 0.5", "3 b 4 1 0.25 7 0.5"],
+        );
+        let wanted = ["run_id", "step", "set", "metric", "value", "low", "count", "gain", "asked"];
+        assert_eq!(
+            told(Subject::Scores, &store, &wanted),
+            [
+                format!("{run} 3 a numeric 0.5 - 2 - hash"),
+                format!("{run} 3 b numeric 0.5 - 2 0.125 hash")
+            ],
+        );
     }
 }

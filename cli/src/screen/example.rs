@@ -123,6 +123,7 @@ pub(super) fn running() -> Scene {
             figures: [("exact match", 0.125), ("loss", 1.25)].into(),
             samples: vec![
                 Sample {
+                    set: "held-out".to_owned(),
                     prompt: "user\nTranslate into German: nine blue owls sing\nassistant\n"
                         .to_owned(),
                     answer: "neun blaue Eulen singen".to_owned(),
@@ -130,6 +131,7 @@ pub(super) fn running() -> Scene {
                     exact_match: Some(true),
                 },
                 Sample {
+                    set: "held-out".to_owned(),
                     prompt: "user\nTranslate into German: two red foxes sleep\nassistant\n"
                         .to_owned(),
                     answer: "zwei rote Eulen\u{1b}[2J".to_owned(),

@@ -87,6 +87,8 @@ pub(crate) struct ShownEval {
 /// A question with the answer that the model gave.
 #[derive(Debug, Clone)]
 pub(crate) struct Sample {
+    /// The set that the question is of.
+    pub(crate) set: String,
     pub(crate) prompt: String,
     pub(crate) answer: String,
     /// The answer that it should have, where that is known.

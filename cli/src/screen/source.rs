@@ -181,6 +181,7 @@ fn newest_eval(store: &Store, run: i64) -> Result<Option<ShownEval>, StoreError>
         let figures = [("loss", eval.loss), ("exact match", eval.exact_match)];
         let figures = figures.into_iter().filter_map(|(name, value)| Some((name, value?)));
         let samples = store.eval_samples(run_id, eval.step)?.into_iter().map(|sample| Sample {
+            set: sample.set,
             prompt: sample.prompt,
             answer: sample.text,
             reference: sample.reference,

@@ -3,7 +3,7 @@
     python check.py EXPORTS
 
 EXPORTS holds what `cli/tests/suite/exports.rs` has written: metrics.csv, metrics.jsonl,
-metrics.parquet, samples.*, the event files of `live/` and `written/`, and GGUF files with the
+metrics.parquet, samples.*, scores.*, the event files of `live/` and `written/`, and GGUF files with the
 weights they came from in `weights/`. Prints a line for each check; a package that is not installed
 is told as `skipped`, and a difference ends with an error.
 """
@@ -34,7 +34,7 @@ def same(a, b):
 
 
 def check_csv(place):
-    for name in ["metrics", "samples"]:
+    for name in ["metrics", "samples", "scores"]:
         with open(place / f"{name}.csv", newline="", encoding="utf-8") as file:
             found = list(csv.DictReader(file))
         expected = rows(place / f"{name}.jsonl")
@@ -58,7 +58,7 @@ def check_parquet(place):
         return
     import pyarrow.parquet as pq
 
-    for name in ["metrics", "samples", "events"]:
+    for name in ["metrics", "samples", "scores", "events"]:
         found = pq.read_table(place / f"{name}.parquet").to_pylist()
         expected = rows(place / f"{name}.jsonl")
         assert len(found) == len(expected) > 0
@@ -97,13 +97,24 @@ def check_tensorboard(place):
                 assert event.value == float(np.float32(row[key])), (tag, event, row)
         evals = rows(place / "evals.jsonl")
         assert [event.step for event in events.Scalars("eval/loss")] == [row["step"] for row in evals]
-        samples = [row for row in rows(place / "samples.jsonl") if row["position"] == 0]
-        texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("samples/0")]
-        assert len(texts) == len(samples) > 0
-        for text, sample in zip(texts, samples, strict=True):
-            assert all(f"    {line}\n" in text for line in sample["text"].splitlines()), text
-        plugin = events.SummaryMetadata("samples/0").plugin_data.plugin_name
-        assert plugin == "text", plugin
+        scores = [row for row in rows(place / "scores.jsonl") if row["metric"] == "numeric"]
+        found = events.Scalars("eval/sums/numeric")
+        assert [event.step for event in found] == [row["step"] for row in scores]
+        assert [event.value for event in found] == [float(np.float32(row["value"])) for row in scores]
+        for name, attempt in [("held-out", 0), ("sums", 1)]:
+            wanted = (name, 0, attempt)
+            samples = [
+                row
+                for row in rows(place / "samples.jsonl")
+                if (row["set"], row["position"], row["attempt"]) == wanted
+            ]
+            tag = f"samples/{name}/0/{attempt}"
+            texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors(tag)]
+            assert len(texts) == len(samples) > 0
+            for text, sample in zip(texts, samples, strict=True):
+                assert all(f"    {line}\n" in text for line in sample["text"].splitlines()), text
+            plugin = events.SummaryMetadata(tag).plugin_data.plugin_name
+            assert plugin == "text", plugin
         print(f"tensorboard: {len(steps)} steps, {len(evals)} evaluations, {len(texts)} texts ({kind})")
 
 

@@ -40,11 +40,17 @@ const QUICK: [&str; 20] = [
     "log.tensorboard=true",
 ];
 
-/// A state directory that has learned from a Parquet file.
+/// A state directory that has learned from a Parquet file, asked its own rows and a set of sums.
 fn learned(folder: &Path, extra: &[&str]) -> String {
     let state = text_of(&folder.join("state")).to_owned();
     ok(&["init", "--dir", &state, "--model", &model("qwen3")]);
     ok(&["add", "--dir", &state, text_of(&fixture("chat.parquet"))]);
+    let evals = Path::new(&state).join("evals");
+    put(&evals.join("sums.jsonl"), "{\"prompt\": \"1 + 1 =\", \"completion\": \" 2\"}\n".repeat(2));
+    put(
+        &evals.join("sums.toml"),
+        "scorer = \"numeric\"\nloss = false\nattempts = 2\ntemperature = 1.0\nmax_new_tokens = 2\n",
+    );
     ok(&[&["run", "--once", "--dir", &state], &QUICK[..], extra].concat());
     let jobs: Value = serde_json::from_str(&ok(&["jobs", "--dir", &state, "--json"])).unwrap();
     assert_eq!(jobs[0]["state"], "done", "{jobs}");
@@ -84,7 +90,7 @@ fn tables_and_event_files_hold_what_the_database_has() {
         let told: Value = serde_json::from_str(&told).unwrap();
         (file, told["rows"].as_u64().unwrap())
     };
-    for what in ["metrics", "evals", "samples", "events"] {
+    for what in ["metrics", "evals", "scores", "samples", "events"] {
         let printed = ok(&["export", what, "--format", "jsonl", "--dir", &state]);
         let (file, count) = export(what, &format!("{what}.jsonl"));
         assert_eq!(fs::read_to_string(file).unwrap(), printed, "{what}");
@@ -101,10 +107,20 @@ fn tables_and_event_files_hold_what_the_database_has() {
     assert_eq!(steps.len(), 6);
     assert!(steps.iter().all(|row| row["run_id"] == 1 && row["job_id"] == 1), "{steps:?}");
     assert!(steps[5]["memory_weights_bytes"].as_u64().unwrap() > 0);
+    two_sets(&place);
     let of_the_job = ok(&["export", "metrics", "--job", "1", "--format", "jsonl", "--dir", &state]);
     assert_eq!(rows(&of_the_job), steps);
     assert!(fails(2, &["export", "metrics", "--run", "9", "--dir", &state]).contains("no run 9"));
     assert!(fails(1, &["export", "samples", "--job", "9", "--dir", &state]).contains("no job 9"));
+
+    // A link stays one, and a device is written to.
+    let link = place.join("link.csv");
+    std::os::unix::fs::symlink("behind.csv", &link).unwrap();
+    ok(&["export", "metrics", text_of(&link), "--dir", &state]);
+    assert!(link.is_symlink() && place.join("behind.csv").is_file());
+    let printed = ok(&["export", "metrics", "--dir", &state]);
+    let through = ok(&["export", "metrics", "/dev/stdout", "--dir", &state]);
+    assert!(through.starts_with(&printed), "{through}");
 
     let events = place.join("written");
     ok(&["export", "metrics", text_of(&events), "--format", "tensorboard", "--dir", &state]);
@@ -116,6 +132,24 @@ fn tables_and_event_files_hold_what_the_database_has() {
     }
     gguf_files(&place);
     counterparts(&place);
+}
+
+/// Answers and scores stand under their set and their question, in every evaluation.
+fn two_sets(place: &Path) {
+    let table = |name: &str| rows(&fs::read_to_string(place.join(name)).unwrap());
+    let samples = table("samples.jsonl");
+    let of_the_last = |set: &str| -> Vec<(u64, u64)> {
+        let rows = samples.iter().filter(|row| row["step"] == 6 && row["set"] == set);
+        let number = |row: &Value, key: &str| row[key].as_u64().unwrap();
+        rows.map(|row| (number(row, "position"), number(row, "attempt"))).collect()
+    };
+    assert_eq!(of_the_last("sums"), [(0, 0), (0, 1), (1, 0), (1, 1)]);
+    assert_eq!(of_the_last("held-out"), [(0, 0), (1, 0)]);
+    assert!(samples.iter().all(|row| row["prompt_tokens"].as_u64().unwrap() > 0), "{samples:?}");
+    let scores = table("scores.jsonl");
+    let mut sums = scores.iter().filter(|row| row["set"] == "sums" && row["metric"] == "numeric");
+    assert!(sums.clone().count() == 3 && sums.all(|row| row["value"].is_number()), "{scores:?}");
+    assert!(scores.iter().any(|row| row["set"] == "held-out" && row["metric"] == "loss"));
 }
 
 /// The model of the goldens in every type that the counterpart checks.
@@ -293,6 +327,10 @@ fn an_adapter_leaves_its_checkpoint_as_the_run_wrote_it() {
         named.collect::<std::collections::BTreeMap<_, _>>()
     };
     assert!(tensors(&adapter).len() > 20 && tensors(&adapter) == tensors(&out));
+    let again = folder.path().join("again");
+    let export = ["export", "adapter", text_of(&again), "--checkpoint", text_of(&checkpoint)];
+    let refused = fails(2, &[&export[..], &["--base", &name]].concat());
+    assert!(refused.contains("rank 4") && refused.contains("lora.r is 0"), "{refused}");
 
     let state = learned(folder.path(), &lora);
     let of_the_daemon = folder.path().join("of-the-daemon");
@@ -352,4 +390,17 @@ fn the_old_form_of_export_still_writes_a_model() {
     let weights = |folder: &Path| fs::read(folder.join("model.safetensors")).unwrap();
     assert!(weights(&old) == weights(&new));
     assert!(!run(&["export"]).status.success());
+
+    // An empty folder is taken, one with anything in it is left alone.
+    let (empty, used) = (folder.path().join("empty"), folder.path().join("used"));
+    fs::create_dir(&empty).unwrap();
+    ok(&["export", "model", text_of(&empty), "--model", &name]);
+    assert!(weights(&empty) == weights(&new) && !empty.join("manifest.json").exists());
+    fs::create_dir(&used).unwrap();
+    put(&used.join("notes.txt"), "mine");
+    let refused = fails(2, &["export", "model", text_of(&used), "--model", &name]);
+    assert!(refused.contains("no empty folder"), "{refused}");
+    let names: Vec<_> =
+        fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 4, "{names:?}");
 }

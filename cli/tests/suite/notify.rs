@@ -240,6 +240,11 @@ fn a_test_says_what_came_back_and_follows_nobody() {
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("not taken, 302 Found, and redirects are not followed"), "{text}");
+    let output =
+        both.command(&["notify", "test", "--json"]).stdout(Stdio::piped()).output().unwrap();
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&told[0]["taken"], &told[1]["taken"]), (&true.into(), &false.into()), "{told}");
+    assert!(told[0]["seconds"].is_number() && told[1]["answer"].is_string(), "{told}");
     let nobody = State::new("").command(&["notify", "test"]).output().unwrap();
     let errors = String::from_utf8(nobody.stderr).unwrap();
     assert_eq!(nobody.status.code(), Some(2));

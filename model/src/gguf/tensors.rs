@@ -3,11 +3,12 @@
 //! O outputs and I inputs of a matrix, H heads, D head dim.
 
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::GgufError;
 use super::architecture::Architecture;
 use crate::CausalLm;
+use crate::weights::is_beyond_f16;
 
 /// A type that the matrices can have in a GGUF file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,13 +193,9 @@ impl GgufTensor {
     pub(super) fn encoded(&self) -> Result<Vec<u8>, GgufError> {
         let value = self.value.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         let value = self.change.apply(&value)?.contiguous()?;
-        if self.stored == GgufType::F16 {
-            let largest = value.abs()?.flatten_all()?.max(D::Minus1)?.to_scalar::<f32>()?;
-            // Half of the distance to the next number is still rounded down.
-            if largest >= 65_520.0 {
-                let (name, weights) = (self.name.clone(), self.stored.name());
-                return Err(GgufError::OutOfRange { name, weights });
-            }
+        if self.stored == GgufType::F16 && is_beyond_f16(&value)? {
+            let (name, weights) = (self.name.clone(), self.stored.name());
+            return Err(GgufError::OutOfRange { name, weights });
         }
         Ok(QTensor::quantize(&value, self.stored.ggml())?.data()?.into_owned())
     }

@@ -2,16 +2,14 @@
 
 use std::path::Path;
 
-use chandler_durable::is_there;
 use serde_json::Value as Json;
 
 use super::GgufError;
-use super::chat::template;
+use super::chat::{optional_json, template};
 use super::format::{Entries, Value};
 use super::merges::Merging;
 use super::tokenizer_json::TokenizerJson;
 use crate::config::ModelConfig;
-use crate::{ModelError, foreign};
 
 /// `llama_token_type` of `llama.h`.
 const NORMAL: i32 = 1;
@@ -31,9 +29,10 @@ pub(super) fn describe(
     metadata: &mut Entries,
 ) -> Result<(), GgufError> {
     let tokenizer = TokenizerJson::read(folder)?;
-    let settings = settings(folder)?;
+    let settings = optional_json(folder, "tokenizer_config.json")?;
     let merging = Merging::of(&tokenizer)?;
-    let (tokens, kinds) = tokens(&tokenizer, config.vocab_size)?;
+    let are_pieces = matches!(merging, Merging::Pieces { .. });
+    let (tokens, kinds) = tokens(&tokenizer, config.vocab_size, are_pieces)?;
     match merging {
         Merging::Bytes(name) => {
             metadata.push("tokenizer.ggml.model", Value::text("gpt2"));
@@ -54,26 +53,20 @@ pub(super) fn describe(
     metadata.push("tokenizer.ggml.tokens", Value::Texts(tokens));
     metadata.push("tokenizer.ggml.token_type", Value::Ints(kinds));
     special(&tokenizer, &settings, config, metadata)?;
-    if let Some(template) = template(folder, &settings)? {
+    if let Some(template) = template(folder)? {
         metadata.push("tokenizer.chat_template", Value::text(template));
     }
     Ok(())
 }
 
-/// `tokenizer_config.json`; a tokenizer may come without.
-fn settings(folder: &Path) -> Result<Json, GgufError> {
-    let path = folder.join("tokenizer_config.json");
-    if !is_there(&path)? {
-        return Ok(Json::Null);
-    }
-    let text = foreign::read_json(&path)?;
-    Ok(serde_json::from_str(&text).map_err(|source| ModelError::Json { path, source })?)
-}
-
 /// Every row of the embedding table as a token, and what kind it is.
+///
+/// llama.cpp looks for added tokens in text as it came, before SentencePiece's `▁` stands in it for
+/// a space.
 fn tokens(
     tokenizer: &TokenizerJson,
     vocab_size: usize,
+    are_pieces: bool,
 ) -> Result<(Vec<String>, Vec<i32>), GgufError> {
     let mut tokens: Vec<Option<(String, i32)>> = vec![None; vocab_size];
     let model = &tokenizer.raw.model;
@@ -82,20 +75,38 @@ fn tokens(
         _ if model.byte_fallback && is_byte(token) => BYTE,
         _ => NORMAL,
     };
-    let plain = model.vocab.iter().map(|(token, id)| (token, *id, kind(token)));
+    let plain = model.vocab.iter().map(|(token, id)| (token.clone(), *id, kind(token)));
     let added = tokenizer.raw.added_tokens.iter().map(|added| {
-        let unknown = kind(&added.content) == UNKNOWN;
-        let kind = if added.special { CONTROL } else { USER_DEFINED };
-        (&added.content, added.id, if unknown { UNKNOWN } else { kind })
+        let token = &added.content;
+        let (token, kind) = if kind(token) == UNKNOWN {
+            (token.clone(), UNKNOWN)
+        } else if added.special || looks_special(token) {
+            (token.clone(), CONTROL)
+        } else if are_pieces {
+            (token.replace('▁', " "), USER_DEFINED)
+        } else {
+            (token.clone(), USER_DEFINED)
+        };
+        (token, added.id, kind)
     });
     for (token, id, kind) in plain.chain(added) {
         let row = tokens.get_mut(id as usize).ok_or_else(|| {
             tokenizer.refused(format!("token {id} has no row among the model's {vocab_size}"))
         })?;
-        *row = Some((token.clone(), kind));
+        *row = Some((token, kind));
     }
     let named = tokens.into_iter().enumerate();
     Ok(named.map(|(id, row)| row.unwrap_or_else(|| (format!("[PAD{id}]"), UNUSED))).unzip())
+}
+
+/// Whether an added token is one that its authors forgot to mark as special, by the list of
+/// llama.cpp's converter (DeepSeek, Command R and Gemma have such).
+fn looks_special(token: &str) -> bool {
+    let within = |begin: &str, end: &str| token.starts_with(begin) && token.ends_with(end);
+    matches!(token, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
+        || within("<|", "|>")
+        || within("<｜", "｜>")
+        || within("<unused", ">")
 }
 
 /// `<0x0A>`
@@ -179,4 +190,50 @@ fn added_around(
         }
     }
     Ok(around)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn added_tokens_stand_as_text_has_them_and_special_ones_are_seen() {
+        let added = ["▁▁", "<unused7>", "<|end|>", "<mask>", "[@BOS@]", "<s>", "plain|>"];
+        let added: Vec<Json> = added
+            .iter()
+            .enumerate()
+            .map(
+                |(at, token)| json!({ "id": at + 2, "content": token, "special": *token == "<s>" }),
+            )
+            .collect();
+        let raw = json!({
+            "added_tokens": added,
+            "model": { "type": "BPE", "vocab": { "▁a": 0, "b": 1 } },
+        });
+        let raw = serde_json::from_value(raw).unwrap();
+        let tokenizer = TokenizerJson { path: PathBuf::new(), raw, merges: vec![] };
+        let (found, kinds) = tokens(&tokenizer, 10, true).unwrap();
+        assert_eq!(found[0], "▁a", "what is merged keeps its mark");
+        assert_eq!(found[2], "  ");
+        assert_eq!(found[9], "[PAD9]");
+        let expected = [
+            NORMAL,
+            NORMAL,
+            USER_DEFINED,
+            CONTROL,
+            CONTROL,
+            CONTROL,
+            CONTROL,
+            CONTROL,
+            USER_DEFINED,
+            UNUSED,
+        ];
+        assert_eq!(kinds, expected);
+        let (found, _) = tokens(&tokenizer, 10, false).unwrap();
+        assert_eq!(found[2], "▁▁", "over bytes, the character is itself");
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use safetensors::Dtype;
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::ModelError;
-use crate::foreign::{begins_as_pickle, open_regular};
+use crate::foreign::begins_as_pickle;
 
 /// The format's own limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -29,11 +30,10 @@ pub(super) struct Entry {
     pub(super) bytes: usize,
 }
 
-/// Reads and checks the header of `path`.
-pub(super) fn read(path: &Path) -> Result<BTreeMap<String, Entry>, ModelError> {
+/// Reads and checks the header of `file`, which was opened at `path` and stands at its beginning.
+pub(super) fn read(mut file: &File, path: &Path) -> Result<BTreeMap<String, Entry>, ModelError> {
     let unreadable = |source| ModelError::Read { path: path.to_path_buf(), source };
     let bad = |reason: String| ModelError::BadSafetensors { path: path.to_path_buf(), reason };
-    let mut file = open_regular(path)?;
     let file_bytes = file.metadata().map_err(unreadable)?.len();
     if file_bytes < 8 {
         return Err(bad(format!("it has only {file_bytes} bytes")));

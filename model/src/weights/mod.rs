@@ -9,4 +9,5 @@ mod writer;
 
 pub use reader::SafetensorsFile;
 pub(crate) use reader::WeightFiles;
+pub(crate) use writer::is_beyond_f16;
 pub use writer::{MAX_SHARD_BYTES, write_safetensors, write_shards};

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,7 +21,14 @@ use crate::{ModelError, foreign};
 #[derive(Debug)]
 pub(crate) struct WeightFiles {
     folder: PathBuf,
-    tensors: BTreeMap<String, (Arc<Path>, Entry)>,
+    tensors: BTreeMap<String, (Arc<Shard>, Entry)>,
+}
+
+/// A file that stays open: what is put under its name later has no part in the model.
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    file: File,
 }
 
 #[derive(Deserialize)]
@@ -30,8 +38,13 @@ struct Index {
 
 impl WeightFiles {
     /// The files of a model folder: `model.safetensors`, or the shards that
-    /// `model.safetensors.index.json` lists.
+    /// `model.safetensors.index.json` lists. A model that is put in place of this one meanwhile
+    /// is read instead, and never a part of each.
     pub(crate) fn open(folder: &Path) -> Result<Self, ModelError> {
+        foreign::of_one_folder(folder, || Self::open_now(folder))
+    }
+
+    fn open_now(folder: &Path) -> Result<Self, ModelError> {
         let single = folder.join("model.safetensors");
         if single.exists() {
             return Self::of_files(folder, [single]);
@@ -54,7 +67,7 @@ impl WeightFiles {
     /// Every tensor must be where the index says that it is.
     fn agree_with(self, index: &Index, path: PathBuf) -> Result<Self, ModelError> {
         let is_there = |(name, shard): &(&String, &String)| {
-            let file = self.tensors.get(*name).and_then(|(file, _)| file.file_name());
+            let file = self.tensors.get(*name).and_then(|(shard, _)| shard.path.file_name());
             file == Some(OsStr::new(shard.as_str()))
         };
         match index.weight_map.iter().find(|entry| !is_there(entry)) {
@@ -73,13 +86,15 @@ impl WeightFiles {
         files: impl IntoIterator<Item = PathBuf>,
     ) -> Result<Self, ModelError> {
         let mut tensors = BTreeMap::new();
-        for file in files {
-            foreign::check_inside(folder, &file)?;
-            let shared: Arc<Path> = file.as_path().into();
-            for (name, entry) in header::read(&file)? {
-                if tensors.insert(name.clone(), (Arc::clone(&shared), entry)).is_some() {
+        for path in files {
+            foreign::check_inside(folder, &path)?;
+            let file = foreign::open_regular(&path)?;
+            let shard = Arc::new(Shard { path, file });
+            for (name, entry) in header::read(&shard.file, &shard.path)? {
+                if tensors.insert(name.clone(), (Arc::clone(&shard), entry)).is_some() {
                     let reason = format!("tensor {name:?} is also in another shard");
-                    return Err(ModelError::BadSafetensors { path: file, reason });
+                    let path = shard.path.clone();
+                    return Err(ModelError::BadSafetensors { path, reason });
                 }
             }
         }
@@ -113,7 +128,7 @@ impl WeightFiles {
         dtype: DType,
         device: &Device,
     ) -> Result<Tensor, ModelError> {
-        let Some((file, entry)) = self.tensors.get(name) else {
+        let Some((shard, entry)) = self.tensors.get(name) else {
             return Err(ModelError::MissingTensor {
                 name: name.to_owned(),
                 folder: self.folder.clone(),
@@ -122,7 +137,7 @@ impl WeightFiles {
         if entry.shape != shape {
             return Err(ModelError::Misshapen {
                 name: name.to_owned(),
-                file: file.to_path_buf(),
+                file: shard.path.clone(),
                 expected: shape.to_vec(),
                 found: entry.shape.clone(),
             });
@@ -137,16 +152,19 @@ impl WeightFiles {
             other => {
                 return Err(ModelError::StoredDtype {
                     name: name.to_owned(),
-                    file: file.to_path_buf(),
+                    file: shard.path.clone(),
                     dtype: format!("{other:?}"),
                 });
             }
         };
-        let bytes = read_range(file, entry)
-            .map_err(|source| ModelError::Read { path: file.to_path_buf(), source })?;
+        let mut bytes = vec![0; entry.bytes];
+        shard
+            .file
+            .read_exact_at(&mut bytes, entry.start)
+            .map_err(|source| ModelError::Read { path: shard.path.clone(), source })?;
         let count = count_non_finite(&bytes, stored);
         if count > 0 {
-            let (name, file) = (name.to_owned(), file.to_path_buf());
+            let (name, file) = (name.to_owned(), shard.path.clone());
             return Err(ModelError::NonFinite { name, file, count });
         }
         let tensor = Tensor::from_raw_buffer(&bytes, stored, shape, &Device::Cpu)?;
@@ -204,14 +222,6 @@ fn is_plain_name(name: &str) -> bool {
     matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
 }
 
-fn read_range(file: &Path, entry: &Entry) -> io::Result<Vec<u8>> {
-    let mut file = File::open(file)?;
-    file.seek(SeekFrom::Start(entry.start))?;
-    let mut bytes = vec![0; entry.bytes];
-    file.read_exact(&mut bytes)?;
-    Ok(bytes)
-}
-
 fn count_non_finite(bytes: &[u8], dtype: DType) -> usize {
     let count = |size: usize, finite: fn(&[u8]) -> bool| {
         let chunks = bytes.par_chunks(size << 16);
@@ -225,5 +235,40 @@ fn count_non_finite(bytes: &[u8], dtype: DType) -> usize {
         _ => count(8, |b| {
             f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]).is_finite()
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chandler_durable::{RealFs, rename_durably};
+
+    use super::*;
+    use crate::weights::write_shards;
+
+    /// A model of two tensors, each in a shard of its own.
+    fn put(folder: &Path, value: f32) {
+        std::fs::create_dir_all(folder).unwrap();
+        let tensor = Tensor::full(value, 4, &Device::Cpu).unwrap();
+        let tensors = [("a", &tensor), ("b", &tensor)];
+        write_shards(&RealFs, folder, &tensors, DType::F32, 16).unwrap();
+    }
+
+    fn value(files: &WeightFiles, name: &str) -> f32 {
+        let tensor = files.read(name, &[4], DType::F32, &Device::Cpu).unwrap();
+        tensor.to_vec1::<f32>().unwrap()[0]
+    }
+
+    #[test]
+    fn a_model_that_is_replaced_while_it_is_read_stays_the_one_that_was_opened() {
+        let place = tempfile::tempdir().unwrap();
+        let (model, next) = (place.path().join("model"), place.path().join("model.next"));
+        put(&model, 1.0);
+        let files = WeightFiles::open(&model).unwrap();
+        assert_eq!(value(&files, "a"), 1.0);
+        put(&next, 2.0);
+        std::fs::remove_dir_all(&model).unwrap();
+        rename_durably(&RealFs, &next, &model).unwrap();
+        assert_eq!(value(&files, "b"), 1.0);
+        assert_eq!(value(&WeightFiles::open(&model).unwrap(), "b"), 2.0);
     }
 }

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
+use candle_core::{D, DType, Tensor};
 use chandler_durable::{Fs, write_file, write_with};
 use safetensors::tensor::{TensorInfo, View};
 use serde_json::{Map, Value, json};
@@ -16,6 +16,16 @@ pub const MAX_SHARD_BYTES: usize = 5_000_000_000;
 /// Writes `tensors` to one file in the order given, each converted to `dtype` or, without one, in
 /// its own.
 pub fn write_safetensors(
+    fs: &dyn Fs,
+    path: &Path,
+    tensors: &[(&str, &Tensor)],
+    dtype: Option<DType>,
+) -> Result<(), ModelError> {
+    check_range(tensors, dtype)?;
+    write_one(fs, path, tensors, dtype)
+}
+
+fn write_one(
     fs: &dyn Fs,
     path: &Path,
     tensors: &[(&str, &Tensor)],
@@ -42,6 +52,7 @@ pub fn write_shards(
     dtype: DType,
     max_bytes: usize,
 ) -> Result<(), ModelError> {
+    check_range(tensors, Some(dtype))?;
     let bytes = |tensor: &Tensor| tensor.elem_count() * dtype.size_in_bytes();
     let mut shards: Vec<Vec<(&str, &Tensor)>> = vec![vec![]];
     let mut room = max_bytes;
@@ -55,19 +66,45 @@ pub fn write_shards(
         shards.last_mut().expect("there is always one").push((name, tensor));
     }
     if let [only] = shards.as_slice() {
-        return write_safetensors(fs, &folder.join("model.safetensors"), only, Some(dtype));
+        return write_one(fs, &folder.join("model.safetensors"), only, Some(dtype));
     }
     let mut weight_map = Map::new();
     let count = shards.len();
     for (index, shard) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{count:05}.safetensors", index + 1);
-        write_safetensors(fs, &folder.join(&file), shard, Some(dtype))?;
+        write_one(fs, &folder.join(&file), shard, Some(dtype))?;
         weight_map.extend(shard.iter().map(|(name, _)| ((*name).to_owned(), json!(file))));
     }
     let total_size: usize = tensors.iter().map(|(_, tensor)| bytes(tensor)).sum();
     let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
     let path = folder.join("model.safetensors.index.json");
     write_file(fs, &path, format!("{index:#}\n").as_bytes())?;
+    Ok(())
+}
+
+/// Half of the distance from f16's largest number to what would be the next: below it, values are
+/// still rounded down.
+const BEYOND_F16: f32 = 65_520.0;
+
+/// Whether a value of the tensor would become infinite in f16.
+pub(crate) fn is_beyond_f16(tensor: &Tensor) -> candle_core::Result<bool> {
+    if tensor.dtype() == DType::F16 || tensor.elem_count() == 0 {
+        return Ok(false);
+    }
+    let largest = tensor.to_dtype(DType::F32)?.abs()?.flatten_all()?.max(D::Minus1)?;
+    Ok(largest.to_scalar::<f32>()? >= BEYOND_F16)
+}
+
+/// Refuses a type that does not hold the values, before anything is written.
+fn check_range(tensors: &[(&str, &Tensor)], dtype: Option<DType>) -> Result<(), ModelError> {
+    if dtype != Some(DType::F16) {
+        return Ok(());
+    }
+    for (name, tensor) in tensors {
+        if is_beyond_f16(tensor)? {
+            return Err(ModelError::OutOfRange { name: (*name).to_owned(), dtype: "f16" });
+        }
+    }
     Ok(())
 }
 
@@ -95,4 +132,28 @@ fn header(tensors: &[(&str, &Tensor)], dtype: Option<DType>) -> Vec<u8> {
 fn write_tensor(file: &mut dyn Write, tensor: &Tensor, dtype: DType) -> io::Result<()> {
     let tensor = tensor.to_dtype(dtype).map_err(io::Error::other)?;
     file.write_all(&View::data(&tensor))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use chandler_durable::RealFs;
+
+    use super::*;
+
+    #[test]
+    fn what_f16_does_not_hold_is_refused_before_anything_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |value: f32| Tensor::new(&[value, -1.0], &Device::Cpu).unwrap();
+        let (small, large) = (of(65_504.0), of(-65_520.0));
+        let write = |dtype: DType| {
+            let tensors = [("small", &small), ("large", &large)];
+            write_shards(&RealFs, folder.path(), &tensors, dtype, 4)
+        };
+        let refused = write(DType::F16);
+        assert!(matches!(refused, Err(ModelError::OutOfRange { name, .. }) if name == "large"));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        write(DType::BF16).unwrap();
+        assert!(!is_beyond_f16(&small).unwrap());
+    }
 }

@@ -2,7 +2,9 @@
 
 use candle_core::DType;
 use chandler_durable::RealFs;
-use chandler_model::{CausalLm, KvCache, LoraConfig, ModelError, SequenceLayout, write_adapter};
+use chandler_model::{
+    AdapterBase, CausalLm, KvCache, LoraConfig, ModelError, SequenceLayout, write_adapter,
+};
 
 use crate::support::{
     MODELS, assert_statistics, flat, golden, golden_folder, ids, largest_difference, load, numbers,
@@ -89,7 +91,12 @@ fn an_adapter_survives_its_folder() {
     let tensors: Vec<(&str, &candle_core::Tensor)> =
         model.params().trainable().map(|(_, p)| (p.name.as_str(), &p.value)).collect();
     let config = model.lora().unwrap();
-    write_adapter(&RealFs, folder.path(), config, "qwen3", &tensors, DType::F32).unwrap();
+    let base = AdapterBase { name: "owner/qwen3".into(), revision: Some("v1".into()) };
+    write_adapter(&RealFs, folder.path(), config, &base, &tensors, DType::F32).unwrap();
+    let said = std::fs::read_to_string(folder.path().join("adapter_config.json")).unwrap();
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["base_model_name_or_path"], "owner/qwen3");
+    assert_eq!(said["revision"], "v1");
     let mut again = load("qwen3");
     again.load_adapter(folder.path()).unwrap();
     assert_eq!(again.lora().unwrap().r, config.r);

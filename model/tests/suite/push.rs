@@ -166,6 +166,7 @@ fn reply(request: &Request, state: &mut State, base: &str) -> (u16, String, Vec<
             let there = state.files.contains_key("README.md");
             (if there { 200 } else { 404 }, nothing, vec![])
         }
+        ("GET", "/api/models/owner/model") if state.exists => told(json!({ "id": "owner/model" })),
         ("GET", "/api/models/Base/Model") => told(json!({ "cardData": { "license": "mit" } })),
         _ => (404, nothing, vec![]),
     }
@@ -302,6 +303,14 @@ fn a_card_that_is_there_is_found_and_a_base_tells_its_license() {
 fn what_may_pass_is_tried_again() {
     let failures = vec![("preupload", 503), ("objects/batch", 500), ("/storage/", 502)];
     let hub = Hub::serve(State { failures, ..State::default() });
+    hub.push(TOKEN, &model_folder("qwen3"), None).unwrap();
+    assert_there(&hub.state.lock().unwrap(), &model_folder("qwen3"));
+}
+
+#[test]
+fn a_token_that_may_make_no_repository_writes_to_one_that_is_there() {
+    let failures = vec![("create", 403)];
+    let hub = Hub::serve(State { failures, exists: true, ..State::default() });
     hub.push(TOKEN, &model_folder("qwen3"), None).unwrap();
     assert_there(&hub.state.lock().unwrap(), &model_folder("qwen3"));
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use candle_core::{DType, Tensor};
 use chandler_durable::RealFs;
-use chandler_model::{SequenceLayout, write_adapter, write_model};
+use chandler_model::{AdapterBase, SequenceLayout, write_adapter, write_model};
 use serde_json::Value;
 
 use crate::support::{
@@ -47,7 +47,7 @@ fn written_folders_load_in_transformers_and_peft() {
         let adapted = last_logits(&model);
         let named: Vec<(&str, &Tensor)> =
             model.params().trainable().map(|(_, p)| (p.name.as_str(), &p.value)).collect();
-        let base = whole.to_string_lossy();
+        let base = AdapterBase { name: whole.to_string_lossy().into(), revision: None };
         write_adapter(&RealFs, &adapter, model.lora().unwrap(), &base, &named, DType::F32).unwrap();
         let output = Command::new(&python)
             .arg(fixtures().join("load_in_transformers.py"))

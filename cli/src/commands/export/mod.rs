@@ -5,6 +5,8 @@ mod gguf;
 mod model;
 mod tables;
 
+use std::path::Path;
+
 use clap::{Args, Subcommand};
 
 use super::App;
@@ -33,6 +35,8 @@ enum What {
     Metrics(tables::MetricsArgs),
     /// Write the results of evaluations: CSV, JSON lines or Parquet
     Evals(tables::TableArgs),
+    /// Write what each eval set scored, metric by metric: CSV, JSON lines or Parquet
+    Scores(tables::TableArgs),
     /// Write the answers that were generated: CSV, JSON lines or Parquet
     Samples(tables::TableArgs),
     /// Write what happened: CSV, JSON lines or Parquet
@@ -48,7 +52,21 @@ pub(super) fn export(app: &App, args: &ExportArgs) -> Result<Exit, Failure> {
         Some(What::Gguf(args)) => gguf::export(app, args),
         Some(What::Metrics(args)) => tables::metrics(app, args),
         Some(What::Evals(args)) => tables::table(app, args, Subject::Evals),
+        Some(What::Scores(args)) => tables::table(app, args, Subject::Scores),
         Some(What::Samples(args)) => tables::table(app, args, Subject::Samples),
         Some(What::Events(args)) => tables::table(app, args, Subject::Events),
     }
+}
+
+/// Refuses a folder to write to that somebody uses, before anything is loaded.
+fn check_new(folder: &Path) -> Result<(), Failure> {
+    let is_free = match std::fs::read_dir(folder) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    };
+    if is_free {
+        return Ok(());
+    }
+    let error = anyhow::anyhow!("{} is there already, and no empty folder", folder.display());
+    Err(Failure::new(Exit::Usage, error, Some("name a new folder".to_owned())))
 }

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use candle_core::{DType, Device};
-use chandler_model::CausalLm;
+use chandler_model::{CausalLm, stored_dtype};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::App;
+use super::{App, check_new};
 use crate::engine::{self, EngineError, model_folder};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -72,12 +72,12 @@ impl Source {
     /// Loads the model, the adapter merged.
     pub(super) fn load(&self, app: &App) -> Result<Loaded, Failure> {
         let folder = self.folder(app)?;
-        let load = |dtype| CausalLm::load(&folder, dtype, &Device::Cpu).map_err(EngineError::from);
-        let mut model = load(None)?;
-        let stored = model.dtype();
+        let stored = stored_dtype(&folder).map_err(EngineError::from)?;
+        // The product of an adapter's two matrices is added in f32 and rounded once.
+        let dtype = if self.adapter.is_some() { DType::F32 } else { stored };
+        let load = CausalLm::load(&folder, Some(dtype), &Device::Cpu);
+        let mut model = load.map_err(EngineError::from)?;
         if let Some(adapter) = &self.adapter {
-            // The product of the two matrices is added in f32 and rounded once.
-            model = load(Some(DType::F32))?;
             model.load_adapter(adapter).map_err(EngineError::from)?;
             model.merge_adapter().map_err(EngineError::from)?;
         }
@@ -91,10 +91,7 @@ pub(super) fn export(app: &App, args: &ModelArgs) -> Result<Exit, Failure> {
         let hint = "`chandler export --help` lists what can be exported".to_owned();
         return Err(Failure::new(Exit::Usage, error, Some(hint)));
     };
-    if output.join("config.json").exists() {
-        let error = anyhow::anyhow!("{} already holds a model", output.display());
-        return Err(Failure::new(Exit::Usage, error, Some("name a new folder".to_owned())));
-    }
+    check_new(output)?;
     let Loaded { mut model, folder, stored } = args.source.load(app)?;
     let dtype = args.dtype.map_or(stored, |dtype| match dtype {
         SavedDtype::F32 => DType::F32,

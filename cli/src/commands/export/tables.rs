@@ -1,4 +1,4 @@
-//! `chandler export metrics|evals|samples|events`.
+//! `chandler export metrics|evals|scores|samples|events`.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ pub(super) struct TableArgs {
     /// The file; `-` is standard output
     #[arg(value_name = "FILE", default_value = "-")]
     output: PathBuf,
-    /// The format [default: as the file's name says, else csv]
+    /// The format [default: as the file's name says, else csv, or jsonl on standard output with --json]
     #[arg(long, value_enum)]
     format: Option<Format>,
     #[command(flatten)]
@@ -29,7 +29,7 @@ pub(super) struct MetricsArgs {
     /// The file, or the folder for TensorBoard; `-` is standard output
     #[arg(value_name = "FILE|DIR", default_value = "-")]
     output: PathBuf,
-    /// The format [default: as the file's name says, else csv]
+    /// The format [default: as the file's name says, else csv, or jsonl on standard output with --json]
     #[arg(long, value_enum)]
     format: Option<MetricsFormat>,
     #[command(flatten)]
@@ -56,7 +56,7 @@ struct Which {
     /// The runs of one job alone
     #[arg(long, value_name = "N")]
     job: Option<i64>,
-    /// Say as JSON what was written
+    /// Say as JSON what was written, or write JSON lines to standard output
     #[arg(long)]
     json: bool,
 }
@@ -94,11 +94,16 @@ fn write(
     which: &Which,
 ) -> Result<Exit, Failure> {
     let store = Store::open(&app.state()?.database())?;
-    let format = format.or(Format::of_name(output)).unwrap_or(Format::Csv);
     let destination = match output.to_str() {
         Some("-") => Destination::Stdout,
         _ => Destination::File(output.to_owned()),
     };
+    // On standard output, the table itself is what the command says.
+    let usual = match destination {
+        Destination::Stdout if which.json => Format::Jsonl,
+        _ => Format::Csv,
+    };
+    let format = format.or(Format::of_name(output)).unwrap_or(usual);
     let rows = write_table(&store, subject, which.selection(), format, &destination)?;
     match (destination, which.json) {
         // Nothing may stand behind the table.

@@ -12,6 +12,7 @@ use chandler_durable::{DurableFile, RealFs};
 pub(super) use cell::{Cell, Column, Kind};
 
 use super::{ExportError, Selection, Subject};
+use crate::place::Place;
 use crate::store::Store;
 use crate::visible::visible;
 
@@ -41,7 +42,7 @@ impl Format {
 /// Where a table goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {
-    /// A file, which is whole or not there.
+    /// A file, which is whole or not there; a pipe or a device is written to.
     File(PathBuf),
     /// Standard output: as it is, or made visible where that is a terminal.
     Stdout,
@@ -55,7 +56,7 @@ pub fn write_table(
     format: Format,
     destination: &Destination,
 ) -> Result<u64, ExportError> {
-    let write = |out: &mut (dyn Write + Send)| -> Result<u64, ExportError> {
+    let write = |out: &mut Out| -> Result<u64, ExportError> {
         let columns = subject.columns();
         let mut rows = 0;
         let mut writer = writer(format, columns, out)?;
@@ -68,27 +69,47 @@ pub fn write_table(
     };
     match destination {
         Destination::File(path) => {
-            let mut file = DurableFile::create(&RealFs, path)?;
             let named = |error| match error {
                 ExportError::Io { source, .. } => ExportError::Io { to: path.clone(), source },
                 error => error,
             };
-            let rows = write(&mut file).map_err(named)?;
-            file.commit()?;
-            Ok(rows)
+            match Place::of(path) {
+                Place::File(path) => {
+                    let mut file = DurableFile::create(&RealFs, &path)?;
+                    let rows = write(&mut file).map_err(named)?;
+                    file.commit()?;
+                    Ok(rows)
+                }
+                Place::Stream(path) => {
+                    let stream = Place::open_stream(&path).map_err(ExportError::from);
+                    to_stream(stream.map_err(named)?, format, &write).map_err(named)
+                }
+            }
         }
-        Destination::Stdout if !io::stdout().is_terminal() => {
-            let mut out = io::BufWriter::new(io::stdout());
-            write(&mut out).and_then(|rows| Ok(out.flush().map(|()| rows)?)).or_else(gone_away)
-        }
-        Destination::Stdout if format == Format::Parquet => Err(ExportError::BinaryToTerminal),
-        Destination::Stdout => {
-            let mut bytes = vec![];
-            let rows = write(&mut bytes)?;
-            let shown = visible(&String::from_utf8_lossy(&bytes));
-            io::stdout().write_all(shown.as_bytes()).map(|()| rows).map_err(ExportError::from)
-        }
+        Destination::Stdout => to_stream(io::stdout(), format, &write),
     }
+}
+
+/// Whom a table is written to.
+type Out<'a> = dyn Write + Send + 'a;
+
+/// Has a table written to a pipe or a device, with its text made visible where that is a terminal.
+fn to_stream(
+    mut out: impl Write + IsTerminal + Send,
+    format: Format,
+    write: &dyn Fn(&mut Out) -> Result<u64, ExportError>,
+) -> Result<u64, ExportError> {
+    if !out.is_terminal() {
+        let mut out = io::BufWriter::new(out);
+        return write(&mut out).and_then(|rows| Ok(out.flush().map(|()| rows)?)).or_else(gone_away);
+    }
+    if format == Format::Parquet {
+        return Err(ExportError::BinaryToTerminal);
+    }
+    let mut bytes = vec![];
+    let rows = write(&mut bytes)?;
+    let shown = visible(&String::from_utf8_lossy(&bytes));
+    Ok(out.write_all(shown.as_bytes()).map(|()| rows)?)
 }
 
 /// A reader that went away, as `head` does, has what it wanted.

@@ -16,7 +16,7 @@ impl<'a> Csv<'a> {
     pub(super) fn begin(columns: &[Column], out: &'a mut (dyn Write + Send)) -> io::Result<Self> {
         let mut writer =
             csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(out);
-        writer.write_record(columns.iter().map(|column| &column.name)).map_err(io::Error::from)?;
+        writer.write_record(columns.iter().map(|column| &column.name)).map_err(within)?;
         Ok(Self(writer))
     }
 }
@@ -28,11 +28,20 @@ impl TableWriter for Csv<'_> {
             Value::String(text) => text,
             other => other.to_string(),
         };
-        self.0.write_record(row.into_iter().map(text)).map_err(io::Error::from)
+        self.0.write_record(row.into_iter().map(text)).map_err(within)
     }
 
     fn finish(mut self: Box<Self>) -> io::Result<()> {
         self.0.flush()
+    }
+}
+
+/// What the system said: its kind tells a full disk and a reader that went away.
+fn within(error: csv::Error) -> io::Error {
+    let said = error.to_string();
+    match error.into_kind() {
+        csv::ErrorKind::Io(error) => error,
+        _ => io::Error::other(said),
     }
 }
 
@@ -69,5 +78,35 @@ fn value(cell: Cell) -> Value {
         Cell::Float(number) => json!(number),
         Cell::Bool(yes) => json!(yes),
         Cell::Text(text) => Value::String(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::table::Kind;
+
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_the_system_says_of_a_table_keeps_its_kind() {
+        let columns = || vec![Column { name: "a".to_owned(), kind: Kind::Text }];
+        let row = || vec![Cell::Text("b".repeat(1 << 20))];
+        let (mut csv_out, mut json_out) = (Full, Full);
+        let csv = Csv::begin(&columns(), &mut csv_out).and_then(|mut csv| csv.row(row()));
+        let json = Jsonl::new(columns(), &mut json_out).row(row());
+        for written in [csv, json] {
+            assert_eq!(written.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        }
     }
 }

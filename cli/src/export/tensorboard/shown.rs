@@ -23,7 +23,8 @@ pub(super) fn of_step(row: &StepRow) -> Vec<(String, Shown)> {
     .collect()
 }
 
-/// The curves of an evaluation and its samples as texts, each under its place.
+/// The curves of an evaluation, those of each set beside the job's own, and its samples as texts,
+/// each under its question: a set that is asked only now and then leaves the others' tags alone.
 pub(super) fn of_evaluation(row: &EvalRow, samples: &[EvalSample]) -> Vec<(String, Shown)> {
     let curves = [
         ("eval/loss", row.loss),
@@ -32,10 +33,14 @@ pub(super) fn of_evaluation(row: &EvalRow, samples: &[EvalSample]) -> Vec<(Strin
         ("eval/exact_match", row.exact_match),
     ];
     let curves = curves.into_iter().filter_map(|(tag, value)| Some(scalar(tag.to_owned(), value?)));
-    let texts = samples.iter().enumerate();
-    let texts =
-        texts.map(|(place, sample)| (format!("samples/{place}"), Shown::Text(as_markdown(sample))));
-    curves.chain(texts).collect()
+    let scores = row.scores.iter();
+    let scores =
+        scores.map(|score| scalar(format!("eval/{}/{}", score.set, score.metric), score.value));
+    let texts = samples.iter().map(|sample| {
+        let EvalSample { set, position, attempt, .. } = sample;
+        (format!("samples/{set}/{position}/{attempt}"), Shown::Text(as_markdown(sample)))
+    });
+    curves.chain(scores).chain(texts).collect()
 }
 
 fn scalar(tag: String, value: f64) -> (String, Shown) {
@@ -58,12 +63,27 @@ fn as_markdown(sample: &EvalSample) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::ScoreRow;
 
     #[test]
     fn what_is_unknown_has_no_point_and_what_a_sample_says_stays_as_it_is() {
-        let row =
-            EvalRow { step: 4, loss: Some(0.5), exact_match: Some(0.0), ..EvalRow::default() };
+        let score = ScoreRow {
+            set: "sums".into(),
+            metric: "numeric".into(),
+            value: 0.25,
+            ..ScoreRow::default()
+        };
+        let row = EvalRow {
+            step: 4,
+            loss: Some(0.5),
+            exact_match: Some(0.0),
+            scores: vec![score],
+            ..EvalRow::default()
+        };
         let sample = EvalSample {
+            set: "sums".into(),
+            position: 7,
+            attempt: 1,
             prompt: "# a\n<b>".into(),
             text: "c".into(),
             new_tokens: 1,
@@ -73,7 +93,8 @@ mod tests {
         let expected = [
             ("eval/loss".to_owned(), Shown::Scalar(0.5)),
             ("eval/exact_match".to_owned(), Shown::Scalar(0.0)),
-            ("samples/0".to_owned(), Shown::Text(text)),
+            ("eval/sums/numeric".to_owned(), Shown::Scalar(0.25)),
+            ("samples/sums/7/1".to_owned(), Shown::Text(text)),
         ];
         assert_eq!(of_evaluation(&row, &[sample]), expected);
     }

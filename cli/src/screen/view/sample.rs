@@ -9,15 +9,20 @@ use super::words::broken;
 use crate::screen::paint::DIM;
 use crate::screen::scene::{Sample, Scene};
 use crate::screen::ui::Ui;
+use crate::visible::visible_line;
 
-/// Which sample of how many, and the figures of its evaluation.
+/// Which sample of how many, of which set, and the figures of its evaluation.
 pub(super) fn title(scene: &Scene, ui: &Ui) -> String {
     let Some(eval) = &scene.eval else { return "sample".to_owned() };
     let figures: Vec<String> =
         eval.figures.iter().map(|(name, value)| format!(", {name} {value:.3}")).collect();
-    let which = match eval.samples.len() {
-        0 => "no samples".to_owned(),
-        all => format!("sample {}/{all}", ui.sample.min(all - 1) + 1),
+    let all = eval.samples.len();
+    let number = ui.sample.min(all.saturating_sub(1));
+    let which = match eval.samples.get(number) {
+        None => "no samples".to_owned(),
+        // Of an evaluation before there were sets.
+        Some(sample) if sample.set.is_empty() => format!("sample {}/{all}", number + 1),
+        Some(sample) => format!("sample {}/{all} of {}", number + 1, visible_line(&sample.set)),
     };
     let other_run = scene.run.as_ref().is_some_and(|run| run.id != eval.run_id);
     let run = if other_run { format!(" of run {}", eval.run_id) } else { String::new() };

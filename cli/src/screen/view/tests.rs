@@ -71,6 +71,7 @@ fn questions_help_and_other_parts() {
     moved.focus = Focus::Sample;
     let shown = text(&picture(&scene, &moved, (40, 14)));
     assert!(shown.contains("zwei rote Eulen\\u{1b}[2J"), "{shown}");
+    assert!(shown.contains("sample 2/2 of held-out"), "{shown}");
     assert!(!shown.contains('\u{1b}'));
     moved.silent_s = Some(12);
     assert!(text(&picture(&scene, &moved, (80, 24))).contains("nothing new for 12 s"));

@@ -2,8 +2,6 @@
 //!
 //! <https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md>; `multipart` is the hub's own.
 
-use std::io::{self, Read, Seek, SeekFrom};
-
 use reqwest::blocking::Body;
 use reqwest::header::{ETAG, HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
@@ -103,7 +101,7 @@ fn send(
     tell(0);
     let Some(wish) = action.header.get("chunk_size") else {
         let headers = headers(client, &action.header)?;
-        client.put(&action.href, &headers, || part(source, 0, source.size))?;
+        client.put(&action.href, &headers, || Ok(part(source, 0, source.size)))?;
         tell(source.size);
         return Ok(());
     };
@@ -123,7 +121,7 @@ fn send(
             url.ok_or_else(|| client.not_understood(format!("part {number} has no place")))?;
         let start = (number - 1) * size;
         let length = size.min(source.size - start);
-        let sent = client.put(url, &HeaderMap::new(), || part(source, start, length))?;
+        let sent = client.put(url, &HeaderMap::new(), || Ok(part(source, start, length)))?;
         let etag = sent.headers().get(ETAG).and_then(|etag| etag.to_str().ok());
         let etag = etag.ok_or_else(|| client.not_understood("a part has no ETag"))?;
         parts.push(json!({ "partNumber": number, "etag": etag }));
@@ -145,9 +143,6 @@ fn headers(client: &Client, wanted: &Map<String, Value>) -> Result<HeaderMap, Pu
 }
 
 /// A part of a file as a body, read while it is sent.
-fn part(source: &Source, start: u64, length: u64) -> Result<Body, PushError> {
-    let mut file = source.open()?;
-    let at = file.seek(SeekFrom::Start(start));
-    at.map_err(|error: io::Error| source.unreadable(error))?;
-    Ok(Body::sized(file.take(length), length))
+fn part(source: &Source, start: u64, length: u64) -> Body {
+    Body::sized(source.part(start, length), length)
 }

@@ -12,7 +12,9 @@ mod token;
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -79,12 +81,21 @@ pub struct Push {
     message: String,
 }
 
-/// A file of the commit.
+/// A file of the commit. It stays open: its size, its hash and what is sent are of the same bytes,
+/// whatever is put under its name meanwhile.
 struct Source {
     name: String,
     path: PathBuf,
+    file: Arc<File>,
     size: u64,
     sample: Vec<u8>,
+}
+
+/// A part of an open file, read from a place of its own: what else reads the file moves it nowhere.
+struct Part {
+    file: Arc<File>,
+    at: u64,
+    left: u64,
 }
 
 impl Push {
@@ -111,6 +122,12 @@ impl Push {
         match client.post_json("/api/repos/create", &wanted) {
             // 409: it is there.
             Ok(_) | Err(PushError::Answered { status: 409, .. }) => {}
+            // A token that may write to this repository alone may make none, not even this one.
+            Err(error @ PushError::Forbidden { .. }) => {
+                if client.get_json(&format!("/api/models/{id}")).is_err() {
+                    return Err(error);
+                }
+            }
             Err(error) => return Err(error),
         }
         Ok(Self { id: id.to_owned(), client, message: options.message.clone() })
@@ -140,7 +157,7 @@ impl Push {
         card: Option<&str>,
         progress: &dyn Fn(Upload),
     ) -> Result<Pushed, PushError> {
-        let mut sources = sources(folder)?;
+        let mut sources = foreign::of_one_folder(folder, || sources(folder))?;
         if card.is_some() {
             sources.retain(|source| source.name != CARD_FILE);
         }
@@ -233,8 +250,10 @@ fn sources(folder: &Path) -> Result<Vec<Source>, PushError> {
         }
         foreign::check_inside(folder, &path)?;
         let unreadable = |source| PushError::Read { path: path.clone(), source };
-        let size = path.metadata().map_err(unreadable)?.len();
-        let mut source = Source { name, path: path.clone(), size, sample: vec![] };
+        let file = foreign::open_regular(&path)?;
+        let size = file.metadata().map_err(unreadable)?.len();
+        let file = Arc::new(file);
+        let mut source = Source { name, path: path.clone(), file, size, sample: vec![] };
         source.sample = source.read(SAMPLE_BYTES)?;
         found.push(source);
     }
@@ -250,9 +269,19 @@ fn is_of_a_model(name: &str) -> bool {
         || (!name.starts_with('.') && (name.ends_with(".safetensors") || name.ends_with(".gguf")))
 }
 
+impl Read for Part {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let read = self.file.read_at(&mut buffer[..most], self.at)?;
+        self.at += read as u64;
+        self.left -= read as u64;
+        Ok(read)
+    }
+}
+
 impl Source {
-    fn open(&self) -> Result<File, PushError> {
-        File::open(&self.path).map_err(|source| self.unreadable(source))
+    fn part(&self, start: u64, length: u64) -> Part {
+        Part { file: Arc::clone(&self.file), at: start, left: length }
     }
 
     fn unreadable(&self, source: io::Error) -> PushError {
@@ -261,7 +290,7 @@ impl Source {
 
     fn read(&self, at_most: u64) -> Result<Vec<u8>, PushError> {
         let mut bytes = vec![];
-        let read = self.open()?.take(at_most).read_to_end(&mut bytes);
+        let read = self.part(0, at_most).read_to_end(&mut bytes);
         read.map_err(|source| self.unreadable(source))?;
         Ok(bytes)
     }
@@ -269,7 +298,7 @@ impl Source {
     /// SHA-256 of the file, in hexadecimal: its name in LFS.
     fn oid(&self) -> Result<String, PushError> {
         let mut hash = Sha256::new();
-        let mut file = self.open()?;
+        let mut file = self.part(0, self.size);
         let mut chunk = vec![0; 1 << 20];
         loop {
             match file.read(&mut chunk).map_err(|source| self.unreadable(source))? {
@@ -278,5 +307,25 @@ impl Source {
             }
         }
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_replaced_after_it_was_listed_is_sent_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        chandler_durable::write(&path, b"0123456789").unwrap();
+        let source = sources(folder.path()).unwrap().remove(0);
+        let oid = source.oid().unwrap();
+        // A new file is renamed over the old one.
+        chandler_durable::write(&path, b"another one").unwrap();
+        let mut part = String::new();
+        source.part(3, 4).read_to_string(&mut part).unwrap();
+        assert_eq!((part.as_str(), source.size), ("3456", 10));
+        assert_eq!(source.oid().unwrap(), oid);
     }
 }
