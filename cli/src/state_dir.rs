@@ -162,6 +162,8 @@ impl StateDir {
                 rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR => {
                     rustix::fs::access(&folder, rustix::fs::Access::WRITE_OK)
                 }
+                // Whoever works waits for room; a start must not fail for want of it.
+                rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => Ok(()),
                 other => Err(other),
             })
             .map_err(|errno| StateDirError::NotWritable { path: folder, source: errno.into() })?;

@@ -4,6 +4,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::At;
+use crate::rename::rename_to_free_place;
 use crate::temporary::{parent_of, under_temporary_name};
 use crate::{DurableError, Fs, FsFile, Operation, RealFs};
 
@@ -38,6 +39,22 @@ pub fn write_with<T>(
     Ok(value)
 }
 
+/// Writes what `fill` writes to the first of `places` that nothing stands at, whole or not at all;
+/// all are in `folder`. Nothing is replaced; the place is returned with what `fill` did.
+pub fn write_to_free_place<T>(
+    fs: &dyn Fs,
+    folder: &Path,
+    places: impl IntoIterator<Item = PathBuf>,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<T>,
+) -> Result<(PathBuf, T), DurableError> {
+    let mut file = DurableFile::create_in(fs, folder, SHARED_MODE, folder.to_owned())?;
+    let value = fill(&mut file).at(Operation::Write, folder)?;
+    file.sync()?;
+    let place = rename_to_free_place(fs, &file.temporary, places)?;
+    file.writer = None;
+    Ok((place, value))
+}
+
 /// A file being written under a temporary name; [`commit`](Self::commit) puts it in place.
 ///
 /// Dropped without a commit, it leaves nothing behind. Where `path` is a symbolic link, the link
@@ -62,18 +79,31 @@ impl<'fs> DurableFile<'fs> {
     }
 
     fn create_with_mode(fs: &'fs dyn Fs, path: &Path, mode: u32) -> Result<Self, DurableError> {
-        let folder = parent_of(path)?;
+        Self::create_in(fs, parent_of(path)?, mode, path.to_owned())
+    }
+
+    fn create_in(
+        fs: &'fs dyn Fs,
+        folder: &Path,
+        mode: u32,
+        destination: PathBuf,
+    ) -> Result<Self, DurableError> {
         let (temporary, file) =
             under_temporary_name(folder, Operation::Create, |name| fs.create_new(name, mode))?;
         let writer = Some(BufWriter::with_capacity(BUFFER_BYTES, file));
-        Ok(Self { fs, writer, temporary, destination: path.to_owned() })
+        Ok(Self { fs, writer, temporary, destination })
+    }
+
+    /// Brings the bytes to the disk.
+    fn sync(&mut self) -> Result<(), DurableError> {
+        let writer = self.writer.as_mut().expect("present until the commit has succeeded");
+        writer.flush().at(Operation::Write, &self.temporary)?;
+        writer.get_mut().sync().at(Operation::Sync, &self.temporary)
     }
 
     /// Brings the bytes to the disk and puts the file in place.
     pub fn commit(mut self) -> Result<(), DurableError> {
-        let writer = self.writer.as_mut().expect("present until the commit has succeeded");
-        writer.flush().at(Operation::Write, &self.temporary)?;
-        writer.get_mut().sync().at(Operation::Sync, &self.temporary)?;
+        self.sync()?;
         self.fs
             .rename(&self.temporary, &self.destination)
             .at(Operation::Rename, &self.temporary)?;
@@ -146,6 +176,20 @@ mod tests {
         assert!(panicked.is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(names(folder.path()), ["state"]);
+    }
+
+    #[test]
+    fn what_stands_at_a_place_is_left_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = || ["a", "a-2"].map(|name| folder.path().join(name));
+        for expected in ["a", "a-2"] {
+            let fill = |file: &mut dyn Write| file.write_all(expected.as_bytes());
+            let (place, ()) = write_to_free_place(&RealFs, folder.path(), places(), fill).unwrap();
+            assert_eq!(place, folder.path().join(expected));
+        }
+        assert!(write_to_free_place(&RealFs, folder.path(), places(), |_| Ok(())).is_err());
+        assert_eq!(names(folder.path()), ["a", "a-2"]);
+        assert_eq!(std::fs::read(folder.path().join("a")).unwrap(), b"a");
     }
 
     #[test]

@@ -49,13 +49,15 @@ mod temporary;
 mod verify;
 
 pub use error::{DurableError, Operation};
-pub use file::{DurableFile, write, write_file, write_with};
+pub use file::{DurableFile, write, write_file, write_to_free_place, write_with};
 pub use fs::{FolderEntry, Fs, FsFile, RealFs};
 pub use manifest::{FileRecord, MANIFEST_NAME, Manifest};
 pub use natural_order::natural_cmp;
 pub use quarantine::{QUARANTINE_FOLDER, quarantine};
 pub use recovery::{NewestGood, Quarantined, newest_good};
-pub use rename::{create_folder_all, is_there, remove_folder, rename_durably};
+pub use rename::{
+    create_folder_all, is_there, remove_folder, rename_durably, rename_to_free_place,
+};
 pub use sealed_folder::SealedFolder;
 pub use space::{free_space, require_space};
 pub use temporary::{TEMPORARY_PREFIX, sweep_temporaries};

@@ -1,7 +1,7 @@
 //! Renames, new folders and removals that survive a power cut.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::At;
 use crate::temporary::{parent_of, under_temporary_name};
@@ -17,6 +17,26 @@ pub fn rename_durably(fs: &dyn Fs, from: &Path, to: &Path) -> Result<(), Durable
     let (from_folder, to_folder) = (parent_of(from)?, parent_of(to)?);
     fs.rename(from, to).at(Operation::Rename, from)?;
     sync_both(fs, from_folder, to_folder)
+}
+
+/// Renames a file to the first of `places` that nothing stands at, and brings both folders' names to
+/// the disk. Nothing is ever replaced; the place is returned.
+pub fn rename_to_free_place(
+    fs: &dyn Fs,
+    from: &Path,
+    places: impl IntoIterator<Item = PathBuf>,
+) -> Result<PathBuf, DurableError> {
+    for place in places {
+        let (from_folder, to_folder) = (parent_of(from)?, parent_of(&place)?);
+        match fs.rename_new(from, &place) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            renamed => {
+                renamed.at(Operation::Rename, from)?;
+                return sync_both(fs, from_folder, to_folder).map(|()| place);
+            }
+        }
+    }
+    Err(DurableError::AlreadyExists { path: from.to_owned() })
 }
 
 /// The receiving folder first: a power cut in between may show the name twice, never nowhere.
@@ -81,6 +101,22 @@ mod tests {
         rename_durably(&RealFs, &inbox.join("a.jsonl"), &processing.join("a.jsonl")).unwrap();
         assert_eq!(std::fs::read(processing.join("a.jsonl")).unwrap(), b"new");
         assert!(RealFs.list(&inbox).unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_first_free_place_is_taken_and_nothing_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in ["a", "b", "from"] {
+            crate::write(&path(name), name.as_bytes()).unwrap();
+        }
+        let places = || ["a", "b", "c"].map(path);
+        assert_eq!(rename_to_free_place(&RealFs, &path("from"), places()).unwrap(), path("c"));
+        for (name, expected) in [("a", "a"), ("b", "b"), ("c", "from")] {
+            assert_eq!(std::fs::read(path(name)).unwrap(), expected.as_bytes());
+        }
+        let error = rename_to_free_place(&RealFs, &path("a"), places()).unwrap_err();
+        assert!(matches!(error, DurableError::AlreadyExists { .. }) && path("a").exists());
     }
 
     #[test]

@@ -131,7 +131,7 @@ pub(super) fn work(
     let notifier = notifier(state, config);
     if let Some(words) = after {
         tracing::warn!("{words}");
-        store.record_event("restarted", None, None, words, None)?;
+        note(&store, "restarted", words);
     }
     let ledger = Ledger::new();
     let answers = Arc::new(Answers::new(state, controls, &ledger));

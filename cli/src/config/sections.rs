@@ -274,7 +274,7 @@ section! {
         keep_snapshots: usize = 7;
         /// Seconds without a sign of life, such as a step or an answered token, after which the
         /// daemon is taken to hang and is started again; 0 waits for ever.
-        hang_seconds: f64 = 3600.0, Bounds::at_least(0.0);
+        hang_seconds: f64 = 3600.0, Bounds::between(0.0, 1e9);
         /// Whether the daemon is started again when it was killed or has crashed.
         restart: bool = true;
         /// GiB that must stay free on the disk of the state directory.

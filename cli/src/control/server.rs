@@ -70,7 +70,11 @@ fn accept(listener: &UnixListener, ending: &AtomicBool, handler: &Arc<Handler>) 
         if ending.load(Ordering::SeqCst) {
             return;
         }
-        let Ok(stream) = stream else { continue };
+        let Ok(stream) = stream else {
+            // Too many open files, say: others need the processor to close theirs.
+            std::thread::sleep(Duration::from_millis(100));
+            continue;
+        };
         let busy = Arc::strong_count(&going_on) > MOST_CONVERSATIONS;
         if let Err(refusal) = admit(&stream, busy) {
             refuse(&stream, &refusal);

@@ -6,7 +6,7 @@ use std::path::Path;
 use chandler_durable::{self as durable, RealFs};
 
 use super::error::QueueError;
-use super::names::free_name;
+use super::names::places;
 use super::refusal::{Refusal, open_itself, plain_name};
 use crate::priority::Priority;
 use crate::state_dir::StateDir;
@@ -33,9 +33,10 @@ pub fn add_file(
     }
     let name = plain_name(source).map(|name| name.trim_start_matches('.'));
     let name = name.filter(|name| !name.is_empty()).ok_or_else(|| refused(Refusal::Name))?;
-    let destination = free_name(&state.inbox(priority), name);
-    let size_bytes =
-        durable::write_with(&RealFs, &destination, |output| io::copy(&mut input, output))?;
+    let inbox = state.inbox(priority);
+    let copy = |output: &mut dyn io::Write| io::copy(&mut input, output);
+    let (destination, size_bytes) =
+        durable::write_to_free_place(&RealFs, &inbox, places(&inbox, name), copy)?;
     let file_name =
         destination.file_name().and_then(|name| name.to_str()).unwrap_or(name).to_owned();
     Ok(store.enqueue(&NewJob {

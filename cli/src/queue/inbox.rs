@@ -10,7 +10,7 @@ use chandler_durable::natural_cmp;
 
 use super::error::QueueError;
 use super::refusal::{Refusal, plain_name};
-use super::writers::writer_of;
+use super::writers::being_written;
 use crate::priority::Priority;
 use crate::state_dir::StateDir;
 use crate::store::{Job, JobState, NewJob, Store};
@@ -33,6 +33,13 @@ struct Candidate {
     priority: Priority,
     size_bytes: u64,
     modified: SystemTime,
+}
+
+impl Candidate {
+    fn as_job(&self) -> NewJob<'_> {
+        let Self { path, name, priority, size_bytes, .. } = self;
+        NewJob { file_name: name, path, size_bytes: *size_bytes, priority: *priority }
+    }
 }
 
 /// What a file looked like when it last changed.
@@ -79,17 +86,18 @@ impl Inbox {
         }
         self.seen.retain(|path, _| present.contains(path));
         self.told.retain(|path| present.contains(path));
+        if !candidates.is_empty() {
+            let written = being_written(&self.state.inbox(Priority::Normal));
+            let (open, closed): (Vec<_>, Vec<_>) =
+                candidates.into_iter().partition(|candidate| written.contains(&candidate.path));
+            look.unsettled.extend(open.into_iter().map(|candidate| candidate.path));
+            candidates = closed;
+        }
         candidates.sort_by(|left, right| {
             left.modified.cmp(&right.modified).then_with(|| natural_cmp(&left.name, &right.name))
         });
-        for candidate in candidates {
-            look.queued.push(store.enqueue(&NewJob {
-                file_name: &candidate.name,
-                path: &candidate.path,
-                size_bytes: candidate.size_bytes,
-                priority: candidate.priority,
-            })?);
-        }
+        let new: Vec<NewJob> = candidates.iter().map(Candidate::as_job).collect();
+        look.queued = store.enqueue_all(&new)?;
         Ok(look)
     }
 
@@ -141,7 +149,7 @@ impl Inbox {
         }
     }
 
-    /// Whether a file kept its shape for the settling time and nobody is seen writing to it.
+    /// Whether a file kept its shape for the settling time.
     ///
     /// A file met for the first time is taken to stand as it is since its last change, so that old
     /// files need no second look. A change dated in the future counts from now.
@@ -153,12 +161,13 @@ impl Inbox {
         now: SystemTime,
     ) -> bool {
         let since = match self.seen.get(path) {
-            Some((before, since)) if *before == shape => *since,
+            // A clock that was set back counts from now too.
+            Some((before, since)) if *before == shape => (*since).min(now),
             _ => changed.min(now),
         };
         self.seen.insert(path.to_owned(), (shape, since));
         let age = now.duration_since(since).unwrap_or(Duration::ZERO);
-        age >= self.settle && writer_of(path).is_none()
+        age >= self.settle
     }
 }
 
@@ -247,6 +256,17 @@ mod tests {
         assert!(!on.inbox.lies_still(&path, shape(9), at(900), at(105)));
         assert!(!on.inbox.lies_still(&path, shape(9), at(900), at(106)));
         assert!(on.inbox.lies_still(&path, shape(9), at(900), at(107)));
+    }
+
+    #[test]
+    fn a_clock_that_was_wrong_keeps_no_file_waiting() {
+        let mut on = fixture();
+        let path = put(&on.state.inbox(Priority::Normal), "a.jsonl");
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let shape = Shape { size_bytes: 3, modified: at(0), inode: 1 };
+        assert!(!on.inbox.lies_still(&path, shape, at(9000), at(9000)));
+        assert!(!on.inbox.lies_still(&path, shape, at(9000), at(100)), "set back");
+        assert!(on.inbox.lies_still(&path, shape, at(9000), at(103)));
     }
 
     #[test]

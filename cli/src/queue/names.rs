@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use chandler_durable::{self as durable, DurableError, RealFs};
+
 /// A file system takes 255 bytes; a number before the name and `.report.json` behind it must fit.
 const MAX_NAME_BYTES: usize = 200;
 
@@ -16,20 +18,25 @@ pub(super) fn short_name(name: &str) -> String {
     format!("{}{ending}", &name[..name.floor_char_boundary(room)])
 }
 
-/// `name`, shortened, in `folder`, or the first of `name-2`, `name-3`, … that is free.
-pub(super) fn free_name(folder: &Path, name: &str) -> PathBuf {
-    let name = &short_name(name);
+/// `name`, shortened, in `folder`, then `name-2`, `name-3`, …: the first that is free is for whoever
+/// renames to it without replacing anything.
+pub(super) fn places(folder: &Path, name: &str) -> impl Iterator<Item = PathBuf> {
+    let (folder, name) = (folder.to_owned(), short_name(name));
     let (stem, extension) = match name.split_once('.') {
-        Some((stem, extension)) if !stem.is_empty() => (stem, format!(".{extension}")),
-        _ => (name.as_str(), String::new()),
+        Some((stem, extension)) if !stem.is_empty() => (stem.to_owned(), format!(".{extension}")),
+        _ => (name.clone(), String::new()),
     };
     std::iter::once(folder.join(name))
-        .chain((2..=u64::MAX).map(|number| folder.join(format!("{stem}-{number}{extension}"))))
-        .find(|path| {
-            // A name that cannot be looked at may be in use.
-            path.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
-        })
-        .unwrap_or_else(|| folder.join(name))
+        .chain((2..=u64::MAX).map(move |number| folder.join(format!("{stem}-{number}{extension}"))))
+}
+
+/// Moves a file to the first free of these places.
+pub(super) fn move_to_place(
+    from: &Path,
+    folder: &Path,
+    name: &str,
+) -> Result<PathBuf, DurableError> {
+    durable::rename_to_free_place(&RealFs, from, places(folder, name))
 }
 
 #[cfg(test)]
@@ -39,13 +46,18 @@ mod tests {
     #[test]
     fn names_in_use_are_left_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let put = |name: &str| chandler_durable::write(&folder.path().join(name), b"").unwrap();
-        assert_eq!(free_name(folder.path(), "a.jsonl"), folder.path().join("a.jsonl"));
-        put("a.jsonl");
-        put("a-2.jsonl");
-        assert_eq!(free_name(folder.path(), "a.jsonl"), folder.path().join("a-3.jsonl"));
-        put("plain");
-        assert_eq!(free_name(folder.path(), "plain"), folder.path().join("plain-2"));
+        let (new, place) = (folder.path().join("new"), |name: &str| folder.path().join(name));
+        for (name, expected) in [
+            ("a.jsonl", "a.jsonl"),
+            ("a.jsonl", "a-2.jsonl"),
+            ("a.jsonl", "a-3.jsonl"),
+            ("plain", "plain"),
+            ("plain", "plain-2"),
+        ] {
+            durable::write(&new, expected.as_bytes()).unwrap();
+            assert_eq!(move_to_place(&new, folder.path(), name).unwrap(), place(expected));
+        }
+        assert_eq!(std::fs::read(place("a.jsonl")).unwrap(), b"a.jsonl");
     }
 
     #[test]

@@ -10,13 +10,13 @@ use chandler_durable::{self as durable, RealFs};
 use super::claim::{ClaimTerms, hash, job_of_place, place_in_processing};
 use super::error::QueueError;
 use super::mark::report_of_model;
-use super::names::free_name;
+use super::names::move_to_place;
 use super::refusal::open_itself;
 use super::report::FailureReport;
 use super::settle;
 use crate::priority::Priority;
 use crate::state_dir::StateDir;
-use crate::store::{Job, JobState, Store};
+use crate::store::{Job, JobState, Store, StoreError};
 
 /// What recovery found and did.
 #[derive(Debug, Default)]
@@ -83,11 +83,27 @@ fn recover_job(
     let forgive = store.last_attempt_made_progress(job.id)?;
     if forgive || job.attempts < max_attempts {
         recovered.requeued.push(settle::put_back(store, &job, forgive)?);
+    } else if let Some(report) = report_of_model(state, &job, &sha256_of(&job))? {
+        // It ended after its model was in place.
+        recovered.settled.push(settle::archive(state, store, &job, &report)?);
     } else {
         let report = cut_off(&job, "the process ended without a word while it was learned from");
         recovered.given_up.push(settle::fail(state, store, &job, &report, JobState::Failed)?);
     }
     Ok(())
+}
+
+fn sha256_of(job: &Job) -> String {
+    job.sha256.clone().unwrap_or_default()
+}
+
+/// The job of a number, where there is one: a database that does not answer is no "there is none".
+fn known(store: &Store, id: i64) -> Result<Option<Job>, QueueError> {
+    match store.job(id) {
+        Ok(job) => Ok(Some(job)),
+        Err(StoreError::NoSuchJob { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Where the file had been moved to `done/` or `failed/` already, the database follows.
@@ -96,9 +112,8 @@ fn finish_settlement(
     store: &Store,
     job: &Job,
 ) -> Result<Option<Job>, QueueError> {
-    let sha256 = job.sha256.as_deref().unwrap_or_default();
     if let Some(place) = moved_to(&state.done(), store, job)? {
-        let report = report_of_model(state, job, sha256)?.unwrap_or_default();
+        let report = report_of_model(state, job, &sha256_of(job))?.unwrap_or_default();
         return Ok(Some(store.settle(job.id, JobState::Done, &place, &report)?));
     }
     if let Some(place) = moved_to(&state.failed(), store, job)? {
@@ -168,7 +183,7 @@ fn return_orphans(
     let failed = |source| QueueError::List { path: folder.clone(), source };
     for entry in std::fs::read_dir(&folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        let job = job_of_place(&path).and_then(|id| store.job(id).ok());
+        let job = job_of_place(&path).map_or(Ok(None), |id| known(store, id))?;
         match job {
             Some(job) if job.path == path => {}
             Some(job) if job.state == JobState::Queued && !durable::is_there(&job.path)? => {
@@ -188,9 +203,8 @@ fn return_orphans(
                     || path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
                     |job| job.file_name,
                 );
-                let place = free_name(&state.inbox(Priority::Normal), &name);
-                durable::rename_durably(&RealFs, &path, &place)?;
-                recovered.returned.push(place);
+                let inbox = state.inbox(Priority::Normal);
+                recovered.returned.push(move_to_place(&path, &inbox, &name)?);
             }
         }
     }
@@ -245,6 +259,30 @@ mod tests {
         assert_eq!(recovered.given_up[0].state, JobState::Failed);
         let report = on.state.failed().join("a.jsonl.report.txt");
         assert!(std::fs::read_to_string(report).unwrap().contains("after 3 attempts"));
+    }
+
+    #[test]
+    fn a_job_whose_model_is_in_place_is_done_however_often_it_died() {
+        let on = fixture();
+        let mut job = on.add("a.jsonl", b"{}\n");
+        for _ in 0..3 {
+            on.die_at(&job, 0);
+            job = on.store.job(job.id).unwrap();
+            if job.attempts == 3 {
+                let extra = super::super::mark::mark(
+                    &job,
+                    job.sha256.as_deref().unwrap(),
+                    &serde_json::json!({ "steps": 5 }),
+                );
+                let folder = on.state.model();
+                durable::SealedFolder::begin(&RealFs, &folder).unwrap().seal(extra).unwrap();
+            }
+            let recovered = recover(&on.state, &on.store, 3).unwrap();
+            assert!(recovered.given_up.is_empty());
+            job = on.store.job(job.id).unwrap();
+        }
+        assert_eq!(job.state, JobState::Done);
+        assert!(on.state.done().join("a.jsonl").exists());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use chandler_durable::{self as durable, RealFs};
 
 use super::error::QueueError;
-use super::names::free_name;
+use super::names::move_to_place;
 use super::report::{FailureReport, remove_beside};
 use crate::priority::Priority;
 use crate::state_dir::StateDir;
@@ -111,7 +111,5 @@ pub fn set_priority(store: &Store, id: i64, priority: Priority) -> Result<Job, Q
 }
 
 fn move_to(folder: &Path, job: &Job) -> Result<PathBuf, QueueError> {
-    let place = free_name(folder, &job.file_name);
-    durable::rename_durably(&RealFs, &job.path, &place)?;
-    Ok(place)
+    Ok(move_to_place(&job.path, folder, &job.file_name)?)
 }

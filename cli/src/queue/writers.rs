@@ -1,22 +1,28 @@
 //! Whether somebody has a file open for writing, as far as `/proc` tells.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
-/// A process that has the file open for writing, if one can be seen.
+/// The files in `folder`, as its path says it, that a process has open for writing, if it can be
+/// seen. Processes are gone through once, however many files there are.
 ///
 /// Processes of other users and in other containers cannot be seen; that is why a file must also
 /// lie still for a while before it is taken.
-pub(super) fn writer_of(path: &Path) -> Option<u32> {
-    let wanted = path.canonicalize().ok()?;
-    let processes = std::fs::read_dir("/proc").ok()?;
-    processes.flatten().find_map(|entry| {
+pub(super) fn being_written(folder: &Path) -> BTreeSet<PathBuf> {
+    let (Ok(home), Ok(processes)) = (folder.canonicalize(), std::fs::read_dir("/proc")) else {
+        return BTreeSet::new();
+    };
+    let of_process = |entry: std::fs::DirEntry| {
         let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
         let descriptors = std::fs::read_dir(entry.path().join("fd")).ok()?;
-        descriptors.flatten().find_map(|descriptor| {
+        let written = descriptors.flatten().filter_map(|descriptor| {
             let target = std::fs::read_link(descriptor.path()).ok()?;
-            (target == wanted && is_writable(pid, descriptor.file_name().to_str()?)).then_some(pid)
-        })
-    })
+            let within = target.strip_prefix(&home).ok()?;
+            is_writable(pid, descriptor.file_name().to_str()?).then(|| folder.join(within))
+        });
+        Some(written.collect::<Vec<_>>())
+    };
+    processes.flatten().filter_map(of_process).flatten().collect()
 }
 
 fn is_writable(pid: u32, descriptor: &str) -> bool {
@@ -39,9 +45,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.jsonl");
         let writer = std::fs::File::create(&path).unwrap();
-        assert_eq!(writer_of(&path), Some(std::process::id()));
+        let link = folder.path().join("inbox");
+        std::os::unix::fs::symlink(folder.path(), &link).unwrap();
+        assert!(being_written(folder.path()).contains(&path));
+        assert!(being_written(&link).contains(&link.join("a.jsonl")));
         drop(writer);
         let _reader = std::fs::File::open(&path).unwrap();
-        assert_eq!(writer_of(&path), None);
+        assert!(being_written(folder.path()).is_empty());
     }
 }

@@ -325,7 +325,8 @@ fn write_eval(to: &Transaction, run_id: i64, eval: &EvalRow) -> rusqlite::Result
     )?;
     to.execute("DELETE FROM answers WHERE run_id = ?1 AND step = ?2", params![run_id, step])?;
     to.execute("DELETE FROM scores WHERE run_id = ?1 AND step = ?2", params![run_id, step])?;
-    for score in &eval.scores {
+    // SQLite takes what is no number for nothing, which a score cannot be.
+    for score in eval.scores.iter().filter(|score| !score.value.is_nan()) {
         to.execute(
             "INSERT INTO scores (run_id, step, set_name, metric, asked, value, low, high, count,
                  gain, gain_low, gain_high)

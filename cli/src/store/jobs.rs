@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Doing, StoreError};
@@ -150,21 +150,38 @@ impl Store {
         Ok(job)
     }
 
-    /// Puts a file at the end of its priority's queue.
+    /// Puts a file at the end of its priority's queue. A file that waits there already, because two
+    /// looked at once, keeps the job that it has.
     pub fn enqueue(&self, job: &NewJob<'_>) -> Result<Job, StoreError> {
-        self.change_job(
+        let mut jobs = self.enqueue_all(std::slice::from_ref(job))?;
+        jobs.pop().ok_or(rusqlite::Error::QueryReturnedNoRows).doing("queue a file")
+    }
+
+    /// Puts files at the end of their priorities' queues, all or none, as [`enqueue`](Self::enqueue).
+    pub fn enqueue_all(&self, jobs: &[NewJob<'_>]) -> Result<Vec<Job>, StoreError> {
+        let enqueue = || {
+            let transaction = self.connection.unchecked_transaction()?;
+            let queued = jobs.iter().map(|job| self.enqueue_within(&transaction, job));
+            let queued = queued.collect::<Result<Vec<_>, _>>()?;
+            transaction.commit()?;
+            Ok(queued)
+        };
+        if jobs.is_empty() { Ok(vec![]) } else { enqueue().doing("queue files") }
+    }
+
+    fn enqueue_within(&self, transaction: &Transaction, job: &NewJob<'_>) -> rusqlite::Result<Job> {
+        let path = self.kept(job.path);
+        let waiting = format!("SELECT {COLUMNS} FROM jobs WHERE path = ?1 AND state = 'queued'");
+        let mut waiting = transaction.prepare_cached(&waiting)?;
+        if let Some(job) = waiting.query_row([&path], self.take_job()).optional()? {
+            return Ok(job);
+        }
+        let mut insert = transaction.prepare_cached(&format!(
             "INSERT INTO jobs (file_name, path, size_bytes, priority, state, created_at)
-                 VALUES (?1, ?2, ?3, ?4, 'queued', ?5)",
-            params![
-                job.file_name,
-                self.kept(job.path),
-                job.size_bytes as i64,
-                job.priority.rank(),
-                now()
-            ],
-        )
-        .and_then(|job| job.ok_or(rusqlite::Error::QueryReturnedNoRows))
-        .doing("queue a file")
+                 VALUES (?1, ?2, ?3, ?4, 'queued', ?5) RETURNING {COLUMNS}"
+        ))?;
+        let (bytes, rank) = (job.size_bytes as i64, job.priority.rank());
+        insert.query_row(params![job.file_name, path, bytes, rank, now()], self.take_job())
     }
 
     /// The job with this number.

@@ -219,6 +219,12 @@ const STEPS: &[&str] = &[
     );
     CREATE INDEX outbox_by_turn ON outbox (hook, next_ms, id);
 ",
+    // What is asked for at every look, and must not grow with what has been.
+    "
+    CREATE INDEX jobs_by_path ON jobs (path);
+    CREATE INDEX events_by_kind ON events (kind, id);
+    CREATE INDEX runs_going_on ON runs (id) WHERE state = 'running';
+",
 ];
 
 /// Applies the steps that the database has not seen, each in a transaction of its own.
