@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use chandler_data::{
-    BuildProgress, DataError, DataOptions, Dataset, Question, SourceLines, TextPipeline,
+    BuildProgress, DataError, DataOptions, Dataset, OnBadLine, Question, SourceLines, TextPipeline,
     split_held_out,
 };
 
@@ -112,7 +112,7 @@ impl SetToRead {
         };
         let rows = self.rows(pipeline, options, cache_folder, beats).map_err(of_set)?;
         let lines = SourceLines::open(&self.file, options.max_line_bytes).map_err(of_set)?;
-        let mut questions = vec![];
+        let (mut questions, mut last_line) = (vec![], 0);
         for line in lines.take(self.samples.unwrap_or(usize::MAX)) {
             let (number, text) = line.map_err(|error| of_set(error.into()))?;
             beats.beat(BuildProgress::default());
@@ -123,6 +123,7 @@ impl SetToRead {
                 reason: format!("line {number}: {error}"),
             };
             questions.push(asked.map_err(at_line)?);
+            last_line = number;
         }
         let too_long = |question: &Question| {
             question.prompt_ids.is_empty() || question.prompt_ids.len() > options.max_length
@@ -142,10 +143,11 @@ impl SetToRead {
             None => chandler_data::file_sha256(&self.file).map_err(of_set)?,
         };
         let cache_file = rows.map(|rows| rows.cache_file().to_owned());
-        Ok(SetRead { questions, cache_file, sha256 })
+        Ok(SetRead { questions, last_line, cache_file, sha256 })
     }
 
-    /// The records' own tokens; a multiple choice has none.
+    /// The records' own tokens. What is a question alone has none, and where that goes for every
+    /// record of the set, there is no loss to take. Whether a line can be asked is seen where it is.
     fn rows(
         &self,
         pipeline: &TextPipeline,
@@ -157,9 +159,14 @@ impl SetToRead {
             return Ok(None);
         }
         let alive = |now| beats.beat(now);
-        let options = DataOptions { packing: None, ..options.clone() };
+        let on_bad_line = OnBadLine::Skip;
+        let options = DataOptions { packing: None, on_bad_line, ..options.clone() };
         let files = std::slice::from_ref(&self.file);
-        Dataset::open(files, pipeline, &options, cache_folder, &alive).map(Some)
+        match Dataset::open(files, pipeline, &options, cache_folder, &alive) {
+            Ok(rows) => Ok(Some(rows)),
+            Err(DataError::BadLines { .. } | DataError::NothingToLearn { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -171,5 +178,7 @@ fn ask(
     keep_record: bool,
 ) -> Result<Question, DataError> {
     let question = pipeline.question(line, options.vocab_size, system)?;
-    Ok(Question { record: keep_record.then(|| line.to_owned()), ..question })
+    // A record is kept to be trained on, which not every question can be.
+    let kept = keep_record && pipeline.example(line, options).is_ok();
+    Ok(Question { record: kept.then(|| line.to_owned()), ..question })
 }
