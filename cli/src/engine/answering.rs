@@ -2,8 +2,8 @@
 
 use chandler_data::{Question, Tokenizer};
 use chandler_evaluator::{
-    ChoiceLogprob, Ended, EvalError, EvalScope, GenerateOptions, Generation, Normalization,
-    exact_match, pick,
+    ChoiceLogprob, Ended, EvalError, EvalScope, GenerateOptions, Generation, Normalization, Scorer,
+    pick,
 };
 
 use super::EngineError;
@@ -76,7 +76,10 @@ fn sample(
     tokenizer: &Tokenizer,
 ) -> Result<EvalSample, EngineError> {
     let reference = question.reference.clone();
-    let exact_match = reference.as_ref().map(|reference| exact_match(&text, reference));
+    let expected = set.reference(position as u64);
+    // A reference that no text can equal leaves it open.
+    let matches = Scorer::default().score(&text, expected.as_ref()).ok().flatten();
+    let exact_match = matches.map(|score| score >= 1.0);
     Ok(EvalSample {
         set: set.name.clone(),
         position: position as u64,
