@@ -120,3 +120,36 @@ pub(crate) fn text_of(
     }
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use chandler_data::TextPipeline;
+
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn an_answer_matches_as_its_score_says() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/goldens/models/qwen3");
+        let pipeline = TextPipeline::open(folder.as_ref()).unwrap();
+        let lines = [
+            r#"{"prompt": "a", "reference": ["x", "y"]}"#,
+            r#"{"prompt": "a", "completion": "It is x.", "reference": "x"}"#,
+            r#"{"prompt": "a", "completion": " x"}"#,
+            r#"{"prompt": "a", "reference": {"x": 1}}"#,
+            r#"{"text": "a"}"#,
+        ];
+        let questions = lines.map(|line| pipeline.question(line, None, None).unwrap());
+        let config = Config::default();
+        let set = EvalSet::own(&config, questions.to_vec(), false, None, vec![], "").unwrap();
+        let matches = |position: usize, text: &str| {
+            let (question, text) = (&set.questions[position], text.to_owned());
+            sample(&set, position, question, text, pipeline.tokenizer()).unwrap().exact_match
+        };
+        for position in 0..3 {
+            assert_eq!(matches(position, "<think>Hm.</think>\nx"), Some(true), "{position}");
+            assert_eq!(matches(position, "It is x."), Some(false), "{position}");
+        }
+        assert_eq!((matches(3, "{\"x\":1}"), matches(4, "x")), (None, None));
+    }
+}

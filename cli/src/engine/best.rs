@@ -17,7 +17,10 @@ use crate::store::EvalRow;
 /// checkpoint.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Best {
-    /// Its value of `eval.metric_for_best_model`.
+    /// `eval.metric_for_best_model`, as it was set; checkpoints did not always say.
+    #[serde(default)]
+    metric: String,
+    /// Its value of that.
     value: Option<f64>,
     /// The step before which it was made.
     step: u64,
@@ -43,6 +46,12 @@ impl Best {
     /// not due (`counts`) tries nobody's patience.
     pub(crate) fn see(&mut self, row: &EvalRow, config: &EvalConfig, counts: bool) -> Verdict {
         let metric = &config.metric_for_best_model;
+        if self.metric != *metric {
+            // What was the best by another metric says nothing of this one.
+            let before =
+                if self.metric.is_empty() { std::mem::take(self) } else { Self::default() };
+            *self = Self { metric: metric.clone(), ..before };
+        }
         let Some(value) = row.metric(metric) else {
             return Verdict { is_best: false, is_enough: self.is_enough(config) };
         };
@@ -218,6 +227,15 @@ mod tests {
         assert_eq!((verdict.is_best, verdict.is_enough), (true, true));
         let again: Best = serde_json::from_value(serde_json::json!(best)).unwrap();
         assert_eq!(again, best);
+    }
+
+    #[test]
+    fn another_metric_begins_anew() {
+        let mut best = Best::default();
+        best.see(&row(0, 0.5), &config("loss"), true);
+        let verdict = best.see(&row(1, 0.25), &config("exact_match"), true);
+        assert!(verdict.is_best && !verdict.is_enough);
+        assert_eq!((best.value_at(0), best.value_at(1)), (None, Some(0.25)));
     }
 
     #[test]

@@ -255,3 +255,48 @@ fn read_set(
     let set = EvalSet::new(name.to_owned(), asked, settings, questions, rows, generate);
     Ok(EvalSet { folder: file.parent().map(Path::to_owned), ..set })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_goes_by_the_prompts_file_and_not_by_the_training_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        let own = |config: &Config, trained: bool, file: &str| {
+            let set = EvalSet::own(config, vec![], trained, None, vec![], file).unwrap();
+            (set.asked, set.asked_of_rows)
+        };
+        let held_out = own(&config, false, "a");
+        assert_ne!(own(&config, false, "b").0, held_out.0);
+        assert_ne!(own(&config, true, "a").0, held_out.0);
+        config.data.max_length += 1;
+        assert_ne!(own(&config, false, "a"), held_out);
+
+        let prompts = folder.path().join("prompts.jsonl");
+        chandler_durable::write(&prompts, b"{}").unwrap();
+        config.eval.prompts = Some(prompts.clone());
+        let (asked, of_rows) = own(&config, false, "a");
+        let other_file = own(&config, false, "b");
+        assert_eq!(other_file.0, asked);
+        assert_ne!(other_file.1, of_rows, "its loss is that of other rows");
+        config.eval.batch_size += 1;
+        assert_eq!(own(&config, false, "a").0, asked);
+        chandler_durable::write(&prompts, b"{ }").unwrap();
+        assert_ne!(own(&config, false, "a").0, asked);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_read_has_no_sets() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("evals");
+        chandler_durable::write(&file, b"").unwrap();
+        assert!(files(&file).is_empty() && files(&folder.path().join("none")).is_empty());
+        for name in ["b.jsonl", "a.jsonl", ".c.jsonl", "a.toml"] {
+            chandler_durable::write(&folder.path().join(name), b"").unwrap();
+        }
+        let names: Vec<_> = files(folder.path());
+        assert_eq!(names, ["a.jsonl", "b.jsonl"].map(|name| folder.path().join(name)));
+    }
+}

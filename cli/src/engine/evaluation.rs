@@ -184,3 +184,45 @@ fn loss(scope: &mut EvalScope, set: &EvalSet) -> Result<Option<LossReport>, Engi
     };
     scope.score((0..rows.len()).map(row))
 }
+
+#[cfg(test)]
+mod tests {
+    use chandler_data::{Question, TextPipeline};
+
+    use super::super::source::load_model;
+    use super::*;
+    use crate::config::Config;
+    use crate::logging::Terminal;
+
+    #[test]
+    fn answers_that_memory_cut_are_kept_and_not_scored() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/goldens/models/qwen3");
+        let folder = std::path::Path::new(folder);
+        let mut config = Config::default();
+        config.eval.max_new_tokens = 6;
+        let model = load_model(&config, folder, None, None::<&Progress>).unwrap();
+        let pipeline = TextPipeline::open(folder).unwrap();
+        let record = r#"{"prompt": "2 + 2 =", "completion": " 4"}"#;
+        let questions: Vec<Question> = vec![pipeline.question(record, None, None).unwrap()];
+        let set = EvalSet::own(&config, questions, false, None, vec![], "").unwrap();
+        let (ledger, progress) = (&Ledger::new(), &Progress::new(&Terminal::stderr()));
+        let evaluator = Evaluator {
+            step: 0,
+            model: &model,
+            tokenizer: pipeline.tokenizer(),
+            ledger,
+            stop: &|| false,
+            progress,
+        };
+        let with = |max_new_tokens: usize| {
+            let options = GenerateOptions { max_new_tokens, ..set.options.clone() };
+            evaluator.run(&[(&set, Some(options))]).unwrap()
+        };
+        let whole = with(6);
+        assert_eq!((whole.samples.len(), whole.row.scores.len()), (1, 1));
+        assert!(whole.row.exact_match.is_some() && whole.shortages.is_empty());
+        let cut = with(5);
+        assert_eq!((cut.samples.len(), cut.row.scores.len(), cut.row.exact_match), (1, 0, None));
+        assert!(cut.shortages[0].contains("have no scores"), "{:?}", cut.shortages);
+    }
+}

@@ -198,11 +198,23 @@ impl EngineRunner {
             "memory": memory::beside_plan(&plan, &self.ledger),
             "model": self.state.model(),
         });
-        sink.context.still_ours()?;
-        let mark = mark(&job.job, &job.sha256, &report);
-        write_merged_model(&mut trainer, &self.state.model(), &base, mark, progress)?;
-        requeue(&self.state, context.store, job.job.id)?;
+        self.publish(job, &mut trainer, &base, &report, context)?;
         Ok(JobOutcome::Finished { report })
+    }
+
+    /// Puts what a run made in the place of the model that it began from.
+    fn publish(
+        &self,
+        job: &ClaimedJob,
+        trainer: &mut Trainer,
+        base: &Path,
+        report: &Value,
+        context: &RunContext,
+    ) -> Result<(), EngineError> {
+        context.still_ours()?;
+        let mark = mark(&job.job, &job.sha256, report);
+        write_merged_model(trainer, &self.state.model(), base, mark, context.progress)?;
+        requeue(&self.state, context.store, job.job.id)
     }
 
     /// The report of a job whose model was already put in place when the process ended.

@@ -205,7 +205,7 @@ mod tests {
                 }
             }
             if next && !whole {
-                std::fs::write(path(NEXT).join("config.json"), "torn").unwrap();
+                chandler_durable::write(&path(NEXT).join("config.json"), b"torn").unwrap();
             }
             finish_exchange(&path("model")).unwrap();
             assert_eq!(text(&path("model")).as_deref(), expected);

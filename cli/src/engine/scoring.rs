@@ -106,8 +106,8 @@ pub(super) fn row_of_loss(
     metric: &str,
     value: f64,
 ) -> ScoreRow {
-    let (count, asked) = (report.tokens as u64, set.asked_of_rows.clone());
-    ScoreRow { count, asked, ..set.score(metric, value) }
+    let (asked, count) = (set.asked_of_rows.clone(), report.tokens as u64);
+    ScoreRow { asked, count, ..set.score(metric, value) }
 }
 
 /// What a set's answers come to: the mean of the questions' scores and, where there are several

@@ -182,3 +182,51 @@ fn ask(
     let kept = keep_record && pipeline.example(line, options).is_ok();
     Ok(Question { record: kept.then(|| line.to_owned()), ..question })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUESTION: &str = r#"{"question": "The sky is", "reference": "blue"}"#;
+    const RECORD: &str = r#"{"prompt": "1 + 1 =", "completion": " 2"}"#;
+    const CHOICE: &str = r#"{"question": "The sky is", "choices": ["x", "y"], "answer": 1}"#;
+
+    fn pipeline() -> TextPipeline {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/goldens/models/qwen3");
+        TextPipeline::open(Path::new(folder)).unwrap()
+    }
+
+    fn read(lines: &[&str], samples: Option<usize>) -> (SetRead, Vec<u64>) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("set.jsonl");
+        let text: String = lines.iter().flat_map(|line| [*line, "\n"]).collect();
+        chandler_durable::write(&file, text.as_bytes()).unwrap();
+        let (system, tokens, keep_records) = (None, true, true);
+        let set = SetToRead { file: file.clone(), samples, system, tokens, keep_records };
+        let options = DataOptions::default();
+        let read = set.read(&pipeline(), &options, folder.path(), &Beats::default()).unwrap();
+        let rows = read.cache_file.as_ref().map(|cache| Dataset::reopen(cache, &[file]).unwrap());
+        let of = |rows: &Dataset| (0..rows.len()).map(|row| rows.source(row).unwrap().1).collect();
+        let sources = rows.as_ref().map_or_else(Vec::new, of);
+        (read, sources)
+    }
+
+    #[test]
+    fn a_set_has_the_loss_of_the_records_that_have_one() {
+        let (set, rows) = read(&[QUESTION, RECORD, CHOICE, RECORD], None);
+        assert_eq!((set.questions.len(), set.last_line, rows), (4, 4, vec![2, 4]));
+        let (set, rows) = read(&[QUESTION, CHOICE], None);
+        assert_eq!((set.questions.len(), rows, set.cache_file), (2, vec![], None));
+        assert!(!set.sha256.is_empty());
+        let (set, _) = read(&[QUESTION, RECORD, RECORD], Some(2));
+        assert_eq!((set.questions.len(), set.last_line), (2, 2));
+    }
+
+    #[test]
+    fn only_what_training_can_read_is_kept_for_it() {
+        let (set, _) = read(&[QUESTION, RECORD, CHOICE], None);
+        let kept: Vec<_> =
+            set.questions.iter().map(|question| question.record.as_deref()).collect();
+        assert_eq!(kept, [None, Some(RECORD), None]);
+    }
+}
