@@ -11,7 +11,7 @@ use super::checkpoints::remove_old_checkpoints;
 use super::eval_set::{HELD_OUT, PROMPTS, TRAINING};
 use super::requeue::keep_wrong;
 use super::scoring::{shown, with_gains};
-use super::watch::{Sink, Wish};
+use super::sink::{Sink, Wish};
 use crate::config::Config;
 use crate::daemon::{Controls, RunContext};
 use crate::logging::StepProgress;

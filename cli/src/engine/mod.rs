@@ -18,6 +18,7 @@ mod saving;
 mod scoring;
 mod session;
 mod settings;
+mod sink;
 mod snapshots;
 mod source;
 mod watch;
@@ -41,7 +42,8 @@ pub(crate) use publish::{export, write_output};
 pub(crate) use reading::{Reader, questions_from};
 pub(crate) use session::{Prepared, Request, prepare};
 pub(crate) use settings::{data_options, dtype, generate_options, lora, train_settings};
+pub(crate) use sink::{Sink, Wish};
 pub(crate) use source::{
     cached_model_folder, identity, load_model, model_folder, model_here, stop_ids,
 };
-pub(crate) use watch::{Around, Sink, Watch, Wish};
+pub(crate) use watch::{Around, Watch};

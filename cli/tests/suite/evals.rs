@@ -286,7 +286,7 @@ fn a_job_that_was_cut_off_begins_anew_on_a_model_that_has_learned_since() {
         std::fs::copy(&data, Path::new(state).join("inbox/b.jsonl")).unwrap();
     };
     let folder = tempfile::tempdir().unwrap();
-    let [whole, cut] = ["whole", "cut"].map(|name| {
+    let [whole, cut, retried] = ["whole", "cut", "retried"].map(|name| {
         let folder = folder.path().join(name);
         std::fs::create_dir(&folder).unwrap();
         state_of(&folder)
@@ -306,7 +306,21 @@ fn a_job_that_was_cut_off_begins_anew_on_a_model_that_has_learned_since() {
     let log = once(&cut, &set);
     assert!(log.contains("begins anew") && !log.contains("goes on after step"), "{log}");
     assert!(weights(&whole) == weights(&cut), "another model");
-    let kept = std::fs::read_dir(&checkpoints).unwrap();
-    let kept: Vec<_> = kept.map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(kept, ["job-2"]);
+
+    // A first job that fails, a second that is stopped midway, and the first once more before it.
+    let too_short = ["--set", "data.max_length=2"];
+    let failed = run(&[&["run", "--once", "--dir", &retried], &QUICK[..], &too_short].concat());
+    assert!(!failed.status.success());
+    add(&retried);
+    let second = Path::new(&retried).join("checkpoints/job-2");
+    once_until(&retried, &set, &second.join("checkpoint-5/manifest.json"));
+    ok(&["retry", "--dir", &retried, "1"]);
+    let log = once(&retried, &set);
+    assert!(!log.contains("goes on after step"), "{log}");
+    assert!(weights(&whole) == weights(&retried), "another model");
+    for state in [&cut, &retried] {
+        let kept = std::fs::read_dir(Path::new(state).join("checkpoints")).unwrap();
+        let kept: Vec<_> = kept.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(kept, ["job-2"]);
+    }
 }
