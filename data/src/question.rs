@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use crate::options::LossOn;
 use crate::pipeline::{after_prompt, check_ids, is_assistant};
-use crate::record::{ChatExtras, Messages, Record};
+use crate::record::{ChatExtras, Messages, Record, extras};
 use crate::{DataError, Row, TextPipeline, strict_json};
 
 /// Something to ask a model.
@@ -63,9 +63,9 @@ impl Choice {
 }
 
 impl TextPipeline {
-    /// What an evaluation asks with a line: any record, one with `reference` in place of a
-    /// completion, or one with `choices` and `answer`. All ids are below `vocab_size` where that is known. A `system` message is put before a conversation
-    /// that has none.
+    /// What an evaluation asks with a line: any record, one with `reference` beside or in place of
+    /// its completion, or one with `choices` and `answer`. All ids are below `vocab_size` where that
+    /// is known. A `system` message is put before a conversation that has none.
     pub fn question(
         &self,
         line: &str,
@@ -78,6 +78,9 @@ impl TextPipeline {
             }
             Some(Special::Reference { prompt, reference }) => {
                 self.expecting(prompt, reference, system)?
+            }
+            Some(Special::Answered { record, reference }) => {
+                Question { expected: Some(reference), ..self.question_of(record, system)? }
             }
             None => self.question_of(Record::parse(line)?, system)?,
         };
@@ -160,17 +163,18 @@ impl TextPipeline {
     }
 
     fn prompt_text(&self, prompt: Asked, system: Option<&str>) -> Result<PromptText, DataError> {
-        let messages = match prompt {
-            Asked::Messages(messages) => messages,
-            Asked::Question(text) if self.template().is_some() => {
+        let Asked { what, extras } = prompt;
+        let messages = match what {
+            What::Messages(messages) => messages,
+            What::Question(text) if self.template().is_some() => {
                 vec![json!({ "role": "user", "content": text })]
             }
-            Asked::Question(text) | Asked::Text(text) => {
+            What::Question(text) | What::Text(text) => {
                 return Ok(PromptText { text, is_rendered: false });
             }
         };
         let messages = with_system(messages, system);
-        let text = self.render(&messages, &ChatExtras::default(), true)?.text;
+        let text = self.render(&messages, &extras, true)?.text;
         Ok(PromptText { text, is_rendered: true })
     }
 
@@ -195,18 +199,26 @@ fn with_system(mut messages: Messages, system: Option<&str>) -> Messages {
     messages
 }
 
-/// A record that an evaluation can read and training cannot.
+/// A record that says more of its answer than training reads.
 #[derive(Debug)]
 enum Special {
     /// With `choices`.
     Choices { prompt: Asked, choices: Vec<String>, right: usize },
-    /// With `reference`.
+    /// With `reference`, and no answer of its own.
     Reference { prompt: Asked, reference: Value },
+    /// With `reference`, and an answer of its own, which is no part of the prompt.
+    Answered { record: Record, reference: Value },
 }
 
-/// What comes before the answer.
+/// What comes before the answer, and what the template is told beside it.
 #[derive(Debug)]
-enum Asked {
+struct Asked {
+    what: What,
+    extras: ChatExtras,
+}
+
+#[derive(Debug)]
+enum What {
     /// `messages`, or `prompt` as a list of them.
     Messages(Messages),
     /// `question`: a user's message where the model has a chat template.
@@ -219,9 +231,15 @@ impl Special {
     /// Reads a line; `None` if it is no record of these kinds.
     fn parse(line: &str) -> Result<Option<Self>, DataError> {
         let Ok(Value::Object(mut object)) = strict_json::parse(line) else { return Ok(None) };
-        let Some(choices) = object.remove("choices") else {
-            let Some(reference) = object.remove("reference") else { return Ok(None) };
-            return Ok(Some(Self::Reference { prompt: asked(object)?, reference }));
+        // Sets that went through a table have every column in every record.
+        let mut take = |key: &str| object.remove(key).filter(|value| !value.is_null());
+        let (choices, reference) = (take("choices"), take("reference"));
+        let Some(choices) = choices else {
+            let Some(reference) = reference else { return Ok(None) };
+            return Ok(Some(match answered(line, &object) {
+                Some(record) => Self::Answered { record, reference },
+                None => Self::Reference { prompt: asked(object)?, reference },
+            }));
         };
         let Value::Array(choices) = choices else {
             return Err(bad("choices is not a list".to_owned()));
@@ -262,13 +280,37 @@ fn letter(text: &str) -> Option<usize> {
     }
 }
 
-fn asked(mut object: Map<String, Value>) -> Result<Asked, DataError> {
-    if let Some(Value::String(text)) = object.remove("question") {
-        return Ok(Asked::Question(text));
+/// The record of a line, where it has an answer of its own.
+fn answered(line: &str, object: &Map<String, Value>) -> Option<Record> {
+    if object.get("question").is_some_and(Value::is_string) {
+        return None;
     }
-    let messages = match (object.remove("messages"), object.remove("prompt")) {
+    let record = Record::parse(line).ok()?;
+    let has_answer = match &record {
+        Record::Chat { messages, .. } => messages.last().is_some_and(is_assistant),
+        Record::Text(_) => false,
+        Record::ChatCompletion { .. }
+        | Record::TextCompletion { .. }
+        | Record::Instruction { .. } => true,
+    };
+    has_answer.then_some(record)
+}
+
+fn asked(mut object: Map<String, Value>) -> Result<Asked, DataError> {
+    let extras = extras(&mut object)?;
+    Ok(Asked { what: what(object)?, extras })
+}
+
+fn what(mut object: Map<String, Value>) -> Result<What, DataError> {
+    if let Some(Value::String(text)) = object.remove("question") {
+        return Ok(What::Question(text));
+    }
+    let given = |key: &str, object: &mut Map<String, Value>| {
+        object.remove(key).filter(|value| !value.is_null())
+    };
+    let messages = match (given("messages", &mut object), given("prompt", &mut object)) {
         (Some(messages), _) => messages,
-        (None, Some(Value::String(text))) => return Ok(Asked::Text(text)),
+        (None, Some(Value::String(text))) => return Ok(What::Text(text)),
         (None, Some(prompt)) => prompt,
         (None, None) => {
             return Err(bad("it has no question, prompt or messages to answer".to_owned()));
@@ -276,7 +318,11 @@ fn asked(mut object: Map<String, Value>) -> Result<Asked, DataError> {
     };
     let line = json!({ "messages": messages }).to_string();
     match Record::parse(&line)? {
-        Record::Chat { messages, .. } => Ok(Asked::Messages(messages)),
+        Record::Chat { mut messages, .. } => {
+            // What the assistant said last is an answer, and not what is asked.
+            messages.pop_if(|message| is_assistant(message));
+            Ok(What::Messages(messages))
+        }
         _ => Err(bad("its messages cannot be read".to_owned())),
     }
 }
@@ -364,6 +410,62 @@ mod tests {
             assert_eq!(question.reference.as_deref(), Some(text));
             assert!(question.expected.is_some() && !question.prompt_ids.is_empty());
         }
+    }
+
+    #[test]
+    fn null_is_as_if_it_were_not_there() {
+        let pipeline = pipeline("qwen3");
+        let line =
+            r#"{"prompt": "2 + 2 =", "completion": " 4", "choices": null, "reference": null}"#;
+        let question = pipeline.question(line, None, None).unwrap();
+        assert!(decoded(&pipeline, &question.prompt_ids).ends_with("2 + 2 ="));
+        assert_eq!((question.reference.as_deref(), question.expected), (Some("4"), None));
+        assert_eq!(question.choices, None);
+        let line = r#"{"question": "2 + 2?", "choices": null, "reference": "4", "messages": null}"#;
+        let question = pipeline.question(line, None, None).unwrap();
+        assert_eq!(question.expected, Some(json!("4")));
+    }
+
+    #[test]
+    fn an_answer_of_its_own_is_no_part_of_the_prompt() {
+        let pipeline = pipeline("qwen3");
+        let user = r#"{"role": "user", "content": "Which?"}"#;
+        let answer = r#"{"role": "assistant", "content": "It is x."}"#;
+        let with = |record: &str, more: &str| {
+            let line = format!("{{{record}{more}}}");
+            pipeline.question(&line, None, None).unwrap()
+        };
+        for record in [
+            format!(r#""messages": [{user}, {answer}]"#),
+            format!(r#""prompt": [{user}], "completion": [{answer}]"#),
+            r#""instruction": "Which?", "output": "It is x.""#.to_owned(),
+            r#""prompt": "Which?", "completion": "It is x.""#.to_owned(),
+        ] {
+            let plain = with(&record, "");
+            let question = with(&record, r#", "reference": "x""#);
+            assert_eq!(question.prompt_ids, plain.prompt_ids, "{record}");
+            assert_eq!(question.reference.as_deref(), Some("It is x."), "{record}");
+            assert_eq!(question.expected, Some(json!("x")), "{record}");
+        }
+        let record = format!(r#""messages": [{user}, {answer}]"#);
+        let choices = with(&record, r#", "choices": ["x", "y"], "answer": 0"#);
+        assert_eq!(choices.prompt_ids, with(&record, "").prompt_ids);
+    }
+
+    #[test]
+    fn what_the_template_is_told_counts_beside_a_reference() {
+        let pipeline = pipeline("qwen3");
+        let user = r#""messages": [{"role": "user", "content": "Which?"}]"#;
+        let ids = |more: &str| {
+            let line = format!("{{{user}{more}}}");
+            pipeline.question(&line, None, None).unwrap().prompt_ids
+        };
+        let kwargs = r#", "chat_template_kwargs": {"enable_thinking": false}"#;
+        let expected = ids(kwargs);
+        assert_ne!(ids(""), expected, "the template knows the argument");
+        assert_eq!(ids(&format!(r#"{kwargs}, "reference": "x""#)), expected);
+        let choices = r#", "choices": ["x", "y"], "answer": 0"#;
+        assert_eq!(ids(&format!("{kwargs}{choices}")), expected);
     }
 
     #[test]

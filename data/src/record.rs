@@ -123,7 +123,7 @@ fn prompt_completion(
     }
 }
 
-fn extras(object: &mut Map<String, Value>) -> Result<ChatExtras, DataError> {
+pub(crate) fn extras(object: &mut Map<String, Value>) -> Result<ChatExtras, DataError> {
     let tools = match object.remove("tools") {
         None | Some(Value::Null) => None,
         // Data sets that went through Arrow hold them as JSON in a string.

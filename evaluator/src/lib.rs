@@ -43,7 +43,7 @@ pub use generate::{Answering, Ended, GenerateOptions, Generation};
 pub use penalties::Place;
 pub use sampling::{Distribution, SamplingOptions, TemperatureRamp};
 pub use scope::{EvalScope, Shrunk};
-pub use score::{LogLikelihood, LossReport, exact_match};
+pub use score::{LogLikelihood, LossReport};
 pub use scoring::{
     Asked, Better, ChoiceLogprob, Chrf, ExternalError, ExternalLimits, ExternalScore,
     ExternalScorer, Extract, Normalization, Normalize, Numeric, Paired, Pattern, PatternError,

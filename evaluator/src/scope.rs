@@ -52,7 +52,7 @@ impl<'a> EvalScope<'a> {
     }
 
     /// The evaluation ends with [`EvalError::Stopped`] once this says so; it is asked between
-    /// tokens, and between parts of long prompts.
+    /// tokens, between parts of long prompts, and between rows that are scored.
     #[must_use]
     pub fn stopped_by(mut self, stop: &'a dyn Fn() -> bool) -> Self {
         self.stop = Some(stop);
@@ -64,6 +64,11 @@ impl<'a> EvalScope<'a> {
     pub fn telling(mut self, tell: &'a dyn Fn(Answering)) -> Self {
         self.tell = Some(tell);
         self
+    }
+
+    /// An error once somebody wants an end.
+    pub(crate) fn unless_stopped(&self) -> Result<(), EvalError> {
+        if self.stop.is_some_and(|stop| stop()) { Err(EvalError::Stopped) } else { Ok(()) }
     }
 
     /// The model that is evaluated.
@@ -96,9 +101,9 @@ impl<'a> EvalScope<'a> {
     /// `watcher` sees each answer after each of its tokens, with the number of its prompt, and may
     /// end it.
     ///
-    /// Where memory runs out, the batch is begun anew with half of its prompts, down to one, and
-    /// then with answers of half the length: [`shrunk`](Self::shrunk) says what became of it. That
-    /// changes no answer but for its length.
+    /// Where memory runs out, the buffers that lie idle are given back and the batch is begun anew,
+    /// then with half of its prompts, down to one, and then with answers of half the length:
+    /// [`shrunk`](Self::shrunk) says what became of it. That changes no answer but for its length.
     pub fn generate(
         &mut self,
         prompts: &[Vec<u32>],
@@ -112,6 +117,7 @@ impl<'a> EvalScope<'a> {
         let mut left = &prompts[..];
         let mut options = options.clone();
         let mut all: Vec<(usize, (Generation, f64))> = Vec::with_capacity(prompts.len());
+        let mut tried_again = false;
         while !left.is_empty() {
             let (batch, rest) = left.split_at(options.batch_size.clamp(1, left.len()));
             let before = Answering {
@@ -125,13 +131,17 @@ impl<'a> EvalScope<'a> {
             match self.answer(batch, before, &options, watcher) {
                 Ok(answers) => {
                     all.extend(batch.iter().map(|(number, _)| *number).zip(answers));
-                    left = rest;
+                    (left, tried_again) = (rest, false);
                 }
                 Err(error) if error.is_out_of_memory() => {
-                    options = options.smaller(batch.len()).ok_or(error)?;
-                    let GenerateOptions { batch_size, max_new_tokens, .. } = options;
-                    self.shrunk = Some(Shrunk { batch_size, max_new_tokens });
+                    // What lies idle may be all that was lacking.
                     scratch::release();
+                    if tried_again {
+                        options = options.smaller(batch.len()).ok_or(error)?;
+                        let GenerateOptions { batch_size, max_new_tokens, .. } = options;
+                        self.shrunk = Some(Shrunk { batch_size, max_new_tokens });
+                    }
+                    tried_again = true;
                 }
                 Err(error) => return Err(error),
             }

@@ -1,6 +1,7 @@
-//! Loss, perplexity, accuracy and exact match.
+//! Loss, perplexity and accuracy.
 
 use chandler_data::Row;
+use chandler_kernels::scratch;
 use chandler_model::{IGNORE_INDEX, Score, SequenceLayout};
 use serde::Serialize;
 
@@ -30,13 +31,17 @@ pub struct LogLikelihood {
 
 impl EvalScope<'_> {
     /// Scores rows, one after another; `None` if none of their tokens carries loss.
-    pub fn score(
+    ///
+    /// A row is taken when it is needed and let go of behind it, and between two of them it is asked
+    /// whether to stop. A row that could not be read ends it.
+    pub fn score<E: From<EvalError>>(
         &mut self,
-        rows: impl IntoIterator<Item = Row>,
-    ) -> Result<Option<LossReport>, EvalError> {
+        rows: impl IntoIterator<Item = Result<Row, E>>,
+    ) -> Result<Option<LossReport>, E> {
         let mut total = Score::default();
         for row in rows {
-            total.add(self.score_row(&row)?);
+            self.unless_stopped()?;
+            total.add(self.score_row(&row?)?);
         }
         if total.num_targets == 0 {
             return Ok(None);
@@ -57,7 +62,19 @@ impl EvalScope<'_> {
         Ok(LogLikelihood { sum: -score.loss_sum, tokens: score.num_targets })
     }
 
+    /// Where memory is lacking, the buffers that lie idle are given back and the row is tried once
+    /// more.
     fn score_row(&self, row: &Row) -> Result<Score, EvalError> {
+        match self.try_row(row) {
+            Err(error) if error.is_out_of_memory() => {
+                scratch::release();
+                self.try_row(row)
+            }
+            scored => scored,
+        }
+    }
+
+    fn try_row(&self, row: &Row) -> Result<Score, EvalError> {
         let layout = SequenceLayout::new(row.seq_lengths.iter().copied());
         let input = self.model().input(&row.input_ids, layout)?;
         Ok(self.model().loss(&self.model().forward(&input)?, &targets(row))?)
@@ -75,9 +92,4 @@ fn targets(row: &Row) -> Vec<i64> {
         }
     }
     targets
-}
-
-/// Whether an answer is the expected one, white space at the ends aside.
-pub fn exact_match(answer: &str, expected: &str) -> bool {
-    answer.trim() == expected.trim()
 }

@@ -55,7 +55,7 @@ pub(super) fn eval(app: &App, args: &EvalArgs) -> Result<Exit, Failure> {
     let tokenizer = text.tokenizer.wait()?;
     let stops = stop_ids(&folder, &model, &tokenizer)?;
     let (asked, trained) = (text.questions, text.questions_are_trained);
-    let set = EvalSet::own(&config, asked, trained, Some(rows.clone()), stops, "");
+    let set = EvalSet::own(&config, asked, trained, Some(rows.clone()), stops, "")?;
     let (step, ledger) = (0, &Ledger::new());
     let evaluator = Evaluator {
         step,

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use chandler_durable::{RealFs, create_folder_all, is_there, remove_folder};
-use chandler_trainer::{BoxError, CHECKPOINT_PREFIX, Fit, Outcome, Trainer};
+use chandler_durable::{RealFs, create_folder_all};
+use chandler_trainer::{BoxError, Fit, Outcome, Trainer};
 use chandler_vram::{Ledger, Phase, counting};
 use clap::Args;
 use serde_json::{Value, json};
@@ -14,9 +14,10 @@ use super::metrics_file::MetricsFile;
 use crate::config::Config;
 use crate::daemon::Controls;
 use crate::engine::{
-    Around, EngineError, GoneOn, Prepared, Request, Sink, Watch, Wish, base_name, checkpoint_bytes,
-    checkpoint_facts, log_evaluation, memory_beside_plan, memory_room, model_folder, prepare,
-    put_best, remove_old_checkpoints, resume, write_output,
+    Around, Best, EngineError, GoneOn, Prepared, Request, Sink, Watch, Wish, base_name,
+    checkpoint_bytes, clear_checkpoints, identity, leave_checkpoint, log_evaluation,
+    memory_beside_plan, memory_room, model_folder, prepare, put_best, remove_old_checkpoints,
+    resume, write_output,
 };
 use crate::exit::Exit;
 use crate::export::EventFile;
@@ -82,8 +83,9 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     let mut trainer = trainer.within(fit);
     ledger.begin(Phase::Train);
     counting::reset_high_water();
+    let base_id = identity(&base)?;
     let GoneOn { resumed_at, last_eval, best } = if args.resume {
-        resume(&mut trainer, &args.output)?
+        resume(&mut trainer, &args.output, &base_id)?
     } else {
         clear_checkpoints(&args.output)?;
         GoneOn::default()
@@ -120,6 +122,8 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         steps_here: 0,
         last_eval,
         best,
+        metric_was_missed: false,
+        base: base_id,
         around: Around::default(),
         progress: &progress,
     };
@@ -127,28 +131,23 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     progress.begin(&name, total_steps);
     let outcome = trainer.train(&mut watch);
     progress.end();
-    let (extra, last_eval) = (watch.extra(), watch.last_eval.take());
+    let (extra, last_eval, best) = (watch.extra(), watch.last_eval.take(), watch.best.clone());
     memory_beside_plan(&plan, &ledger);
     let outcome = outcome.map_err(EngineError::from)?;
     if outcome == Outcome::Stopped {
-        return stopped(app, &mut trainer, resumed_at, args, extra);
+        return stopped(app, &trainer, resumed_at, args, extra);
     }
-    finished(app, &mut trainer, args, &base, &config, &last_eval)
+    finished(app, &mut trainer, args, &base, &config, (&last_eval, &best))
 }
 
 fn stopped(
     app: &App,
-    trainer: &mut Trainer,
+    trainer: &Trainer,
     resumed_at: Option<u64>,
     args: &TrainArgs,
     extra: Value,
 ) -> Result<Exit, Failure> {
-    let step = trainer.steps_done();
-    let path = args.output.join(format!("{CHECKPOINT_PREFIX}{step}"));
-    let is_there = is_there(&path).map_err(EngineError::from)?;
-    if step > 0 && resumed_at != Some(step) && !is_there {
-        trainer.write_checkpoint(&RealFs, &path, extra).map_err(EngineError::from)?;
-    }
+    let step = leave_checkpoint(trainer, &args.output, resumed_at, extra)?;
     app.print(
         &format!("stopped after step {step}; --resume goes on from there\n"),
         &json!({ "outcome": "stopped", "steps": step, "folder": args.output }),
@@ -162,12 +161,12 @@ fn finished(
     args: &TrainArgs,
     base: &Path,
     config: &Config,
-    last_eval: &Option<EvalRow>,
+    (last_eval, best): (&Option<EvalRow>, &Best),
 ) -> Result<Exit, Failure> {
     let (step, place) = (trainer.steps_done(), args.output.display());
     let loss = trainer.last_metrics().map(|metrics| metrics.loss);
     let last = loss.map_or_else(String::new, |loss| format!(", last loss {loss:.4}"));
-    let best = put_best(trainer, &args.output, &config.eval)?;
+    let best = put_best(trainer, &args.output, &config.eval, best)?;
     let progress = Progress::new(&app.terminal);
     let model = config.model.path.as_ref().map_or("", |path| &path.0);
     let name = base_name(model, config.model.revision.as_deref());
@@ -200,15 +199,6 @@ fn hold_output(folder: &Path) -> Result<chandler_daemon_lock::Lock, Failure> {
         let hint = error.hint();
         Failure::new(exit, error, hint)
     })
-}
-
-/// A run that begins anew must not be mistaken for the one before it.
-fn clear_checkpoints(folder: &Path) -> Result<(), EngineError> {
-    for old in checkpoint_facts(folder, "loss") {
-        tracing::info!("removing the earlier run's {}", old.path.display());
-        remove_folder(&RealFs, &old.path)?;
-    }
-    Ok(())
 }
 
 struct FileSink<'a> {
@@ -262,10 +252,10 @@ impl Sink for FileSink<'_> {
         Ok(())
     }
 
-    fn checkpoint(&mut self, step: u64, path: &Path) -> Result<(), BoxError> {
+    fn checkpoint(&mut self, step: u64, path: &Path, best: &Best) -> Result<(), BoxError> {
         tracing::info!(step, "checkpoint {}", path.display());
         if let Some(keep) = self.keep {
-            remove_old_checkpoints(path, keep, 0, &self.config.eval)?;
+            remove_old_checkpoints(path, keep, 0, &self.config.eval, best)?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! How an eval set is asked and scored: `evals/NAME.toml` beside `evals/NAME.jsonl`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use chandler_evaluator::{ExternalLimits, Normalization, Scorer};
@@ -7,6 +8,7 @@ use figment::Figment;
 use figment::providers::Serialized;
 use figment::value::Value;
 use serde::Deserialize;
+use serde_json::{Value as Json, json};
 
 use super::error::{ConfigError, Problem};
 use super::keys::{Bounds, Key, section};
@@ -21,7 +23,8 @@ section! {
         samples: Option<usize> = None, Bounds::at_least(1.0);
         /// Only at every so manieth evaluation, and at the first and the last of a job.
         every: usize = 1, Bounds::at_least(1.0);
-        /// Answers to each question; beyond 1, pass@k is told too and `temperature` must be above 0.
+        /// Answers to each question; beyond 1, pass@k is told too, and `temperature` must be above 0
+        /// or `temperature_end` be set.
         attempts: usize = 1, Bounds::between(1.0, 1000.0);
         /// Whether the loss of the records' own answers is taken.
         loss: bool = true;
@@ -100,6 +103,18 @@ enum Named {
     None {},
 }
 
+impl SetScorer {
+    /// What decides about a score, as JSON: what a program may take does not.
+    fn asked(&self) -> Json {
+        match self {
+            Self::Rule(scorer) => json!(scorer),
+            Self::Choice(normalization) => json!({ "choice": normalization }),
+            Self::Command { command, .. } => json!({ "command": command }),
+            Self::None => Json::Null,
+        }
+    }
+}
+
 /// An eval set's settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EvalSetConfig {
@@ -120,6 +135,16 @@ impl EvalSetConfig {
             keys: SetKeys::default(),
             eval: EvalConfig { stop: defaults.stop.clone(), ..defaults.clone() },
         }
+    }
+
+    /// What decides about answers and their scores, as JSON: settings that leave both as they are,
+    /// such as how many are written side by side, do not stand in it.
+    pub(crate) fn asked(&self) -> Json {
+        let eval = json!(self.eval);
+        let of_eval = OF_EVAL.iter().filter(|key| !["batch_size", "scorer"].contains(key));
+        let eval: BTreeMap<&str, &Json> = of_eval.map(|key| (*key, &eval[*key])).collect();
+        let SetKeys { samples, attempts, .. } = &self.keys;
+        json!({ "eval": eval, "samples": samples, "attempts": attempts, "scorer": self.scorer.asked() })
     }
 
     /// Reads a set's file over the defaults; all problems are told at once.
@@ -203,7 +228,7 @@ fn scorer(value: &Value) -> Result<SetScorer, String> {
             .map(SetScorer::Rule)
             .map_err(|error| format!("cannot be used: {error}"));
     }
-    let table = if json.is_string() { serde_json::json!({ "name": json }) } else { json };
+    let table = if json.is_string() { json!({ "name": json }) } else { json };
     match serde_json::from_value(table).map_err(|error| format!("cannot be used: {error}"))? {
         Named::Choice { normalization } => Ok(SetScorer::Choice(normalization)),
         Named::Command { command, limits } => Ok(SetScorer::Command { command, limits }),
@@ -231,6 +256,31 @@ mod tests {
         assert_eq!((set.eval.temperature, set.eval.max_new_tokens), (0.7, 99));
         assert_eq!((set.eval.top_k, set.scorer.metric()), (Some(7), "contains"));
         assert_eq!(read("").unwrap().scorer.metric(), "exact_match");
+    }
+
+    #[test]
+    fn what_is_asked_is_the_same_where_answers_and_scores_would_be() {
+        let asked = |text: &str| read(text).unwrap().asked();
+        let plain = asked("");
+        for text in ["batch_size = 3", "every = 5", "loss = false", "requeue_wrong = false"] {
+            assert_eq!(asked(text), plain, "{text}");
+        }
+        for text in [
+            "samples = 5",
+            "attempts = 2",
+            "temperature = 0.5",
+            "max_new_tokens = 7",
+            "system = \"Be brief.\"",
+            "scorer = \"contains\"",
+            "scorer = \"choice\"",
+            "scorer = \"none\"",
+        ] {
+            assert_ne!(asked(text), plain, "{text}");
+        }
+        let program = |limits: &str| {
+            asked(&format!("scorer = {{ name = \"command\", command = [\"judge\"]{limits} }}"))
+        };
+        assert_eq!(program(""), program(", limits = { seconds_per_answer = 3 }"));
     }
 
     #[test]

@@ -65,7 +65,7 @@ section! {
         loss_on: LossOn = LossOn::Completion;
         /// Shuffle the rows anew in every epoch; false keeps the order of the file.
         shuffle: bool = true;
-        /// Seed of the shuffle and of the evaluation split.
+        /// Seed of the shuffle, of the evaluation split and, without master weights, of the rounding.
         seed: u64 = 42;
         /// What happens when a line cannot be used.
         on_bad_line: OnBadLine = OnBadLine::Fail;
@@ -126,7 +126,8 @@ section! {
         per_device_train_batch_size: usize = 8, Bounds::at_least(1.0);
         /// Micro-batches in one optimizer step.
         gradient_accumulation_steps: usize = 1, Bounds::at_least(1.0);
-        /// Seed of everything random in training.
+        /// Seed of the first values of an adapter. What else is random in training goes by
+        /// `data.seed`.
         seed: u64 = 42;
         /// Steps between checkpoints; 0 keeps only the one at the end.
         save_steps: usize = 500;

@@ -2,8 +2,8 @@
 
 use chandler_data::{Question, Tokenizer};
 use chandler_evaluator::{
-    ChoiceLogprob, Ended, EvalError, EvalScope, GenerateOptions, Generation, Normalization,
-    exact_match, pick,
+    ChoiceLogprob, Ended, EvalError, EvalScope, GenerateOptions, Generation, Normalization, Scorer,
+    pick,
 };
 
 use super::EngineError;
@@ -76,7 +76,10 @@ fn sample(
     tokenizer: &Tokenizer,
 ) -> Result<EvalSample, EngineError> {
     let reference = question.reference.clone();
-    let exact_match = reference.as_ref().map(|reference| exact_match(&text, reference));
+    let expected = set.reference(position as u64);
+    // A reference that no text can equal leaves it open.
+    let matches = Scorer::default().score(&text, expected.as_ref()).ok().flatten();
+    let exact_match = matches.map(|score| score >= 1.0);
     Ok(EvalSample {
         set: set.name.clone(),
         position: position as u64,
@@ -116,4 +119,37 @@ pub(crate) fn text_of(
         text.truncate(at);
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use chandler_data::TextPipeline;
+
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn an_answer_matches_as_its_score_says() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/goldens/models/qwen3");
+        let pipeline = TextPipeline::open(folder.as_ref()).unwrap();
+        let lines = [
+            r#"{"prompt": "a", "reference": ["x", "y"]}"#,
+            r#"{"prompt": "a", "completion": "It is x.", "reference": "x"}"#,
+            r#"{"prompt": "a", "completion": " x"}"#,
+            r#"{"prompt": "a", "reference": {"x": 1}}"#,
+            r#"{"text": "a"}"#,
+        ];
+        let questions = lines.map(|line| pipeline.question(line, None, None).unwrap());
+        let config = Config::default();
+        let set = EvalSet::own(&config, questions.to_vec(), false, None, vec![], "").unwrap();
+        let matches = |position: usize, text: &str| {
+            let (question, text) = (&set.questions[position], text.to_owned());
+            sample(&set, position, question, text, pipeline.tokenizer()).unwrap().exact_match
+        };
+        for position in 0..3 {
+            assert_eq!(matches(position, "<think>Hm.</think>\nx"), Some(true), "{position}");
+            assert_eq!(matches(position, "It is x."), Some(false), "{position}");
+        }
+        assert_eq!((matches(3, "{\"x\":1}"), matches(4, "x")), (None, None));
+    }
 }

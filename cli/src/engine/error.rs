@@ -219,6 +219,15 @@ fn store_within(error: &TrainError) -> Option<&StoreError> {
 }
 
 impl EngineError {
+    /// What was no number and in which step, where that is what ended a run.
+    pub(crate) fn not_finite(&self) -> Option<(&'static str, u64)> {
+        match self {
+            Self::Train(TrainError::NotFinite { step, what, .. }) => Some((what, *step)),
+            Self::Train(error) => within(error)?.not_finite(),
+            _ => None,
+        }
+    }
+
     /// Whether it is only that somebody wanted an end.
     pub(crate) fn is_a_stop(&self) -> bool {
         matches!(self, Self::Worker(error) if matches!(**error, WorkerError::Stopped))

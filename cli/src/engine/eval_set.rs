@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use chandler_data::{Dataset, Question};
+use chandler_data::{Dataset, Question, file_sha256 as file_sha256_of};
 use chandler_evaluator::GenerateOptions;
 use chandler_model::CausalLm;
+use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
 use super::EngineError;
@@ -28,6 +29,8 @@ pub(crate) struct EvalSet {
     pub(crate) name: String,
     /// The same where the same is asked in the same way.
     pub(crate) asked: String,
+    /// The same where the loss of the same rows is taken.
+    pub(crate) asked_of_rows: String,
     /// Whether it is the job's own.
     pub(crate) is_own: bool,
     pub(crate) questions: Vec<Question>,
@@ -42,6 +45,8 @@ pub(crate) struct EvalSet {
     pub(crate) attempts: usize,
     /// Only every so manieth evaluation.
     pub(crate) every: u64,
+    /// Where a program that scores works: the folder that the set lies in.
+    pub(crate) folder: Option<PathBuf>,
 }
 
 impl EvalSet {
@@ -53,7 +58,7 @@ impl EvalSet {
         rows: Option<Dataset>,
         stop_ids: Vec<u32>,
         file_sha256: &str,
-    ) -> Self {
+    ) -> Result<Self, EngineError> {
         let settings = EvalSetConfig::of(&config.eval);
         let name = match (questions_are_trained, &config.eval.prompts) {
             (true, _) => TRAINING,
@@ -61,12 +66,21 @@ impl EvalSet {
             (false, None) => HELD_OUT,
         };
         let options = generate_options(&settings.eval, stop_ids);
-        let asked = asked(name, file_sha256, &settings);
-        Self {
+        let (data, samples) = (&config.data, config.eval.samples);
+        // Which rows are held out, and so which of them are asked.
+        let of_rows = json!([file_sha256, data.eval_split, data.seed]);
+        let of_questions = match &config.eval.prompts {
+            Some(prompts) if !questions_are_trained => json!([file_sha256_of(prompts)?, samples]),
+            _ => json!([of_rows, samples]),
+        };
+        let asked_of_rows = asked(name, &of_rows, &settings, config);
+        let asked = asked(name, &of_questions, &settings, config);
+        Ok(Self {
             is_own: true,
             questions_are_trained,
+            asked_of_rows,
             ..Self::new(name.to_owned(), asked, settings, questions, rows, options)
-        }
+        })
     }
 
     fn new(
@@ -79,6 +93,7 @@ impl EvalSet {
     ) -> Self {
         Self {
             name,
+            asked_of_rows: asked.clone(),
             asked,
             is_own: false,
             questions,
@@ -89,6 +104,7 @@ impl EvalSet {
             stop_strings: settings.eval.stop,
             attempts: settings.keys.attempts,
             every: settings.keys.every as u64,
+            folder: None,
         }
     }
 
@@ -127,10 +143,19 @@ impl EvalSet {
     }
 }
 
-/// A hash of what is asked and how.
-fn asked(name: &str, file_sha256: &str, settings: &EvalSetConfig) -> String {
-    let how = format!("{name} {file_sha256} {settings:?}");
-    Sha256::digest(how.as_bytes()).iter().take(12).map(|byte| format!("{byte:02x}")).collect()
+/// A hash of what is asked and how. Whoever gives settings that decide about no answer other values
+/// goes on with the same comparisons.
+fn asked(name: &str, content: &Json, settings: &EvalSetConfig, config: &Config) -> String {
+    let data = &config.data;
+    let how = json!({
+        "name": name,
+        "content": content,
+        "settings": settings.asked(),
+        "max_length": data.max_length,
+        "loss_on": data.loss_on,
+    });
+    let hash = Sha256::digest(how.to_string().as_bytes());
+    hash.iter().take(12).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Reads every set in `folder`, in the order of their names. A set that cannot be used is left
@@ -143,7 +168,7 @@ pub(crate) fn read_sets(
     stop_ids: &[u32],
 ) -> Result<Vec<EvalSet>, EngineError> {
     let mut sets = vec![];
-    for file in files(folder)? {
+    for file in files(folder) {
         let name = visible_line(&file.file_stem().unwrap_or_default().to_string_lossy());
         if [HELD_OUT, PROMPTS, TRAINING].contains(&name.as_str()) {
             tracing::warn!("eval set {name} is left out: that name is taken; rename the file");
@@ -161,11 +186,16 @@ pub(crate) fn read_sets(
     Ok(sets)
 }
 
-fn files(folder: &Path) -> Result<Vec<PathBuf>, EngineError> {
+/// The sets' files. A folder that cannot be read has none, which is said.
+fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
-        Err(source) => return Err(EngineError::Read { path: folder.to_owned(), source }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return vec![],
+        Err(error) => {
+            let folder = folder.display();
+            tracing::warn!("no eval set is asked: {folder} cannot be read: {error}");
+            return vec![];
+        }
     };
     let is_set = |path: &PathBuf| {
         let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
@@ -174,7 +204,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, EngineError> {
     let mut files: Vec<PathBuf> =
         entries.flatten().map(|entry| entry.path()).filter(is_set).collect();
     files.sort();
-    Ok(files)
+    files
 }
 
 fn read_set(
@@ -196,7 +226,8 @@ fn read_set(
         expected: "an eval set",
         reason: reason.to_owned(),
     };
-    if settings.keys.attempts > 1 && settings.eval.temperature <= 0.0 {
+    let is_greedy = settings.eval.temperature <= 0.0 && settings.eval.temperature_end.is_none();
+    if settings.keys.attempts > 1 && is_greedy {
         return Err(unusable("attempts above 1 and temperature 0 give the same answer every time"));
     }
     let options = super::data_options(config, reader.vocab_size);
@@ -208,18 +239,64 @@ fn read_set(
         tokens: settings.keys.loss,
         keep_records: config.eval.requeue_wrong && settings.keys.requeue_wrong,
     };
-    let SetRead { questions, cache_file, sha256 } =
+    let SetRead { questions, last_line, cache_file, sha256 } =
         reader.read_set(to_read, &options, cache_folder)?;
     if chooses && questions.iter().any(|question| question.choices.is_none()) {
         return Err(unusable("its scorer is choice, and a record has no choices"));
     }
     let files = [file.to_owned()];
     let rows = cache_file.map(|cache| Dataset::reopen(&cache, &files)).transpose()?;
-    let rows = rows.map(|rows| match settings.keys.samples {
-        Some(samples) => rows.select(&(0..rows.len().min(samples)).collect::<Vec<_>>()),
-        None => rows,
+    let rows = rows.map(|rows| {
+        let is_asked = |row: &usize| rows.source(*row).is_some_and(|(_, line)| line <= last_line);
+        rows.select(&(0..rows.len()).filter(is_asked).collect::<Vec<_>>())
     });
-    let asked = asked(name, &sha256, &settings);
+    let asked = asked(name, &json!(sha256), &settings, config);
     let generate = generate_options(&settings.eval, stop_ids.to_vec());
-    Ok(EvalSet::new(name.to_owned(), asked, settings, questions, rows, generate))
+    let set = EvalSet::new(name.to_owned(), asked, settings, questions, rows, generate);
+    Ok(EvalSet { folder: file.parent().map(Path::to_owned), ..set })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_goes_by_the_prompts_file_and_not_by_the_training_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        let own = |config: &Config, trained: bool, file: &str| {
+            let set = EvalSet::own(config, vec![], trained, None, vec![], file).unwrap();
+            (set.asked, set.asked_of_rows)
+        };
+        let held_out = own(&config, false, "a");
+        assert_ne!(own(&config, false, "b").0, held_out.0);
+        assert_ne!(own(&config, true, "a").0, held_out.0);
+        config.data.max_length += 1;
+        assert_ne!(own(&config, false, "a"), held_out);
+
+        let prompts = folder.path().join("prompts.jsonl");
+        chandler_durable::write(&prompts, b"{}").unwrap();
+        config.eval.prompts = Some(prompts.clone());
+        let (asked, of_rows) = own(&config, false, "a");
+        let other_file = own(&config, false, "b");
+        assert_eq!(other_file.0, asked);
+        assert_ne!(other_file.1, of_rows, "its loss is that of other rows");
+        config.eval.batch_size += 1;
+        assert_eq!(own(&config, false, "a").0, asked);
+        chandler_durable::write(&prompts, b"{ }").unwrap();
+        assert_ne!(own(&config, false, "a").0, asked);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_read_has_no_sets() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("evals");
+        chandler_durable::write(&file, b"").unwrap();
+        assert!(files(&file).is_empty() && files(&folder.path().join("none")).is_empty());
+        for name in ["b.jsonl", "a.jsonl", ".c.jsonl", "a.toml"] {
+            chandler_durable::write(&folder.path().join(name), b"").unwrap();
+        }
+        let names: Vec<_> = files(folder.path());
+        assert_eq!(names, ["a.jsonl", "b.jsonl"].map(|name| folder.path().join(name)));
+    }
 }

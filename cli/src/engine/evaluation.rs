@@ -8,11 +8,13 @@ use chandler_vram::{Bytes, HostMeter, Ledger};
 use super::EngineError;
 use super::answering::{answer, choose};
 use super::eval_set::EvalSet;
-use super::scoring::{rows_of_loss, rows_of_samples, score_samples, share_that_matches};
+use super::scoring::{
+    row_of_loss, rows_of_loss, rows_of_samples, score_samples, share_that_matches,
+};
 use crate::config::SetScorer;
 use crate::heap;
 use crate::logging::Progress;
-use crate::store::{EvalRow, EvalSample, ScoreRow};
+use crate::store::{EvalRow, EvalSample};
 
 /// What is evaluated: the job's own questions and rows, then the eval sets.
 pub(crate) struct Evaluation {
@@ -52,6 +54,8 @@ pub(crate) struct Evaluator<'a> {
 struct OfSet {
     report: Option<LossReport>,
     samples: Vec<EvalSample>,
+    /// Whether memory had answers end before they were as long as the set lets them be.
+    is_cut: bool,
     peak_cache_bytes: u64,
 }
 
@@ -67,7 +71,7 @@ impl Evaluator<'_> {
         for (set, options) in due {
             let of_set = self.evaluate(set, options.as_ref(), &mut all)?;
             peak_cache_bytes = peak_cache_bytes.max(of_set.peak_cache_bytes);
-            self.enter(set, of_set, &mut all);
+            self.enter(set, of_set, &mut all)?;
         }
         heap::give_back();
         self.log_memory(before, rss(), peak_cache_bytes);
@@ -108,6 +112,9 @@ impl Evaluator<'_> {
             Ok(samples) => of_set.samples = samples,
             Err(error) => unless_short("answers", error)?,
         }
+        let longest = scope.shrunk().map(|shrunk| shrunk.max_new_tokens);
+        let longest = longest.or(options.map(|options| options.max_new_tokens));
+        of_set.is_cut = longest.is_some_and(|longest| longest < set.options.max_new_tokens);
         if let Some(shrunk) = scope.shrunk() {
             all.shortages.push(format!(
                 "out of memory in the eval at step {step}, {name}: cut to {} prompts side by side \
@@ -120,29 +127,36 @@ impl Evaluator<'_> {
         Ok(of_set)
     }
 
-    /// Enters what came of a set into the whole.
-    fn enter(&self, set: &EvalSet, of_set: OfSet, all: &mut Evaluated) {
-        let OfSet { report, mut samples, .. } = of_set;
-        let troubles = score_samples(set, self.step, &mut samples, self.stop);
-        all.troubles.extend(troubles);
+    /// Enters what came of a set into the whole. Answers that were cut are kept to be read, but
+    /// their scores would be compared with those of whole ones, so there are none.
+    fn enter(&self, set: &EvalSet, of_set: OfSet, all: &mut Evaluated) -> Result<(), EngineError> {
+        let OfSet { report, mut samples, is_cut, .. } = of_set;
+        let is_scored = !(is_cut && set.writes_answers());
+        if is_scored {
+            all.troubles.extend(score_samples(set, self.step, &mut samples, self.stop)?);
+        } else if !samples.is_empty() {
+            let (step, name) = (self.step, &set.name);
+            all.shortages.push(format!(
+                "eval at step {step}, {name}: answers that are shorter than wanted have no scores"
+            ));
+        }
         if set.is_own {
             all.row.loss = report.map(|report| report.loss);
             all.row.perplexity = report.map(|report| report.perplexity);
             all.row.token_accuracy = report.map(|report| report.token_accuracy);
-            let known = !set.questions_are_trained;
+            let known = !set.questions_are_trained && is_scored;
             all.row.exact_match = share_that_matches(&samples).filter(|_| known);
         }
         let mut scores = rows_of_loss(set, report.as_ref());
         if let (false, Some(report), Some(own)) = (set.is_own, &report, all.row.loss) {
-            scores.push(ScoreRow {
-                count: report.tokens as u64,
-                ..set.score("generalisation_gap", report.loss - own)
-            });
+            scores.push(row_of_loss(set, report, "generalisation_gap", report.loss - own));
         }
+        // Without scores there are no rows, and no wrong answers.
         scores.extend(rows_of_samples(set, &samples));
         all.row.scores.extend(scores);
         all.wrong.extend(set.wrong_records(&samples));
         all.samples.extend(samples);
+        Ok(())
     }
 
     fn log_memory(&self, before: Option<u64>, after: Option<u64>, cache: u64) {
@@ -168,6 +182,47 @@ fn loss(scope: &mut EvalScope, set: &EvalSet) -> Result<Option<LossReport>, Engi
             source,
         })
     };
-    let rows: Vec<_> = (0..rows.len()).map(row).collect::<Result<_, _>>()?;
-    Ok(scope.score(rows)?)
+    scope.score((0..rows.len()).map(row))
+}
+
+#[cfg(test)]
+mod tests {
+    use chandler_data::{Question, TextPipeline};
+
+    use super::super::source::load_model;
+    use super::*;
+    use crate::config::Config;
+    use crate::logging::Terminal;
+
+    #[test]
+    fn answers_that_memory_cut_are_kept_and_not_scored() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/goldens/models/qwen3");
+        let folder = std::path::Path::new(folder);
+        let mut config = Config::default();
+        config.eval.max_new_tokens = 6;
+        let model = load_model(&config, folder, None, None::<&Progress>).unwrap();
+        let pipeline = TextPipeline::open(folder).unwrap();
+        let record = r#"{"prompt": "2 + 2 =", "completion": " 4"}"#;
+        let questions: Vec<Question> = vec![pipeline.question(record, None, None).unwrap()];
+        let set = EvalSet::own(&config, questions, false, None, vec![], "").unwrap();
+        let (ledger, progress) = (&Ledger::new(), &Progress::new(&Terminal::stderr()));
+        let evaluator = Evaluator {
+            step: 0,
+            model: &model,
+            tokenizer: pipeline.tokenizer(),
+            ledger,
+            stop: &|| false,
+            progress,
+        };
+        let with = |max_new_tokens: usize| {
+            let options = GenerateOptions { max_new_tokens, ..set.options.clone() };
+            evaluator.run(&[(&set, Some(options))]).unwrap()
+        };
+        let whole = with(6);
+        assert_eq!((whole.samples.len(), whole.row.scores.len()), (1, 1));
+        assert!(whole.row.exact_match.is_some() && whole.shortages.is_empty());
+        let cut = with(5);
+        assert_eq!((cut.samples.len(), cut.row.scores.len(), cut.row.exact_match), (1, 0, None));
+        assert!(cut.shortages[0].contains("have no scores"), "{:?}", cut.shortages);
+    }
 }

@@ -3,49 +3,48 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use chandler_durable::{
-    Fs, RealFs, create_folder_all, is_there, newest_good, remove_folder, require_space, write_with,
-};
-use chandler_evaluator::Better;
-use chandler_trainer::{
-    BoxError, CHECKPOINT_PREFIX, Fit, Outcome, TrainError, Trainer, checkpoint_step,
-};
+use chandler_durable::{RealFs, is_there, require_space};
+use chandler_trainer::{Fit, Outcome, TrainError, Trainer};
 use chandler_vram::{Ledger, Phase, counting};
 use serde_json::{Value, json};
 
-use super::best::{Best, put_best};
-use super::eval_set::{HELD_OUT, PROMPTS, TRAINING};
+use super::EngineError;
+use super::best::put_best;
+use super::checkpoints::{GoneOn, checkpoint_bytes, leave_checkpoint, resume_or_begin_anew};
+use super::job_sink::JobSink;
 use super::memory;
+use super::publish::{finish_exchange, write_merged_model};
 use super::requeue::{is_requeued, keep_wrong, requeue};
-use super::scoring::{shown, with_gains};
 use super::session::{Prepared, Request, prepare};
-use super::source::{binding, model_folder};
-use super::watch::{Around, Sink, Watch, Wish};
-use super::{EngineError, write_merged_model};
+use super::snapshots::{make_snapshot, names_in, remove_if_there};
+use super::source::{binding, identity, model_folder};
+use super::watch::{Around, Watch};
 use crate::alerts::Alert;
-use crate::config::{Config, EvalConfig};
-use crate::daemon::{
-    CheckpointFacts, Controls, JobError, JobEstimate, JobOutcome, JobRunner, RunContext,
-    checkpoints_to_remove, snapshot_chores,
-};
+use crate::config::Config;
+use crate::daemon::{JobError, JobEstimate, JobOutcome, JobRunner, RunContext};
 use crate::heap;
-use crate::logging::StepProgress;
 use crate::queue::{ClaimedJob, mark, report_of_model};
 use crate::state_dir::StateDir;
-use crate::store::{EvalRow, EvalSample, ScoreRow, StepRow};
 
 /// Bytes of a checkpoint and a model for each trainable parameter: weights and two moments in the
 /// one, the weights again in the other.
 const DISK_BYTES_PER_PARAM: u64 = 16;
 
 /// The runner for a state directory and a configuration, which enters what it holds into `ledger`.
-pub fn runner(state: &StateDir, config: &Config, ledger: &Ledger) -> Box<dyn JobRunner> {
-    Box::new(EngineRunner {
+/// The model of the state directory is in its place when this returns, if there ever was one.
+pub fn runner(
+    state: &StateDir,
+    config: &Config,
+    ledger: &Ledger,
+) -> Result<Box<dyn JobRunner>, EngineError> {
+    finish_exchange(&state.model())?;
+    Ok(Box::new(EngineRunner {
         state: state.clone(),
         config: config.clone(),
         ledger: ledger.clone(),
         ready: None,
-    })
+        finished: None,
+    }))
 }
 
 struct EngineRunner {
@@ -54,6 +53,8 @@ struct EngineRunner {
     ledger: Ledger,
     /// What `validate` made ready, for `run`.
     ready: Option<Ready>,
+    /// The job whose model was put in its place last.
+    finished: Option<i64>,
 }
 
 struct Ready {
@@ -123,12 +124,18 @@ impl EngineRunner {
         let Ready { base, prepared, .. } = ready;
         let Prepared { model, rows, settings, evaluation, total_steps, fit, plan, .. } = prepared;
         let checkpoints = self.state.checkpoints_of(job.job.id);
+        let base_id = identity(&base)?;
         let fit_key = fit_key(&self.config, &base);
         let fit = fit.and(context.store.fit(&fit_key)?.unwrap_or_default());
         let mut trainer = Trainer::new(model, &rows, settings, &self.ledger)?.within(fit);
         self.ledger.begin(Phase::Train);
         counting::reset_high_water();
-        let GoneOn { resumed_at, last_eval, best } = resume(&mut trainer, &checkpoints)?;
+        let begun = resume_or_begin_anew(&mut trainer, &checkpoints, &base_id)?;
+        let GoneOn { resumed_at, last_eval, best } = begun;
+        if resumed_at.is_none() {
+            // Of an earlier attempt, which evaluated another model.
+            keep_wrong(&checkpoints, &[])?;
+        }
         let controls = context.controls.clone();
         let stop = move || {
             controls.beat();
@@ -162,6 +169,8 @@ impl EngineRunner {
             steps_here: 0,
             last_eval,
             best,
+            metric_was_missed: false,
+            base: base_id,
             around: Around::default(),
             progress,
         };
@@ -173,32 +182,39 @@ impl EngineRunner {
         }
         let outcome = trainer.train(&mut watch)?;
         let extra = watch.extra();
-        let last_eval = watch.last_eval.take();
-        let (checkpoints, step) = (watch.checkpoints, trainer.steps_done());
+        let (last_eval, best) = (watch.last_eval.take(), watch.best.clone());
+        let checkpoints = watch.checkpoints;
         if outcome == Outcome::Stopped {
-            if resumed_at != Some(step) && step > 0 {
-                let path = checkpoints.join(format!("{CHECKPOINT_PREFIX}{step}"));
-                if !is_there(&path)? {
-                    trainer.write_checkpoint(&RealFs, &path, extra)?;
-                }
-            }
+            let step = leave_checkpoint(&trainer, &checkpoints, resumed_at, extra)?;
             return Ok(JobOutcome::Stopped { step });
         }
-        let loss = trainer.last_metrics().map(|metrics| metrics.loss);
-        let model_step = put_best(&mut trainer, &checkpoints, &self.config.eval)?;
+        let (steps, loss) = (trainer.steps_done(), trainer.last_metrics().map(|last| last.loss));
+        let model_step = put_best(&mut trainer, &checkpoints, &self.config.eval, &best)?;
         let report = json!({
-            "steps": step,
+            "steps": steps,
             "model_step": model_step,
             "loss": loss,
             "eval": last_eval,
             "memory": memory::beside_plan(&plan, &self.ledger),
             "model": self.state.model(),
         });
-        sink.context.still_ours()?;
-        let mark = mark(&job.job, &job.sha256, &report);
-        write_merged_model(&mut trainer, &self.state.model(), &base, mark, progress)?;
-        requeue(&self.state, context.store, job.job.id)?;
+        self.publish(job, &mut trainer, &base, &report, context)?;
         Ok(JobOutcome::Finished { report })
+    }
+
+    /// Puts what a run made in the place of the model that it began from.
+    fn publish(
+        &self,
+        job: &ClaimedJob,
+        trainer: &mut Trainer,
+        base: &Path,
+        report: &Value,
+        context: &RunContext,
+    ) -> Result<(), EngineError> {
+        context.still_ours()?;
+        let mark = mark(&job.job, &job.sha256, report);
+        write_merged_model(trainer, &self.state.model(), base, mark, context.progress)?;
+        requeue(&self.state, context.store, job.job.id)
     }
 
     /// The report of a job whose model was already put in place when the process ended.
@@ -213,43 +229,6 @@ fn fit_key(config: &Config, base: &Path) -> String {
     let batch = [train.per_device_train_batch_size, data.max_length, lora.r];
     json!([base, model.dtype, batch, train.optim, train.optimizer_in_backward, memory.limit])
         .to_string()
-}
-
-/// What a checkpoint takes on the disk: the trained weights and two moments, in f32.
-pub(crate) fn checkpoint_bytes(trainer: &Trainer) -> u64 {
-    let trainable = trainer.model().params().trainable();
-    trainable.map(|(_, param)| 12 * param.value.elem_count() as u64).sum()
-}
-
-/// Where a run begins.
-#[derive(Debug, Default)]
-pub(crate) struct GoneOn {
-    /// The step that a checkpoint was written after; `None` for a new run.
-    pub(crate) resumed_at: Option<u64>,
-    /// The evaluation before that checkpoint.
-    pub(crate) last_eval: Option<EvalRow>,
-    /// The best until then.
-    pub(crate) best: Best,
-}
-
-/// Goes on from the newest checkpoint that is whole, if there is one.
-pub(crate) fn resume(trainer: &mut Trainer, folder: &Path) -> Result<GoneOn, EngineError> {
-    let found = newest_good(&RealFs, folder, CHECKPOINT_PREFIX)?;
-    for broken in &found.quarantined {
-        let (was, is) = (broken.was.display(), broken.is.display());
-        tracing::warn!("{was} is broken ({}) and was moved to {is}", broken.reason);
-    }
-    let Some((path, _)) = found.good else { return Ok(GoneOn::default()) };
-    let resumed = trainer.resume(&path)?;
-    if let Some(why) = resumed.rounds_differently {
-        tracing::warn!("from here on the run is not the same bit for bit: {why}");
-    }
-    tracing::info!("goes on after step {} ({})", trainer.steps_done(), path.display());
-    Ok(GoneOn {
-        resumed_at: Some(trainer.steps_done()),
-        last_eval: serde_json::from_value(resumed.extra["eval"].clone()).unwrap_or_default(),
-        best: serde_json::from_value(resumed.extra["best"].clone()).unwrap_or_default(),
-    })
 }
 
 impl JobRunner for EngineRunner {
@@ -289,6 +268,7 @@ impl JobRunner for EngineRunner {
     ) -> Result<JobOutcome, JobError> {
         if let Some(report) = self.already_learned(job)? {
             requeue(&self.state, context.store, job.job.id)?;
+            self.finished = Some(job.job.id);
             return Ok(JobOutcome::Finished { report });
         }
         let ready = match self.ready.take() {
@@ -303,10 +283,13 @@ impl JobRunner for EngineRunner {
         };
         let outcome = self.learn(job, ready, context);
         heap::give_back();
-        if let Err(EngineError::Train(TrainError::NotFinite { step, what, .. })) = &outcome
+        if let Some((what, step)) = outcome.as_ref().err().and_then(EngineError::not_finite)
             && context.config.alerts.enabled
         {
-            context.alert(&Alert::not_finite(what, *step))?;
+            context.alert(&Alert::not_finite(what, step))?;
+        }
+        if matches!(outcome, Ok(JobOutcome::Finished { .. })) {
+            self.finished = Some(job.job.id);
         }
         Ok(outcome?)
     }
@@ -316,198 +299,39 @@ impl JobRunner for EngineRunner {
         remove_if_there(&self.state.checkpoints_of(job.job.id)).map_err(JobError::from)
     }
 
-    /// Only the newest job's checkpoints stay; a snapshot a day is made of the newest model.
+    /// Of checkpoints only those of the job that has just finished stay: whatever else is begun goes
+    /// on from another model than there is now. A snapshot a day is made of the newest model.
     fn tidy(&mut self) -> Result<(), JobError> {
-        let mut jobs = folders(&self.state.checkpoints());
-        jobs.retain(|name| name.starts_with("job-"));
-        jobs.sort_by(|a, b| chandler_durable::natural_cmp(a, b));
-        jobs.pop();
-        for name in jobs {
-            remove_if_there(&self.state.checkpoints().join(name))?;
+        if let Some(finished) = self.finished {
+            let kept = self.state.checkpoints_of(finished);
+            for name in names_in(&self.state.checkpoints()) {
+                let folder = self.state.checkpoints().join(&name);
+                if name.starts_with("job-") && folder != kept {
+                    remove_if_there(&folder)?;
+                }
+            }
         }
-        let today = jiff::ZonedDateTime::now().date();
-        let existing = folders(&self.state.snapshots());
-        let chores = snapshot_chores(&existing, today, self.config.daemon.keep_snapshots);
-        if let Some(name) = chores.make {
-            let place = self.state.snapshots().join(name);
-            remove_if_there(&place)?;
-            copy_folder(&self.state.model(), &place)?;
+        Ok(make_snapshot(&self.state, self.config.daemon.keep_snapshots)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checkpoints_of_the_job_that_finished_stay_whatever_its_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::choose(Some(folder.path()), folder.path());
+        state.init("").unwrap();
+        let mut config = Config::default();
+        config.daemon.keep_snapshots = 0;
+        for job in [2, 9, 10] {
+            std::fs::create_dir_all(state.checkpoints_of(job).join("checkpoint-5")).unwrap();
         }
-        for name in chores.remove {
-            remove_if_there(&self.state.snapshots().join(name))?;
-        }
-        Ok(())
-    }
-}
-
-fn folders(parent: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
-}
-
-fn remove_if_there(path: &Path) -> Result<(), EngineError> {
-    if is_there(path)? { Ok(remove_folder(&RealFs, path)?) } else { Ok(()) }
-}
-
-/// Links every file where the file system can, since they are never changed in place.
-fn copy_folder(from: &Path, to: &Path) -> Result<(), EngineError> {
-    let next = to.with_extension("next");
-    remove_if_there(&next)?;
-    create_folder_all(&RealFs, &next)?;
-    for name in folders(from) {
-        let (source, target) = (from.join(&name), next.join(&name));
-        if std::fs::hard_link(&source, &target).is_err() {
-            write_with(&RealFs, &target, |file| {
-                std::io::copy(&mut std::fs::File::open(&source)?, file)
-            })?;
-        }
-    }
-    RealFs
-        .sync_folder(&next)
-        .map_err(|source| EngineError::Write { path: next.clone(), source })?;
-    Ok(chandler_durable::rename_durably(&RealFs, &next, to)?)
-}
-
-/// The database, the progress line and the controls of a job.
-struct JobSink<'a, 'c> {
-    context: &'a mut RunContext<'c>,
-    job_id: i64,
-    fit_key: String,
-    keep_last: usize,
-    /// Whether wrong answers become a training file.
-    requeues: bool,
-    checkpoints: PathBuf,
-}
-
-impl Sink for JobSink<'_, '_> {
-    fn step(&mut self, row: &StepRow, progress: &StepProgress) -> Result<(), BoxError> {
-        self.context.still_ours().map_err(EngineError::from)?;
-        Ok(self.context.step(row, progress)?)
-    }
-
-    fn evaluating(&mut self, now: bool) {
-        self.context.controls.set_phase(if now { "evaluating" } else { "training" });
-    }
-
-    fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), BoxError> {
-        let row = &with_gains(row, samples, self.context.store, self.context.run_id)?;
-        log_evaluation(self.context.config, row, samples);
-        self.context.evaluated(row, samples)?;
-        // The job's own figures are looked at with the evaluation.
-        for score in row.scores.iter().filter(|score| !is_own(&score.set)) {
-            let name = format!("{}/{}", score.set, score.metric);
-            let better = Better::of_metric(&score.metric);
-            self.context.scored(row.step, &name, score.value, better)?;
-        }
-        Ok(())
-    }
-
-    fn wrong(&mut self, records: &[String]) -> Result<(), BoxError> {
-        if self.requeues {
-            keep_wrong(&self.checkpoints, records)?;
-        }
-        Ok(())
-    }
-
-    fn memory(&mut self, message: &str) -> Result<(), BoxError> {
-        tracing::warn!("{message}");
-        let (job, run) = (Some(self.job_id), Some(self.context.run_id));
-        Ok(self.context.store.record_event("memory", job, run, message, None)?)
-    }
-
-    fn trouble(&mut self, message: &str) -> Result<(), BoxError> {
-        tracing::error!("{message}");
-        let (job, run) = (Some(self.job_id), Some(self.context.run_id));
-        Ok(self.context.store.record_event("trouble", job, run, message, None)?)
-    }
-
-    fn fitted(&mut self, fit: Fit) -> Result<(), BoxError> {
-        Ok(self.context.store.set_fit(&self.fit_key, fit)?)
-    }
-
-    fn checkpoint(&mut self, step: u64, path: &Path) -> Result<(), BoxError> {
-        tracing::info!(step, "checkpoint {}", path.display());
-        let keep_best = self.context.config.daemon.keep_best;
-        remove_old_checkpoints(path, self.keep_last, keep_best, &self.context.config.eval)
-            .map_err(BoxError::from)
-    }
-
-    fn wish(&mut self) -> Wish {
-        let controls: &Controls = self.context.controls;
-        controls.beat();
-        controls.wait_while_paused();
-        Wish { stop: controls.stop().is_requested(), eval: controls.take_eval_request() }
-    }
-}
-
-/// Removes the checkpoints beside `newest` that are neither among the newest nor among the best.
-pub(crate) fn remove_old_checkpoints(
-    newest: &Path,
-    keep_last: usize,
-    keep_best: usize,
-    config: &EvalConfig,
-) -> Result<(), EngineError> {
-    let Some(folder) = newest.parent() else { return Ok(()) };
-    let (facts, keep_best) = (
-        checkpoint_facts(folder, &config.metric_for_best_model),
-        keep_best.max(usize::from(config.load_best_model_at_end)),
-    );
-    let better = Better::of_metric(&config.metric_for_best_model);
-    for old in checkpoints_to_remove(&facts, keep_last, keep_best, better) {
-        remove_folder(&RealFs, &old)?;
-    }
-    Ok(())
-}
-
-/// What decides about the checkpoints of a folder, by this metric.
-pub(crate) fn checkpoint_facts(folder: &Path, metric: &str) -> Vec<CheckpointFacts> {
-    let fact = |name: String| {
-        let path = folder.join(name);
-        let step = checkpoint_step(&path)?;
-        let manifest = std::fs::read_to_string(path.join("manifest.json")).ok()?;
-        let manifest: Value = serde_json::from_str(&manifest).ok()?;
-        let eval = manifest.pointer("/extra/extra/eval").cloned().unwrap_or_default();
-        let eval: Option<EvalRow> = serde_json::from_value(eval).unwrap_or_default();
-        // An earlier evaluation says nothing of this checkpoint.
-        let figure = eval.filter(|eval| eval.step == step).and_then(|eval| eval.metric(metric));
-        Some(CheckpointFacts { path, step, figure })
-    };
-    folders(folder).into_iter().filter_map(fact).collect()
-}
-
-/// Whether a set is the job's own.
-fn is_own(set: &str) -> bool {
-    [HELD_OUT, PROMPTS, TRAINING].contains(&set)
-}
-
-/// What the line of the job's own figures does not say.
-fn is_news(score: &ScoreRow) -> bool {
-    !is_own(&score.set)
-        || !["loss", "perplexity", "token_accuracy"].contains(&score.metric.as_str())
-}
-
-/// One line for the figures and, where the log may hold text, one for each of the first answers.
-pub(crate) fn log_evaluation(config: &Config, row: &EvalRow, samples: &[EvalSample]) {
-    let figure = |name: &str, value: Option<f64>| {
-        value.map_or_else(String::new, |value| format!("  {name} {value:.4}"))
-    };
-    tracing::info!(
-        step = row.step,
-        "eval at step {}{}{}{}{}",
-        row.step,
-        figure("loss", row.loss),
-        figure("perplexity", row.perplexity),
-        figure("token accuracy", row.token_accuracy),
-        figure("exact match", row.exact_match),
-    );
-    for score in row.scores.iter().filter(|score| is_news(score)) {
-        tracing::info!(step = row.step, "  {}", shown(score));
-    }
-    if !config.log.samples {
-        return;
-    }
-    for sample in samples.iter().take(3) {
-        let last = sample.prompt.lines().rev().find(|line| line.len() > 12);
-        tracing::info!("  {:?} -> {:?}", last.unwrap_or(&sample.prompt), sample.text);
+        let (ledger, ready, finished) = (Ledger::new(), None, Some(9));
+        let mut runner = EngineRunner { state: state.clone(), config, ledger, ready, finished };
+        runner.tidy().unwrap();
+        assert_eq!(names_in(&state.checkpoints()), ["job-9"]);
     }
 }

@@ -2,11 +2,13 @@
 
 mod answering;
 mod best;
+mod checkpoints;
 mod error;
 mod eval_set;
 mod evaluation;
 mod guard;
 mod job_runner;
+mod job_sink;
 mod memory;
 mod planning;
 mod publish;
@@ -16,28 +18,32 @@ mod saving;
 mod scoring;
 mod session;
 mod settings;
+mod sink;
+mod snapshots;
 mod source;
 mod watch;
 
 pub(crate) use answering::{stop_watcher, text_of};
-pub(crate) use best::put_best;
+pub(crate) use best::{Best, put_best};
+pub(crate) use checkpoints::{
+    GoneOn, checkpoint_bytes, clear_checkpoints, leave_checkpoint, remove_old_checkpoints, resume,
+};
 pub use error::EngineError;
 pub(crate) use eval_set::EvalSet;
 pub(crate) use evaluation::{Evaluated, Evaluator};
 pub(crate) use guard::{Decision, bytes_of_answers, decide};
 pub use job_runner::runner;
-pub(crate) use job_runner::{
-    GoneOn, checkpoint_bytes, checkpoint_facts, log_evaluation, remove_old_checkpoints, resume,
-};
+pub(crate) use job_sink::log_evaluation;
 pub(crate) use memory::{
     beside_plan as memory_beside_plan, keep_limit as keep_memory_limit, room as memory_room,
 };
 pub(crate) use planning::{Planning, answers_shape, fitting, model_shape, train_shape};
-pub(crate) use publish::{export, in_new_folder, write_merged_model, write_output};
+pub(crate) use publish::{export, in_new_folder, write_output};
 pub(crate) use reading::{Reader, questions_from};
 pub(crate) use session::{Prepared, Request, prepare};
 pub(crate) use settings::{data_options, dtype, generate_options, lora, train_settings};
+pub(crate) use sink::{Sink, Wish};
 pub(crate) use source::{
-    base_name, cached_model_folder, load_model, model_folder, model_here, stop_ids,
+    base_name, cached_model_folder, identity, load_model, model_folder, model_here, stop_ids,
 };
-pub(crate) use watch::{Around, Sink, Watch, Wish};
+pub(crate) use watch::{Around, Watch};

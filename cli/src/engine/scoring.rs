@@ -1,9 +1,11 @@
 //! From answers to figures: what each answer scored, and each set with its 95 % intervals.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 
 use chandler_evaluator::{
-    Asked, ExternalScorer, LossReport, Paired, Reference, Summary, pass_at_k_over,
+    Asked, EvalError, ExternalError, ExternalScorer, LossReport, Paired, Reference, Summary,
+    pass_at_k_over,
 };
 
 use super::eval_set::EvalSet;
@@ -11,27 +13,33 @@ use crate::config::SetScorer;
 use crate::failure::in_one_line;
 use crate::store::{EvalRow, EvalSample, ScoreRow, Store, StoreError};
 
-/// Scores a set's answers; what could not be scored is returned in words, and goes without.
+/// Scores a set's answers; what could not be scored is returned in words, and goes without. An end
+/// that somebody wants is an error: what was scored until then is no evaluation.
 pub(super) fn score_samples(
     set: &EvalSet,
     step: u64,
     samples: &mut [EvalSample],
     stop: &dyn Fn() -> bool,
-) -> Vec<String> {
+) -> Result<Vec<String>, EvalError> {
     let mut failed = vec![];
     match &set.scorer {
         SetScorer::None | SetScorer::Choice(_) => {}
         SetScorer::Rule(scorer) => {
             for sample in samples {
-                match scorer.score(&sample.text, set.reference(sample).as_ref()) {
+                match scorer.score(&sample.text, set.reference(sample.position).as_ref()) {
                     Ok(score) => sample.score = score,
                     Err(error) => failed.push(format!("question {}: {error}", sample.position + 1)),
                 }
             }
         }
         SetScorer::Command { command, limits } => {
-            match ExternalScorer::start(command, limits, |_| {}) {
-                Ok(mut program) => failed = by_program(&mut program, set, step, samples, stop),
+            let in_its_folder = |command: &mut Command| {
+                if let Some(folder) = &set.folder {
+                    command.current_dir(folder);
+                }
+            };
+            match ExternalScorer::start(command, limits, in_its_folder) {
+                Ok(mut program) => failed = by_program(&mut program, set, step, samples, stop)?,
                 Err(error) => failed.push(in_one_line(&error)),
             }
         }
@@ -41,7 +49,7 @@ pub(super) fn score_samples(
         let more = if more > 0 { format!(" (and {more} more)") } else { String::new() };
         format!("eval set {}, answers without a score: {first}{more}", set.name)
     });
-    told.into_iter().collect()
+    Ok(told.into_iter().collect())
 }
 
 /// Has a program score answers, for as long as it runs.
@@ -51,10 +59,10 @@ fn by_program(
     step: u64,
     samples: &mut [EvalSample],
     stop: &dyn Fn() -> bool,
-) -> Vec<String> {
+) -> Result<Vec<String>, EvalError> {
     let mut failed = vec![];
     for sample in samples {
-        let reference = set.reference(sample);
+        let reference = set.reference(sample.position);
         let asked = Asked {
             prompt: &sample.prompt,
             answer: &sample.text,
@@ -64,13 +72,14 @@ fn by_program(
         };
         match program.score(&asked, stop) {
             Ok(scored) => sample.score = scored.score,
+            Err(ExternalError::Stopped) => return Err(EvalError::Stopped),
             Err(error) => failed.push(in_one_line(&error)),
         }
         if !program.is_running() {
             break;
         }
     }
-    failed
+    Ok(failed)
 }
 
 /// The share of the answers that equal their reference, where one has some.
@@ -83,15 +92,22 @@ pub(super) fn share_that_matches(samples: &[EvalSample]) -> Option<f64> {
 /// What the loss of a set's rows comes to.
 pub(super) fn rows_of_loss(set: &EvalSet, report: Option<&LossReport>) -> Vec<ScoreRow> {
     let Some(report) = report else { return vec![] };
-    let row = |metric: &str, value: f64| ScoreRow {
-        count: report.tokens as u64,
-        ..set.score(metric, value)
-    };
     vec![
-        row("loss", report.loss),
-        row("perplexity", report.perplexity),
-        row("token_accuracy", report.token_accuracy),
+        row_of_loss(set, report, "loss", report.loss),
+        row_of_loss(set, report, "perplexity", report.perplexity),
+        row_of_loss(set, report, "token_accuracy", report.token_accuracy),
     ]
+}
+
+/// A value that is made of the loss of a set's rows.
+pub(super) fn row_of_loss(
+    set: &EvalSet,
+    report: &LossReport,
+    metric: &str,
+    value: f64,
+) -> ScoreRow {
+    let (asked, count) = (set.asked_of_rows.clone(), report.tokens as u64);
+    ScoreRow { asked, count, ..set.score(metric, value) }
 }
 
 /// What a set's answers come to: the mean of the questions' scores and, where there are several
@@ -168,9 +184,9 @@ pub(crate) fn with_gains(
 }
 
 impl EvalSet {
-    /// What an answer should be.
-    fn reference(&self, sample: &EvalSample) -> Option<Reference> {
-        let question = self.questions.get(sample.position as usize)?;
+    /// What an answer to the question at this position should be.
+    pub(super) fn reference(&self, position: u64) -> Option<Reference> {
+        let question = self.questions.get(position as usize)?;
         match &question.expected {
             Some(expected) => Some(Reference::from(expected.clone())),
             None => question.reference.clone().map(Reference::from),

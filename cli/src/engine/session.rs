@@ -76,7 +76,7 @@ pub(crate) fn prepare(request: &Request) -> Result<Prepared, EngineError> {
     let stops = stop_ids(model_folder, &model, &tokenizer)?;
     let of_file = all.cache_file().file_stem().unwrap_or_default().to_string_lossy();
     let own =
-        EvalSet::own(config, questions, questions_are_trained, held_out, stops.clone(), &of_file);
+        EvalSet::own(config, questions, questions_are_trained, held_out, stops.clone(), &of_file)?;
     let mut sets = vec![own];
     if let Some(folder) = request.evals.filter(|_| config.eval.eval_steps > 0) {
         let reader = reader(request, &options);

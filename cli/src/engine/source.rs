@@ -1,21 +1,28 @@
 //! Where a model comes from.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Device;
 use chandler_data::Tokenizer;
-use chandler_durable::is_there;
+use chandler_durable::{MANIFEST_NAME, is_there};
 use chandler_model::hub::{Download, HubOptions, ModelSource, resolve};
 use chandler_model::{AdapterBase, CausalLm, GenerationConfig};
+use sha2::{Digest, Sha256};
 
 use super::EngineError;
 use super::memory::keep_limit;
 use super::settings::dtype;
+use super::snapshots::names_in;
 use crate::config::Config;
 use crate::logging::Progress;
 use crate::state_dir::StateDir;
 use crate::store::Binding;
+
+/// Of a file of weights, more than its header is believed to have is not looked at.
+const MOST_OF_A_HEADER: u64 = 100 << 20;
 
 /// The folder of the configured model; one from the hub is downloaded first, or found in the cache.
 pub(crate) fn model_folder(config: &Config, progress: &Progress) -> Result<PathBuf, EngineError> {
@@ -67,6 +74,52 @@ pub(crate) fn model_here(config: &Config, state: &StateDir) -> Result<PathBuf, E
     }
     let here = HubOptions { offline: true, ..HubOptions::from_env() };
     Ok(resolve(&model_source(config)?, &here, Arc::new(|_| {}))?)
+}
+
+/// What tells a model folder from every other one: a hash of its manifest, which has those of its
+/// files, else of its configuration and of what its weight files begin with, which say what lies
+/// where in them.
+pub(crate) fn identity(folder: &Path) -> Result<String, EngineError> {
+    let read = |path: &Path| {
+        std::fs::read(path).map_err(|source| EngineError::Read { path: path.to_owned(), source })
+    };
+    let mut hash = Sha256::new();
+    let manifest = folder.join(MANIFEST_NAME);
+    if is_there(&manifest)? {
+        hash.update(read(&manifest)?);
+    } else {
+        for name in ["config.json", "model.safetensors.index.json"] {
+            let path = folder.join(name);
+            if is_there(&path)? {
+                hash.update(read(&path)?);
+            }
+        }
+        for name in weight_files(folder) {
+            hash.update(name.as_bytes());
+            let path = folder.join(&name);
+            let begun = beginning(&path);
+            hash.update(begun.map_err(|source| EngineError::Read { path, source })?);
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn weight_files(folder: &Path) -> Vec<String> {
+    let mut names = names_in(folder);
+    names.retain(|name| name.ends_with(".safetensors"));
+    names.sort();
+    names
+}
+
+/// The length of a file of weights, and its header.
+fn beginning(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let mut found = file.metadata()?.len().to_le_bytes().to_vec();
+    let mut length = [0; 8];
+    file.read_exact(&mut length)?;
+    let length = u64::from_le_bytes(length).min(MOST_OF_A_HEADER);
+    file.take(length).read_to_end(&mut found)?;
+    Ok(found)
 }
 
 /// Loads a model in the configured type, with an adapter where one is given, and shows how far it
@@ -133,5 +186,31 @@ mod tests {
         assert_eq!(named("Qwen/Qwen3-0.6B@v1", None), (id.clone(), Some("v1".to_owned())));
         assert_eq!(named("Qwen/Qwen3-0.6B@v1", Some("v2")), (id, Some("v2".to_owned())));
         assert_eq!(named("/models/a@b", Some("v2")), ("/models/a@b".to_owned(), None));
+    }
+
+    #[test]
+    fn a_model_that_has_learned_is_another_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: &str, bytes: &[u8]| {
+            chandler_durable::write(&folder.path().join(name), bytes).unwrap();
+            identity(folder.path()).unwrap()
+        };
+        let weights = |header: &[u8], data: &[u8]| {
+            [&(header.len() as u64).to_le_bytes(), header, data].concat()
+        };
+        put("config.json", b"{}");
+        let first = put("model.safetensors", &weights(b"{\"a\": 1}", b"1234"));
+        assert_eq!(put("README.md", b"said"), first);
+        assert_ne!(put("model.safetensors", &weights(b"{\"b\": 1}", b"1234")), first);
+        assert_ne!(put("model.safetensors", &weights(b"{\"a\": 1}", b"12345")), first);
+        assert_eq!(put("model.safetensors", &weights(b"{\"a\": 1}", b"1234")), first);
+        assert_ne!(put("config.json", b"{ }"), first);
+        // A manifest has the hash of every file.
+        let sealed = put("manifest.json", b"one");
+        assert_ne!(put("manifest.json", b"two"), sealed);
+        let torn = weights(b"{}", b"");
+        chandler_durable::write(&folder.path().join("model.safetensors"), &torn[..4]).unwrap();
+        std::fs::remove_file(folder.path().join("manifest.json")).unwrap();
+        assert!(identity(folder.path()).unwrap_err().to_string().contains("model.safetensors"));
     }
 }

@@ -18,45 +18,13 @@ use super::eval_set::EvalSet;
 use super::evaluation::{Due, Evaluated, Evaluation, Evaluator};
 use super::guard::{Decision, decide};
 use super::saving::ToldFs;
+use super::sink::Sink;
 use crate::config::{EvalConfig, OnPressure};
 use crate::daemon::is_full;
 use crate::failure::in_one_line;
 use crate::heap;
 use crate::logging::{Progress, StepProgress};
-use crate::store::{EvalRow, EvalSample, StepRow};
-
-/// Where the results of a run go.
-pub(crate) trait Sink {
-    /// A step is done.
-    fn step(&mut self, row: &StepRow, progress: &StepProgress) -> Result<(), BoxError>;
-    /// An evaluation is about to begin (`true`) or over.
-    fn evaluating(&mut self, now: bool);
-    /// An evaluation is done.
-    fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), BoxError>;
-    /// Records of the questions that the last evaluation of the run found answered wrongly.
-    fn wrong(&mut self, _records: &[String]) -> Result<(), BoxError> {
-        Ok(())
-    }
-    /// A checkpoint is on the disk; the loss is the newest on held-out rows.
-    fn checkpoint(&mut self, step: u64, path: &Path) -> Result<(), BoxError>;
-    /// How the steps are cut from now on, for runs to come.
-    fn fitted(&mut self, fit: Fit) -> Result<(), BoxError>;
-    /// Memory ran short, and this was done about it.
-    fn memory(&mut self, message: &str) -> Result<(), BoxError>;
-    /// Something failed that the run can do without.
-    fn trouble(&mut self, message: &str) -> Result<(), BoxError>;
-    /// What is wished from outside; called between steps, may wait while paused.
-    fn wish(&mut self) -> Wish;
-}
-
-/// What somebody outside of the run wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Wish {
-    /// The run should end.
-    pub(crate) stop: bool,
-    /// An evaluation now.
-    pub(crate) eval: bool,
-}
+use crate::store::{EvalRow, StepRow};
 
 /// The observer of a run.
 pub(crate) struct Watch<'a> {
@@ -85,6 +53,10 @@ pub(crate) struct Watch<'a> {
     pub(crate) last_eval: Option<EvalRow>,
     /// The best evaluation, likewise.
     pub(crate) best: Best,
+    /// Whether it was said that `eval.metric_for_best_model` does not come.
+    pub(crate) metric_was_missed: bool,
+    /// What tells the model that the run began from, for whoever goes on from its checkpoints.
+    pub(crate) base: String,
     pub(crate) around: Around,
     pub(crate) progress: &'a Progress,
 }
@@ -149,7 +121,12 @@ impl<'a> Watch<'a> {
                 continue;
             }
             let needed = |options: &GenerateOptions| set.bytes_needed(model, options);
-            let room = (self.room)();
+            let mut room = (self.room)();
+            if room.is_some_and(|room| needed(&set.options) > room) {
+                // Buffers that lie idle count as used.
+                heap::give_back();
+                room = (self.room)();
+            }
             let decision = decide(self.on_pressure, &set.options, set.prompts(), needed, room);
             let name = &set.name;
             due.push(match decision {
@@ -168,8 +145,14 @@ impl<'a> Watch<'a> {
         Ok(due)
     }
 
-    /// What the evaluation means for the run; `None` where a stop cut it short.
-    fn evaluate(&mut self, step: u64, model: &CausalLm) -> Result<Option<Verdict>, BoxError> {
+    /// What the evaluation means for the run; `None` where a stop cut it short. One that somebody
+    /// asked for and that was not due does not count as one without a better figure.
+    fn evaluate(
+        &mut self,
+        step: u64,
+        model: &CausalLm,
+        is_due: bool,
+    ) -> Result<Option<Verdict>, BoxError> {
         let (tokenizer, ledger, stop) = (&self.evaluation.tokenizer, self.ledger, self.stop);
         let due = self.due(step, model)?;
         let progress = &self.evaluation.progress;
@@ -189,19 +172,50 @@ impl<'a> Watch<'a> {
         for trouble in troubles {
             self.sink.trouble(&trouble)?;
         }
+        let verdict = self.best.see(&row, self.config, is_due);
+        let is_last = verdict.is_enough || step == self.total_steps;
+        if is_last && let Some(error) = not_finite(&row, &self.best, self.config) {
+            return Err(EngineError::from(error).into());
+        }
         self.sink.evaluated(&row, &samples)?;
-        let verdict = self.best.see(&row, self.config);
-        if verdict.is_enough || step == self.total_steps {
+        self.miss_metric(&row)?;
+        if is_last {
             self.sink.wrong(&wrong)?;
         }
         self.last_eval = Some(row);
         Ok(Some(verdict))
     }
 
+    /// Says once where what decides about the run does not come of its evaluations.
+    fn miss_metric(&mut self, row: &EvalRow) -> Result<(), BoxError> {
+        let config = self.config;
+        let decides = config.load_best_model_at_end || config.early_stopping_patience.is_some();
+        let is_missing = self.best.is_none() && row.metric(&config.metric_for_best_model).is_none();
+        if !decides || !is_missing || self.metric_was_missed {
+            return Ok(());
+        }
+        self.metric_was_missed = true;
+        self.sink.trouble(&format!(
+            "eval at step {} has no {}, by which eval.metric_for_best_model goes: until one has it, \
+             no model is the best and no job ends early",
+            row.step, config.metric_for_best_model
+        ))
+    }
+
     /// What a checkpoint remembers.
     pub(crate) fn extra(&self) -> serde_json::Value {
-        serde_json::json!({ "eval": self.last_eval, "best": self.best })
+        serde_json::json!({ "eval": self.last_eval, "best": self.best, "base": self.base })
     }
+}
+
+/// Why the model of the last evaluation must not become anybody's: its own loss is no number, and no
+/// better model will be put in its place.
+fn not_finite(row: &EvalRow, best: &Best, config: &EvalConfig) -> Option<TrainError> {
+    let value = row.loss.filter(|loss| !loss.is_finite())?;
+    let is_replaced = best.step().is_some_and(|step| step != row.step);
+    let (step, what) = (row.step, "loss of the last evaluation");
+    let kept = !(config.load_best_model_at_end && is_replaced);
+    kept.then_some(TrainError::NotFinite { step, what, value })
 }
 
 impl Observer for Watch<'_> {
@@ -211,10 +225,12 @@ impl Observer for Watch<'_> {
         if wish.stop && step < self.total_steps {
             return Ok(Control::Stop);
         }
-        let mut is_best = false;
-        if wish.eval || self.eval_is_due(step) {
-            let Some(verdict) = self.evaluate(step, model)? else { return Ok(Control::Stop) };
-            is_best = verdict.is_best && self.config.load_best_model_at_end && step > 0;
+        let (mut is_best, is_due) = (false, self.eval_is_due(step));
+        if wish.eval || is_due {
+            let verdict = self.evaluate(step, model, is_due)?;
+            let Some(verdict) = verdict else { return Ok(Control::Stop) };
+            // That may be the model that the run began from, at step 0.
+            is_best = verdict.is_best && self.config.load_best_model_at_end;
         }
         let is_enough = self.best.is_enough(self.config) && step < self.total_steps;
         let saves = self.save_is_due(step) || (is_best && self.resumed_at != Some(step));
@@ -278,7 +294,7 @@ impl Observer for Watch<'_> {
     }
 
     fn checkpoint_written(&mut self, step: u64, path: &Path) -> Result<(), BoxError> {
-        self.sink.checkpoint(step, path)
+        self.sink.checkpoint(step, path, &self.best)
     }
 
     /// A disk that failed once may take the next one; a full one is waited for.
@@ -295,5 +311,30 @@ impl Observer for Watch<'_> {
 
     fn checkpoint_extra(&mut self) -> serde_json::Value {
         self.extra()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_without_a_loss_that_is_a_number_is_nobodys() {
+        let config =
+            |load_best_model_at_end| EvalConfig { load_best_model_at_end, ..EvalConfig::default() };
+        let row = |step, loss| EvalRow { step, loss: Some(loss), ..EvalRow::default() };
+        let mut best = Best::default();
+        let fails = |row: &EvalRow, best: &Best, loads: bool| {
+            let error = not_finite(row, best, &config(loads));
+            assert!(error.is_none_or(|error| error.hint().is_some()));
+            not_finite(row, best, &config(loads)).is_some()
+        };
+        assert!(!fails(&row(4, 1.0), &best, false) && !fails(&EvalRow::default(), &best, false));
+        for loss in [f64::NAN, f64::INFINITY] {
+            assert!(fails(&row(4, loss), &best, false) && fails(&row(4, loss), &best, true));
+        }
+        best.see(&row(2, 1.0), &config(true), true);
+        assert!(fails(&row(4, f64::NAN), &best, false));
+        assert!(!fails(&row(4, f64::NAN), &best, true), "the model of step 2 takes its place");
     }
 }

@@ -164,7 +164,7 @@ impl Store {
             let queued = jobs.iter().map(|job| self.enqueue_within(&transaction, job));
             let queued = queued.collect::<Result<Vec<_>, _>>()?;
             transaction.commit()?;
-            Ok(queued)
+            Ok::<_, rusqlite::Error>(queued)
         };
         if jobs.is_empty() { Ok(vec![]) } else { enqueue().doing("queue files") }
     }

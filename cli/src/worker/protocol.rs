@@ -118,6 +118,8 @@ pub(crate) struct SetToRead {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct SetRead {
     pub(crate) questions: Vec<Question>,
+    /// The last line that was asked, from 1; rows of later ones are none of the set's.
+    pub(crate) last_line: u64,
     /// Where the records' tokens are kept.
     pub(crate) cache_file: Option<PathBuf>,
     /// SHA-256 of the file.

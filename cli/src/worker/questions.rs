@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use chandler_data::{
-    BuildProgress, DataError, DataOptions, Dataset, Question, SourceLines, TextPipeline,
+    BuildProgress, DataError, DataOptions, Dataset, OnBadLine, Question, SourceLines, TextPipeline,
     split_held_out,
 };
 
@@ -112,7 +112,7 @@ impl SetToRead {
         };
         let rows = self.rows(pipeline, options, cache_folder, beats).map_err(of_set)?;
         let lines = SourceLines::open(&self.file, options.max_line_bytes).map_err(of_set)?;
-        let mut questions = vec![];
+        let (mut questions, mut last_line) = (vec![], 0);
         for line in lines.take(self.samples.unwrap_or(usize::MAX)) {
             let (number, text) = line.map_err(|error| of_set(error.into()))?;
             beats.beat(BuildProgress::default());
@@ -123,6 +123,7 @@ impl SetToRead {
                 reason: format!("line {number}: {error}"),
             };
             questions.push(asked.map_err(at_line)?);
+            last_line = number;
         }
         let too_long = |question: &Question| {
             question.prompt_ids.is_empty() || question.prompt_ids.len() > options.max_length
@@ -142,10 +143,11 @@ impl SetToRead {
             None => chandler_data::file_sha256(&self.file).map_err(of_set)?,
         };
         let cache_file = rows.map(|rows| rows.cache_file().to_owned());
-        Ok(SetRead { questions, cache_file, sha256 })
+        Ok(SetRead { questions, last_line, cache_file, sha256 })
     }
 
-    /// The records' own tokens; a multiple choice has none.
+    /// The records' own tokens. What is a question alone has none, and where that goes for every
+    /// record of the set, there is no loss to take. Whether a line can be asked is seen where it is.
     fn rows(
         &self,
         pipeline: &TextPipeline,
@@ -157,9 +159,14 @@ impl SetToRead {
             return Ok(None);
         }
         let alive = |now| beats.beat(now);
-        let options = DataOptions { packing: None, ..options.clone() };
+        let on_bad_line = OnBadLine::Skip;
+        let options = DataOptions { packing: None, on_bad_line, ..options.clone() };
         let files = std::slice::from_ref(&self.file);
-        Dataset::open(files, pipeline, &options, cache_folder, &alive).map(Some)
+        match Dataset::open(files, pipeline, &options, cache_folder, &alive) {
+            Ok(rows) => Ok(Some(rows)),
+            Err(DataError::BadLines { .. } | DataError::NothingToLearn { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -171,5 +178,55 @@ fn ask(
     keep_record: bool,
 ) -> Result<Question, DataError> {
     let question = pipeline.question(line, options.vocab_size, system)?;
-    Ok(Question { record: keep_record.then(|| line.to_owned()), ..question })
+    // A record is kept to be trained on, which not every question can be.
+    let kept = keep_record && pipeline.example(line, options).is_ok();
+    Ok(Question { record: kept.then(|| line.to_owned()), ..question })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUESTION: &str = r#"{"question": "The sky is", "reference": "blue"}"#;
+    const RECORD: &str = r#"{"prompt": "1 + 1 =", "completion": " 2"}"#;
+    const CHOICE: &str = r#"{"question": "The sky is", "choices": ["x", "y"], "answer": 1}"#;
+
+    fn pipeline() -> TextPipeline {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/goldens/models/qwen3");
+        TextPipeline::open(Path::new(folder)).unwrap()
+    }
+
+    fn read(lines: &[&str], samples: Option<usize>) -> (SetRead, Vec<u64>) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("set.jsonl");
+        let text: String = lines.iter().flat_map(|line| [*line, "\n"]).collect();
+        chandler_durable::write(&file, text.as_bytes()).unwrap();
+        let (system, tokens, keep_records) = (None, true, true);
+        let set = SetToRead { file: file.clone(), samples, system, tokens, keep_records };
+        let options = DataOptions::default();
+        let read = set.read(&pipeline(), &options, folder.path(), &Beats::default()).unwrap();
+        let rows = read.cache_file.as_ref().map(|cache| Dataset::reopen(cache, &[file]).unwrap());
+        let of = |rows: &Dataset| (0..rows.len()).map(|row| rows.source(row).unwrap().1).collect();
+        let sources = rows.as_ref().map_or_else(Vec::new, of);
+        (read, sources)
+    }
+
+    #[test]
+    fn a_set_has_the_loss_of_the_records_that_have_one() {
+        let (set, rows) = read(&[QUESTION, RECORD, CHOICE, RECORD], None);
+        assert_eq!((set.questions.len(), set.last_line, rows), (4, 4, vec![2, 4]));
+        let (set, rows) = read(&[QUESTION, CHOICE], None);
+        assert_eq!((set.questions.len(), rows, set.cache_file), (2, vec![], None));
+        assert!(!set.sha256.is_empty());
+        let (set, _) = read(&[QUESTION, RECORD, RECORD], Some(2));
+        assert_eq!((set.questions.len(), set.last_line), (2, 2));
+    }
+
+    #[test]
+    fn only_what_training_can_read_is_kept_for_it() {
+        let (set, _) = read(&[QUESTION, RECORD, CHOICE], None);
+        let kept: Vec<_> =
+            set.questions.iter().map(|question| question.record.as_deref()).collect();
+        assert_eq!(kept, [None, Some(RECORD), None]);
+    }
 }

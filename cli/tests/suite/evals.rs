@@ -1,11 +1,16 @@
 //! Eval sets, their scorers, the best model, early stopping, wrong answers that come back.
 
 use std::path::Path;
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
+use chandler_durable::{RealFs, rename_durably};
 use rusqlite::Connection;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::support::{goldens, model, ok, put, run, text_of};
+use crate::support::{chandler, goldens, model, ok, put, run, text_of};
 
 const QUICK: [&str; 18] = [
     "--set",
@@ -44,6 +49,33 @@ fn once(state: &str, set: &[&str]) -> String {
     errors
 }
 
+/// The same, but stopped as soon as `file` is there.
+fn once_until(state: &str, set: &[&str], file: &Path) {
+    let set: Vec<&str> = set.iter().flat_map(|set| ["--set", set]).collect();
+    let mut command = chandler();
+    command.args(["run", "--once", "--dir", state]).args(QUICK).args(set);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let begun = Instant::now();
+    while !file.exists() {
+        assert!(begun.elapsed() < Duration::from_mins(2), "{} never came", file.display());
+        assert!(child.try_wait().unwrap().is_none(), "it ended before {}", file.display());
+        sleep(Duration::from_millis(1));
+    }
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+fn report_of(state: &str, job: i64) -> Value {
+    let reports: Vec<(i64, String)> =
+        rows(state, "SELECT id, report FROM jobs", |row| Ok((row.get(0)?, row.get(1)?)));
+    let report = reports.iter().find(|(id, _)| *id == job).unwrap();
+    serde_json::from_str(&report.1).unwrap()
+}
+
+fn weights(state: &str) -> Vec<u8> {
+    std::fs::read(Path::new(state).join("model/model.safetensors")).unwrap()
+}
+
 fn rows<T>(state: &str, query: &str, take: fn(&rusqlite::Row) -> rusqlite::Result<T>) -> Vec<T> {
     let connection = Connection::open(Path::new(state).join("chandler.db")).unwrap();
     let mut statement = connection.prepare(query).unwrap();
@@ -66,8 +98,14 @@ fn every_set_is_asked_and_scored_its_own_way() {
     put(&evals.join("judged.jsonl"), r#"{"question": "Say it", "reference": ["a", "b"]}"#);
     put(
         &evals.join("judged.toml"),
-        "loss = false\nattempts = 3\ntemperature = 1.0\n[scorer]\nname = \"command\"\ncommand = \
+        "loss = false\nattempts = 3\ntemperature_end = 1.0\n[scorer]\nname = \"command\"\ncommand = \
          [\"sh\", \"-c\", \"while read line; do echo 0.5; done\"]\n",
+    );
+    // What is a question alone needs no settings: it has no loss to take.
+    put(&evals.join("plain.jsonl"), r#"{"question": "Say it", "reference": "a"}"#);
+    put(
+        &evals.join("pick.jsonl"),
+        r#"{"question": "The sky is", "choices": ["green", "blue"], "answer": 1}"#,
     );
     put(&evals.join("broken.jsonl"), "{]");
     put(&evals.join("odd.jsonl"), r#"{"question": "Say it", "reference": "a"}"#);
@@ -90,8 +128,9 @@ fn every_set_is_asked_and_scored_its_own_way() {
     let sums = ["generalisation_gap", "loss", "numeric", "perplexity", "token_accuracy"];
     let sums = sums.map(|m| format!("sums {m}"));
     let sky = ["sky choice_accuracy".to_owned()];
-    assert_eq!(at(0), [&own[..], &judged, &sky, &sums].concat());
-    assert_eq!(at(1), [&own[..], &judged, &sums].concat());
+    let bare = ["pick", "plain"].map(|set| format!("{set} exact_match"));
+    assert_eq!(at(0), [&own[..], &judged, &bare, &sky, &sums].concat());
+    assert_eq!(at(1), [&own[..], &judged, &bare, &sums].concat());
     assert_eq!(at(3), at(0), "the last evaluation has every set");
 
     let judged: Vec<(i64, i64, f64)> = rows(
@@ -155,8 +194,7 @@ fn a_job_ends_early_and_leaves_its_best_model() {
     let (best, _) = losses.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
     let (last, _) = losses.last().unwrap();
     assert!(*best > 0 && *last == best + 3 && *last < 40, "{losses:?}");
-    let report: Vec<String> = rows(&state, "SELECT report FROM jobs", |row| row.get(0));
-    let report: Value = serde_json::from_str(&report[0]).unwrap();
+    let report = report_of(&state, 1);
     assert_eq!(
         (report["steps"].as_i64(), report["model_step"].as_i64()),
         (Some(*last), Some(*best))
@@ -168,8 +206,7 @@ fn a_job_ends_early_and_leaves_its_best_model() {
     let shorter = state_of(other.path());
     let steps = format!("train.max_steps={best}");
     once(&shorter, &[&steps, "train.learning_rate=0.05", "train.lr_scheduler_type=constant"]);
-    let weights = |state: &str| std::fs::read(Path::new(state).join("model/model.safetensors"));
-    assert!(weights(&state).unwrap() == weights(&shorter).unwrap(), "another model");
+    assert!(weights(&state) == weights(&shorter), "another model");
 }
 
 #[test]
@@ -179,7 +216,12 @@ fn wrong_answers_come_back_once() {
     let evals = Path::new(&state).join("evals");
     let record = r#"{"prompt": "1 + 1 =", "completion": " an answer that it cannot know"}"#;
     put(&evals.join("sums.jsonl"), format!("{record}\n"));
-    once(&state, &["train.max_steps=2", "eval.requeue_wrong=true"]);
+    // What training cannot read does not come back.
+    put(&evals.join("asked.jsonl"), r#"{"question": "1 + 1?", "reference": "what nobody says"}"#);
+    let missing = ["eval.early_stopping_patience=1", "eval.metric_for_best_model=no/thing"];
+    let log =
+        once(&state, &[&["train.max_steps=2", "eval.requeue_wrong=true"], &missing[..]].concat());
+    assert_eq!(log.matches("has no no/thing").count(), 2, "once for each job: {log}");
     let jobs: Vec<(String, String)> =
         rows(&state, "SELECT file_name, state FROM jobs ORDER BY id", |row| {
             Ok((row.get(0)?, row.get(1)?))
@@ -188,4 +230,97 @@ fn wrong_answers_come_back_once() {
     assert_eq!(jobs, [done("a.jsonl"), done("wrong-answers-of-job-1.jsonl")]);
     let archived = Path::new(&state).join("done/wrong-answers-of-job-1.jsonl");
     assert_eq!(std::fs::read_to_string(archived).unwrap(), format!("{record}\n"));
+}
+
+#[test]
+fn the_base_may_be_the_best_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_of(folder.path());
+    // A rate that only does harm.
+    let set = ["train.max_steps=2", "train.learning_rate=0.3", "eval.load_best_model_at_end=true"];
+    once(&state, &set);
+    let losses: Vec<f64> = rows(&state, "SELECT loss FROM evals ORDER BY step", |row| row.get(0));
+    assert!(losses.len() == 3 && losses[1..].iter().all(|loss| *loss > losses[0]), "{losses:?}");
+    let report = report_of(&state, 1);
+    assert_eq!((report["steps"].as_i64(), report["model_step"].as_i64()), (Some(2), Some(0)));
+}
+
+#[test]
+fn a_stop_within_the_last_evaluation_hides_no_best_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_of(folder.path());
+    let evals = Path::new(&state).join("evals");
+    // It works in the folder of the sets, and once waits for its end in the last evaluation.
+    let script = r#"while read -r line; do
+        case "$line" in *'"step":2}') if [ ! -e waiting ]; then : > waiting; sleep 600; fi;; esac
+        echo 0.5; done"#;
+    let settings = format!(
+        "loss = false\n[scorer]\nname = \"command\"\nlimits = {{ seconds_per_answer = 600 }}\n\
+         command = [\"sh\", \"-c\", '''{script}''']\n"
+    );
+    put(&evals.join("judged.jsonl"), r#"{"question": "Say it", "reference": "a"}"#);
+    put(&evals.join("judged.toml"), settings);
+    let set =
+        ["train.max_steps=2", "train.learning_rate=0.003", "eval.load_best_model_at_end=true"];
+    once_until(&state, &set, &evals.join("waiting"));
+    let steps = |state: &str| -> Vec<i64> {
+        rows(state, "SELECT step FROM evals ORDER BY step", |row| row.get(0))
+    };
+    assert_eq!(steps(&state), [0, 1], "what was cut short is not recorded");
+    assert!(!Path::new(&state).join("model").exists());
+    once(&state, &set);
+    assert_eq!(steps(&state), [0, 1, 2]);
+    let losses: Vec<f64> = rows(&state, "SELECT loss FROM evals ORDER BY step", |row| row.get(0));
+    assert!(losses.windows(2).all(|two| two[1] < two[0]), "{losses:?}");
+    assert_eq!(report_of(&state, 1)["model_step"].as_i64(), Some(2));
+    let query = "SELECT value FROM scores WHERE set_name = 'judged' ORDER BY step";
+    let judged: Vec<f64> = rows(&state, query, |row| row.get(0));
+    assert_eq!(judged, [0.5; 3]);
+}
+
+#[test]
+fn a_job_that_was_cut_off_begins_anew_on_a_model_that_has_learned_since() {
+    let set = ["train.max_steps=40", "train.save_steps=5", "eval.eval_steps=0"];
+    let data = goldens().join("data/messages.jsonl");
+    let add = |state: &str| {
+        std::fs::copy(&data, Path::new(state).join("inbox/b.jsonl")).unwrap();
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, cut, retried] = ["whole", "cut", "retried"].map(|name| {
+        let folder = folder.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        state_of(&folder)
+    });
+    once(&whole, &set);
+    add(&whole);
+    once(&whole, &set);
+
+    let checkpoints = Path::new(&cut).join("checkpoints");
+    once_until(&cut, &set, &checkpoints.join("job-1/checkpoint-5/manifest.json"));
+    let aside = folder.path().join("aside");
+    rename_durably(&RealFs, &checkpoints.join("job-1"), &aside).unwrap();
+    once(&cut, &set);
+    // As if the second job had been cut off before the first one finished.
+    add(&cut);
+    rename_durably(&RealFs, &aside, &checkpoints.join("job-2")).unwrap();
+    let log = once(&cut, &set);
+    assert!(log.contains("begins anew") && !log.contains("goes on after step"), "{log}");
+    assert!(weights(&whole) == weights(&cut), "another model");
+
+    // A first job that fails, a second that is stopped midway, and the first once more before it.
+    let too_short = ["--set", "data.max_length=2"];
+    let failed = run(&[&["run", "--once", "--dir", &retried], &QUICK[..], &too_short].concat());
+    assert!(!failed.status.success());
+    add(&retried);
+    let second = Path::new(&retried).join("checkpoints/job-2");
+    once_until(&retried, &set, &second.join("checkpoint-5/manifest.json"));
+    ok(&["retry", "--dir", &retried, "1"]);
+    let log = once(&retried, &set);
+    assert!(!log.contains("goes on after step"), "{log}");
+    assert!(weights(&whole) == weights(&retried), "another model");
+    for state in [&cut, &retried] {
+        let kept = std::fs::read_dir(Path::new(state).join("checkpoints")).unwrap();
+        let kept: Vec<_> = kept.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(kept, ["job-2"]);
+    }
 }

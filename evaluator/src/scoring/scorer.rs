@@ -1,6 +1,9 @@
 //! What a scorer is, and how it comes to a score.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::chrf::Chrf;
 use super::error::ScoreError;
@@ -22,7 +25,8 @@ pub struct Scorer {
     pub rule: Rule,
     /// The part of the answer that is scored. An answer without that part scores 0.
     pub extract: Extract,
-    /// Whether `<think>…</think>` is cut out of the answer before anything else.
+    /// Whether `<think>…</think>` is cut out of answer and reference before anything else; a
+    /// reference that is a pattern stays as it is.
     pub strip_thinking: bool,
 }
 
@@ -150,13 +154,24 @@ impl Scorer {
             return self.without_reference(answer);
         }
         if self.rule == Rule::JsonEqual {
-            return Ok(f64::from(u8::from(json::is_equal(answer, reference)?)));
+            let reference = match &reference.0 {
+                Value::String(text) => Reference::from(self.of_reference(text).as_ref()),
+                _ => reference.clone(),
+            };
+            return Ok(f64::from(u8::from(json::is_equal(answer, &reference)?)));
         }
         let mut best = 0.0;
         for text in reference.texts(self.name())? {
-            best = self.compare_with_text(answer, &text)?.max(best);
+            best = self.compare_with_text(answer, &self.of_reference(&text))?.max(best);
         }
         Ok(best)
+    }
+
+    /// What is compared of a reference's text: a model that learned to think aloud has records that
+    /// do so too.
+    fn of_reference<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        let is_pattern = matches!(&self.rule, Rule::Regex(rule) if rule.pattern.is_none());
+        if self.strip_thinking && !is_pattern { without_thinking(text) } else { text.into() }
     }
 
     fn compare_with_text(&self, answer: &str, reference: &str) -> Result<f64, ScoreError> {
@@ -188,6 +203,22 @@ mod tests {
     fn score(scorer: serde_json::Value, answer: &str, reference: serde_json::Value) -> Option<f64> {
         let scorer: Scorer = serde_json::from_value(scorer).unwrap();
         scorer.score(answer, Some(&reference.into())).unwrap()
+    }
+
+    #[test]
+    fn thinking_is_left_out_of_the_reference_too() {
+        let (thought, short) = ("<think>Hm.</think>\nParis", "<think>Easy.</think>Paris");
+        assert_eq!(score(json!("exact_match"), short, json!(thought)), Some(1.0));
+        assert_eq!(score(json!("exact_match"), "Paris", json!(["Lyon", thought])), Some(1.0));
+        assert_eq!(score(json!("numeric"), "4", json!("<think>2 + 3</think>4")), Some(1.0));
+        assert_eq!(score(json!("json_equal"), "[1]", json!("<think>a</think>[1]")), Some(1.0));
+        let kept = json!({ "name": "exact_match", "strip_thinking": false });
+        assert_eq!(score(kept, "Paris", json!(thought)), Some(0.0));
+        // What captures is compared with a text; without a pattern the reference is one.
+        let group = json!({ "name": "regex", "pattern": "is (.*)", "group": 1 });
+        assert_eq!(score(group, "It is Paris", json!("<think>Hm.</think>Paris")), Some(1.0));
+        let pattern = json!({ "name": "regex", "strip_thinking": true });
+        assert_eq!(score(pattern, "ac", json!("a<think>b</think>c")), Some(0.0));
     }
 
     #[test]

@@ -171,7 +171,7 @@ fn evaluate(draw: &Draw) -> Result<Pair, Failure> {
     let measured = measure(|| {
         let mut scope = EvalScope::open(&model, &Ledger::new());
         // The second finds the pool as the first left it.
-        scope.score([row.clone(), row]).map_err(EngineError::Eval)?;
+        scope.score([row.clone(), row].map(Ok::<_, EngineError>))?;
         scope.generate(&prompts, &options, &mut |_, _| None).map_err(EngineError::Eval)?;
         Ok(scope.close().map_err(EngineError::Eval)?)
     })?;

@@ -45,6 +45,24 @@ impl ProcessGroup {
         rustix::process::Pid::from_child(&self.child)
     }
 
+    /// Limits what the child may map from now on, and with it whatever it starts. One that has
+    /// ended already needs no limit.
+    #[cfg(target_os = "linux")]
+    pub(super) fn limit_memory(&self, bytes: u64) -> std::io::Result<()> {
+        use rustix::process::{Resource, Rlimit, prlimit};
+        let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+        match prlimit(Some(self.pid()), Resource::As, limit) {
+            Ok(_) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "as where there are limits")]
+    pub(super) fn limit_memory(&self, _bytes: u64) -> std::io::Result<()> {
+        Ok(())
+    }
+
     /// Kills the group, and says how the child ended.
     pub(super) fn kill(&mut self) -> Option<ExitStatus> {
         if self.killed {

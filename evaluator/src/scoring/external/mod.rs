@@ -44,6 +44,10 @@ pub struct ExternalLimits {
     pub total_seconds: f64,
     /// Length of a line that it says.
     pub max_reply_bytes: usize,
+    /// Address space that it and each of its children may have, in MiB, where it is limited. Kept
+    /// on Linux alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_memory_mib: Option<u64>,
 }
 
 impl Default for ExternalLimits {
@@ -53,6 +57,7 @@ impl Default for ExternalLimits {
             startup_seconds: 60.0,
             total_seconds: 600.0,
             max_reply_bytes: 64 << 10,
+            max_memory_mib: None,
         }
     }
 }
@@ -100,6 +105,7 @@ struct Limits {
     startup: Duration,
     total: Duration,
     reply_bytes: usize,
+    memory_bytes: Option<u64>,
 }
 
 impl Limits {
@@ -111,11 +117,15 @@ impl Limits {
         if limits.max_reply_bytes == 0 {
             return Err(ExternalError::Limit { limit: "max_reply_bytes", value: 0.0 });
         }
+        if limits.max_memory_mib == Some(0) {
+            return Err(ExternalError::Limit { limit: "max_memory_mib", value: 0.0 });
+        }
         Ok(Self {
             per_answer: seconds("seconds_per_answer", limits.seconds_per_answer, 0.0)?,
             startup: seconds("startup_seconds", limits.startup_seconds, -1.0)?,
             total: seconds("total_seconds", limits.total_seconds, 0.0)?,
             reply_bytes: limits.max_reply_bytes,
+            memory_bytes: limits.max_memory_mib.map(|mib| mib.saturating_mul(1 << 20)),
         })
     }
 }
@@ -139,6 +149,9 @@ impl ExternalScorer {
         group::own(&mut command);
         configure(&mut command);
         let mut group = ProcessGroup::of(command.spawn().map_err(start)?);
+        if let Some(bytes) = limits.memory_bytes {
+            group.limit_memory(bytes).map_err(start)?;
+        }
         let last_words = Arc::new(Mutex::new(VecDeque::new()));
         let (questions, replies) =
             pipes::connect(group.child(), limits.reply_bytes, &last_words).map_err(start)?;

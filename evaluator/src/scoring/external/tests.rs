@@ -136,6 +136,15 @@ fn a_program_that_does_not_read_blocks_nobody() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn a_program_has_the_memory_that_it_is_given() {
+    let limits = ExternalLimits { max_memory_mib: Some(256), ..ExternalLimits::default() };
+    let script = "read -r l; if [ \"$(ulimit -v)\" = 262144 ]; then echo 1; else echo 0; fi";
+    assert_eq!(score(&mut start(script, &limits)).unwrap(), Some(1.0));
+    assert_eq!(score(&mut start(script, &ExternalLimits::default())).unwrap(), Some(0.0));
+}
+
+#[test]
 fn a_scorer_that_is_dropped_takes_its_group_along() {
     let scorer = start("sleep 1000 & sleep 1000", &ExternalLimits::default());
     let ExternalScorer { group, replies, .. } = scorer;
@@ -171,6 +180,8 @@ fn what_cannot_be_started_is_said() {
         let limits = ExternalLimits { seconds_per_answer: seconds, ..limits };
         assert!(started(&["true"], &limits).contains("seconds_per_answer must be"));
     }
+    let limits_of_0 = ExternalLimits { max_memory_mib: Some(0), ..limits };
+    assert!(started(&["true"], &limits_of_0).contains("max_memory_mib must be"));
     let configured = ExternalScorer::start(
         &["/bin/sh", "-c", "read -r l; echo $SCORE; read -r l"].map(str::to_owned),
         &limits,
