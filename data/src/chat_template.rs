@@ -241,7 +241,8 @@ fn without_generation_tags(source: &str) -> (String, bool) {
     let mut rest = source;
     let mut found = false;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
+        // The end's percent sign is not the beginning's: `{%}` is no tag.
+        let Some(length) = rest[start + 2..].find("%}").map(|length| length + 2) else { break };
         let tag = &rest[start + 2..start + length];
         let left = if tag.starts_with(['-', '+']) { &tag[..1] } else { "" };
         let right =
@@ -359,6 +360,9 @@ mod tests {
         );
         assert_eq!(source, expected);
         assert!(!without_generation_tags("{% if generation %}x{% endif %}").1);
+        for broken in ["{%}", "{%}}{% x %}", "{%", "{%-%}", "{%%}", "a{%}b%}c"] {
+            assert_eq!(without_generation_tags(broken), (broken.to_owned(), false));
+        }
     }
 
     #[test]

@@ -188,7 +188,7 @@ impl JobLoop<'_> {
                 continue;
             }
             when_idle.tell(self.store)?;
-            if let Some(job) = self.store.jobs_in(JobState::Queued)?.into_iter().next() {
+            if let Some(job) = self.store.next_queued()? {
                 when_idle.is_busy();
                 self.work_on(&job, tally)?;
                 idle_since = Instant::now();

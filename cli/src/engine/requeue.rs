@@ -47,8 +47,13 @@ pub(super) fn requeue(state: &StateDir, store: &Store, job_id: i64) -> Result<()
         return Ok(());
     }
     let inbox = state.inbox(Priority::Low);
-    let place = inbox.join(format!("{NAME}{job_id}.jsonl"));
-    chandler_durable::rename_durably(&RealFs, &kept, &place)?;
+    // A file of this name may wait there already, or have been put there by somebody.
+    let name = |number: u64| match number {
+        1 => format!("{NAME}{job_id}.jsonl"),
+        number => format!("{NAME}{job_id}-{number}.jsonl"),
+    };
+    let places = (1..=u64::MAX).map(|number| inbox.join(name(number)));
+    let place = chandler_durable::rename_to_free_place(&RealFs, &kept, places)?;
     let words = format!("questions that were answered wrongly wait as {}", place.display());
     tracing::info!("{words}");
     Ok(store.record_event("requeued", Some(job_id), None, &words, None)?)

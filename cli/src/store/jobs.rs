@@ -209,6 +209,11 @@ impl Store {
         self.select_jobs("WHERE state = ?1 ORDER BY priority, id", &[&state.as_str()])
     }
 
+    /// The job whose turn it is.
+    pub fn next_queued(&self) -> Result<Option<Job>, StoreError> {
+        Ok(self.select_jobs("WHERE state = 'queued' ORDER BY priority, id LIMIT 1", &[])?.pop())
+    }
+
     /// The last `limit` jobs that are done, failed or skipped, the last settled first.
     pub fn settled_jobs(&self, limit: usize) -> Result<Vec<Job>, StoreError> {
         self.select_jobs(

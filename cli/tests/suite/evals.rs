@@ -237,7 +237,7 @@ fn the_base_may_be_the_best_model() {
     let folder = tempfile::tempdir().unwrap();
     let state = state_of(folder.path());
     // A rate that only does harm.
-    let set = ["train.max_steps=2", "train.learning_rate=0.3", "eval.load_best_model_at_end=true"];
+    let set = ["train.max_steps=2", "train.learning_rate=1", "eval.load_best_model_at_end=true"];
     once(&state, &set);
     let losses: Vec<f64> = rows(&state, "SELECT loss FROM evals ORDER BY step", |row| row.get(0));
     assert!(losses.len() == 3 && losses[1..].iter().all(|loss| *loss > losses[0]), "{losses:?}");
