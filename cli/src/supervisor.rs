@@ -254,8 +254,8 @@ mod tests {
 
     #[test]
     fn who_gives_no_sign_of_life_is_killed() {
-        let hang = Some(Duration::from_millis(300));
-        let beating = "for i in 1 2 3 4 5 6 7 8; do echo; sleep 0.1; done; exit 3";
+        let hang = Some(Duration::from_millis(1500));
+        let beating = "for i in 1 2 3 4 5 6 7 8; do echo; sleep 0.3; done; exit 3";
         let (code, told, crashes) = supervised(&["echo; sleep 100", beating], hang);
         assert_eq!(code, 3, "signs of life keep it alive: {told:?}");
         assert!(crashes.len() == 1 && crashes[0].contains("no sign of life"), "{crashes:?}");

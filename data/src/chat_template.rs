@@ -24,12 +24,19 @@ const FUEL: u64 = 50_000_000;
 /// Bytes that one rendering may print. What a template makes of strings before it prints them is
 /// bounded by nothing but the memory of the process: see the book's page on the safety of inputs.
 const MAX_PRINTED_BYTES: usize = 256 << 20;
+/// Spaces that `tojson` puts before a line for each level.
+const MAX_INDENT: usize = 32;
+const INDENT_WORDS: &str = "tojson indents by 32 spaces at most";
 /// Blocks, macros and loops within one another; a thread's stack holds many more.
 const MAX_NESTING: usize = 200;
 
 /// What the engine itself says about a rendering.
-const ENGINE_WORDS: [&str; 3] =
-    ["recursion limit exceeded", "repeated string is too large", "repeated sequence is too large"];
+const ENGINE_WORDS: [&str; 4] = [
+    "recursion limit exceeded",
+    "repeated string is too large",
+    "repeated sequence is too large",
+    INDENT_WORDS,
+];
 
 /// Noncharacters that stand for the ends of generated text while a template renders.
 const GENERATION_START: char = '\u{FDD0}';
@@ -331,6 +338,9 @@ fn tojson(value: &Jinja, kwargs: Kwargs) -> Result<Jinja, Error> {
     let sort_keys: Option<bool> = kwargs.get("sort_keys")?;
     let _: Option<bool> = kwargs.get("ensure_ascii")?;
     kwargs.assert_all_used()?;
+    if indent.is_some_and(|spaces| spaces > MAX_INDENT) {
+        return Err(Error::new(ErrorKind::InvalidOperation, INDENT_WORDS));
+    }
     let style = JsonStyle { indent, sort_keys: sort_keys.unwrap_or(false) };
     Ok(Jinja::from_safe_string(json_dumps(&plain(value)?, style)))
 }

@@ -83,12 +83,15 @@ fn templates_are_bounded_where_that_can_be_done_in_process() {
     let macros = "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}";
     let printed = "{% set s = 'x' * 1000000 %}{% for i in range(9999) %}{{ s }}{% endfor %}";
     let repeated = "{{ 'x' * 99999999999999 }}";
-    for source in [nested.as_str(), &brackets, macros, printed, repeated] {
+    let indented = "{{ [1] | tojson(indent=18446744073709551615) }}";
+    for source in [nested.as_str(), &brackets, macros, printed, repeated, indented] {
         let error = render(source).unwrap_err();
         assert!(error.to_string().len() < 500 && error.hint().is_some(), "{error}");
     }
     let error = render(printed).unwrap_err();
     assert!(matches!(error, DataError::TemplateBounds { .. }), "{error}");
+    let error = render(indented).unwrap_err();
+    assert!(error.to_string().contains("by 32 spaces at most"), "{error}");
     assert_eq!(render("{{ 'x' * 1000 }}").unwrap().len(), 1000);
 }
 
