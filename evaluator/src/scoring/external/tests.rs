@@ -22,8 +22,13 @@ fn score(scorer: &mut ExternalScorer) -> Result<Option<f64>, ExternalError> {
 
 /// Whether every process that holds the program's output has ended.
 fn is_silent(scorer: &ExternalScorer) -> bool {
-    let silent = |heard| matches!(heard, Err(RecvTimeoutError::Disconnected));
-    silent(scorer.replies.recv_timeout(Duration::from_secs(30)).map(|_| ()))
+    // What it said before its end may still be on its way.
+    loop {
+        match scorer.replies.recv_timeout(Duration::from_secs(30)) {
+            Ok(_) => {}
+            Err(end) => return end == RecvTimeoutError::Disconnected,
+        }
+    }
 }
 
 /// The error of a program that is then over, and has left nothing behind.
