@@ -99,7 +99,32 @@ fn read_manifest(fs: &dyn Fs, folder: &Path) -> Result<Result<Manifest, Broken>,
     Ok(manifest.map_err(|error| Broken::BadManifest { reason: error.to_string() }))
 }
 
+/// No file system in use has longer names, and one that is asked for such a name answers with an error
+/// that is not "there is none".
+const MAX_NAME_BYTES: usize = 255;
+
 /// A visible name without a path.
 pub(crate) fn is_plain_name(name: &str) -> bool {
-    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0'])
+    (1..=MAX_NAME_BYTES).contains(&name.len())
+        && !name.starts_with('.')
+        && !name.contains(['/', '\\', '\0'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RealFs;
+
+    #[test]
+    fn a_name_that_no_file_can_have_is_judged() {
+        let folder = tempfile::tempdir().unwrap();
+        for length in [255, 256, 5000] {
+            let name = "n".repeat(length);
+            let files = serde_json::json!([{ "name": name, "bytes": 1, "sha256": "" }]);
+            let manifest = serde_json::json!({ "version": 1, "files": files, "extra": null });
+            crate::write(&folder.path().join(MANIFEST_NAME), manifest.to_string().as_bytes())
+                .unwrap();
+            assert!(matches!(verify(&RealFs, folder.path()).unwrap(), Verdict::Broken(_)));
+        }
+    }
 }
