@@ -49,7 +49,7 @@ pub enum Edit {
         /// Which of the corpus's words.
         word: usize,
     },
-    /// A number of [`NUMBERS`] in place of the next one.
+    /// A number at which readers break in place of the next one.
     Number {
         /// Where the search for digits begins.
         at: usize,
