@@ -81,6 +81,13 @@ fn put(target: &str, name: &str, bytes: &[u8]) -> PathBuf {
     path
 }
 
+/// A value, or an error that has words.
+fn told<T, E: std::fmt::Display>(result: Result<T, E>) {
+    if let Err(error) = result {
+        assert!(!error.to_string().is_empty());
+    }
+}
+
 /// The lines of a training file, in batches and with a bound on each.
 fn jsonl_file(input: &[u8]) {
     let path = put("jsonl_file", "rows.jsonl", input);
@@ -100,10 +107,7 @@ fn jsonl_row(input: &[u8]) {
         let size = PIPELINE.tokenizer().vocab_size();
         assert!(example.trained_ids().all(|id| (id as usize) < size));
     }
-    // An error that was told must have words.
-    if let Err(error) = PIPELINE.question(line, Some(320), Some("Be brief.")) {
-        assert!(!error.to_string().is_empty());
-    }
+    told(PIPELINE.question(line, Some(320), Some("Be brief.")));
 }
 
 /// A template, a line with a NUL, and the messages as JSON.
@@ -131,21 +135,19 @@ fn tokenizer_json(input: &[u8]) {
     for text in ["Hello, world! 2 + 2 = 4.", "", " \n\t", "naïve 🙂 你好", "aaaaaaaaaaaaaaaa"]
     {
         if let Ok(ids) = tokenizer.encode(text, true) {
-            let _ = tokenizer.decode(&ids, true);
+            told(tokenizer.decode(&ids, true));
         }
     }
     let ids: Vec<u32> = (0..64).collect();
-    let _ = tokenizer.decode(&ids, false);
+    told(tokenizer.decode(&ids, false));
 }
 
 /// `chandler.toml`, and the same as an eval set's settings.
 fn config_toml(input: &[u8]) {
     let path = put("config_toml", "chandler.toml", input);
     let sources = ConfigSources { file: Some(path.clone()), ..ConfigSources::default() };
-    if let Err(error) = ResolvedConfig::load(&sources) {
-        assert!(!error.to_string().is_empty());
-    }
-    let _ = EvalSetConfig::read(&path, &Config::default().eval);
+    told(ResolvedConfig::load(&sources));
+    told(EvalSetConfig::read(&path, &Config::default().eval));
 }
 
 /// A model's configuration, and the sizes that follow from it.
