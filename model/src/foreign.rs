@@ -135,7 +135,9 @@ mod tests {
             chandler_durable::write(&next.join("number"), number.to_string().as_bytes()).unwrap();
             // The old one stays, so that its number is not given to another.
             let old = place.path().join(format!("old-{number}"));
-            let _ = rename_durably(&RealFs, &folder, &old);
+            if folder.exists() {
+                rename_durably(&RealFs, &folder, &old).unwrap();
+            }
             rename_durably(&RealFs, &next, &folder).unwrap();
         };
         replace(0);

@@ -8,6 +8,7 @@ mod layers;
 mod load;
 mod reference;
 mod sections;
+mod values;
 mod webhooks;
 
 pub use choices::{
@@ -24,7 +25,8 @@ pub use reference::{
 };
 pub use sections::{
     AlertsConfig, Config, DaemonConfig, DataConfig, EvalConfig, HttpConfig, LimitsConfig,
-    LogConfig, LoraConfig, LrSchedulerKwargs, MemoryConfig, MemorySize, ModelConfig, ModelPath,
-    NotifyConfig, SECTIONS, Section, ServeConfig, TrainConfig, key, keys,
+    LogConfig, LoraConfig, LrSchedulerKwargs, MemoryConfig, ModelConfig, NotifyConfig, SECTIONS,
+    Section, ServeConfig, TrainConfig, key, keys,
 };
+pub use values::{MemorySize, ModelPath};
 pub use webhooks::{Format, Secret, Topic, Webhook, Webhooks};

@@ -4,40 +4,15 @@
 
 use std::path::PathBuf;
 
-use chandler_vram::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::choices::{
     Dtype, LogFormat, LogRotation, LossOn, LrSchedulerType, OnBadLine, OnPressure, Optim,
     PackingStrategy, RampShape, TargetModules,
 };
-use super::keys::{Bounds, ConfigValue, Key, Kind, section};
+use super::keys::{Bounds, Key, section};
+use super::values::{MemorySize, ModelPath};
 use super::webhooks::Webhooks;
-
-/// A model folder, or the id of a model on the hub.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct ModelPath(pub String);
-
-impl ConfigValue for ModelPath {
-    const KIND: Kind = Kind::ModelPath;
-}
-
-/// An amount of memory, such as `2GiB`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct MemorySize(pub String);
-
-impl MemorySize {
-    /// In bytes; the text was checked when it was read.
-    pub fn bytes(&self) -> Option<u64> {
-        self.0.parse().ok().map(|Bytes(bytes)| bytes)
-    }
-}
-
-impl ConfigValue for MemorySize {
-    const KIND: Kind = Kind::Size;
-}
 
 section! {
     /// The model that learns.
