@@ -178,7 +178,7 @@ impl<K: SerialKernel<T>, T: Real> Panels<K, T> {
     /// Units of a key block, and where the sections begin and the last one ends.
     fn layout(dim: usize, sections: &[Section], by_key: bool) -> (usize, Vec<usize>) {
         let block = if by_key {
-            KEY_BLOCK * dim.div_ceil(K::DEPTH)
+            KEY_BLOCK * K::units(dim)
         } else {
             KEY_BLOCK / K::DEPTH * dim.next_multiple_of(K::MR)
         };
@@ -208,10 +208,10 @@ impl<K: SerialKernel<T>, T: Real> Panels<K, T> {
 }
 
 fn pack_rows<K: SerialKernel<T>, T: Copy>(operand: &Operand<T>, part: &mut [K::Unit]) {
-    let panel = operand.depth.div_ceil(K::DEPTH) * K::MR;
+    let panel = K::units(operand.depth) * K::MR;
     for (index, panel) in part.chunks_exact_mut(panel).enumerate() {
         if index * K::MR < operand.len {
-            K::pack(operand, index * K::MR, 0, K::MR, panel);
+            K::pack_left(operand, index * K::MR, 0, panel);
         } else {
             panel.fill(K::Unit::default());
         }
@@ -226,7 +226,7 @@ fn pack_columns<K: SerialKernel<T>, T: Copy>(
     let panel = KEY_BLOCK / K::DEPTH * K::MR;
     for (index, block) in part.chunks_exact_mut(block).enumerate() {
         for (i, panel) in block.chunks_exact_mut(panel).enumerate() {
-            K::pack(operand, i * K::MR, index * KEY_BLOCK, K::MR, panel);
+            K::pack_left(operand, i * K::MR, index * KEY_BLOCK, panel);
         }
     }
 }

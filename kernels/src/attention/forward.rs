@@ -1,5 +1,7 @@
 //! `softmax(q·kᵀ)·v`, strip by strip.
 
+use std::ops::Range;
+
 use candle_core::Result;
 use rayon::prelude::*;
 
@@ -43,15 +45,12 @@ impl<T: Real + Serial> Work<T> for Forward<'_, '_, T> {
             |workspace, (index, first)| {
                 let section = &sections[index];
                 let strips = section.strips(call.heads, K::NR);
-                for strip in first..(first + STRIPS).min(strips) {
-                    let strip = section.strip(call.heads, K::NR, strip);
-                    workspace.strip(call, section, &strip, |block| {
+                let strips = first..(first + STRIPS).min(strips);
+                K::ready(|| {
+                    workspace.strips(call, section, strips, &out, |block| {
                         (keys.block(index, block), values.block(index, block))
-                    });
-                    let size = [strip.queries, strip.heads * call.heads.dim];
-                    let place = [strip.token, strip.head * call.heads.dim];
-                    out.write(place, size, &workspace.turned, size[1], false);
-                }
+                    })
+                });
             },
         );
         Ok(y)
@@ -102,7 +101,7 @@ impl Sizes {
     fn of<K: SerialKernel<T>, T: Real>(dim: usize) -> Self {
         Self {
             rows: K::NR * dim,
-            queries: dim.div_ceil(K::DEPTH) * K::NR,
+            queries: K::units(dim) * K::NR,
             scores: KEY_BLOCK * K::NR,
             p: KEY_BLOCK / K::DEPTH * K::NR,
             sums: dim.next_multiple_of(K::MR) * K::NR,
@@ -138,6 +137,26 @@ impl<K: SerialKernel<T>, T: Real> Workspace<K, T> {
         }
     }
 
+    /// Writes the output of some strips of a section.
+    fn strips<'a>(
+        &mut self,
+        call: &Call<T>,
+        section: &Section,
+        strips: Range<usize>,
+        out: &Tiles<T>,
+        panels: impl Fn(usize) -> (&'a [K::Unit], &'a [K::Unit]),
+    ) where
+        K::Unit: 'a,
+    {
+        for strip in strips {
+            let strip = section.strip(call.heads, K::NR, strip);
+            self.strip(call, section, &strip, &panels);
+            let size = [strip.queries, strip.heads * call.heads.dim];
+            let place = [strip.token, strip.head * call.heads.dim];
+            out.write(place, size, &self.turned, size[1], false);
+        }
+    }
+
     /// Leaves the output of a strip in `turned`; `panels` gives those of the keys and of the
     /// values of a block.
     fn strip<'a>(
@@ -159,7 +178,7 @@ impl<K: SerialKernel<T>, T: Real> Workspace<K, T> {
             let used = strip.used(start, K::MR);
             let (keys, values) = panels(block);
             let scores = &mut self.scores[..used * K::NR];
-            products::<K, T>(keys, dim.div_ceil(K::DEPTH) * K::MR, &self.queries, scores, false);
+            products::<K, T>(keys, K::units(dim) * K::MR, &self.queries, scores, false);
             let hides = !strip.sees_all(&(start..start + used), window);
             let p = &mut self.p[..used / K::DEPTH * K::NR];
             let first = hides.then_some(start);

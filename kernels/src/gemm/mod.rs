@@ -85,6 +85,17 @@ pub(crate) fn packed_element_bytes(dtype: DType) -> usize {
     }
 }
 
+/// Bytes of the buffers of a product of `dtype` on this thread's pool, where they are the same for
+/// every product.
+pub(crate) fn constant_buffer_bytes(dtype: DType) -> Option<usize> {
+    #[cfg(target_arch = "x86_64")]
+    if dtype == DType::BF16 && isa::of_bf16() == Isa::AmxBf16 {
+        return Some(amx::buffer_bytes(rayon::current_num_threads()));
+    }
+    let _ = dtype;
+    None
+}
+
 /// Whether products of f32 and of bf16 have kernels here.
 pub(crate) fn is_fast() -> bool {
     isa::of_f32() != Isa::Portable

@@ -9,11 +9,32 @@ use crate::simd;
 
 /// An element that sums are stored as.
 pub(crate) trait Output: Copy + Send + Sync {
+    /// Whether a sum loses digits when it is stored.
+    const ROUNDS: bool;
+
     /// Stores sums, or adds them to what is there.
     fn store(to: &mut [Self], sums: &[f32], add: bool);
+
+    /// The same for 32 sums. Sums too small for a normal bf16 become 0, as tiles make them.
+    ///
+    /// # Safety
+    /// The CPU has the instructions.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn store_line(to: &mut [Self; 32], sums: &[f32; 32], add: bool);
 }
 
 impl Output for f32 {
+    const ROUNDS: bool = false;
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    #[inline]
+    unsafe fn store_line(to: &mut [f32; 32], sums: &[f32; 32], add: bool) {
+        for (to, sum) in to.iter_mut().zip(sums) {
+            *to = if add { *to + sum } else { *sum };
+        }
+    }
+
     fn store(to: &mut [f32], sums: &[f32], add: bool) {
         if add {
             simd::vectorized(|| to.iter_mut().zip(sums).for_each(|(to, sum)| *to += sum));
@@ -24,6 +45,29 @@ impl Output for f32 {
 }
 
 impl Output for bf16 {
+    const ROUNDS: bool = true;
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    #[inline]
+    unsafe fn store_line(to: &mut [bf16; 32], sums: &[f32; 32], add: bool) {
+        use std::arch::x86_64::{
+            __m512bh, __m512i, _mm512_cvtne2ps_pbh, _mm512_loadu_ps, _mm512_storeu_si512,
+        };
+        let mut sums = *sums;
+        if add {
+            sums.iter_mut().zip(&*to).for_each(|(sum, to)| *sum += to.to_f32());
+        }
+        // SAFETY: both arrays hold 32 values; the vector types are plain bits.
+        unsafe {
+            let (low, high) =
+                (_mm512_loadu_ps(sums.as_ptr()), _mm512_loadu_ps(sums[16..].as_ptr()));
+            let both = _mm512_cvtne2ps_pbh(high, low);
+            let both = std::mem::transmute::<__m512bh, __m512i>(both);
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), both);
+        }
+    }
+
     fn store(to: &mut [bf16], sums: &[f32], add: bool) {
         simd::vectorized(|| {
             if add {
@@ -79,6 +123,30 @@ impl<'a, O: Output> Tiles<'a, O> {
                 std::slice::from_raw_parts_mut(at, columns)
             };
             O::store(to, &sums[i * width..][..columns], add);
+        }
+    }
+
+    /// The same for a tile of 32 × 32, by AVX-512 BF16, which the CPU must have.
+    ///
+    /// # Safety
+    /// The CPU has the instructions.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(crate) unsafe fn write_square(
+        &self,
+        [row, column]: [usize; 2],
+        sums: &[f32],
+        width: usize,
+        add: bool,
+    ) {
+        assert!(row + 32 <= self.rows && column + 32 <= self.columns, "a tile outside");
+        for (i, sums) in sums.chunks(width).take(32).enumerate() {
+            let sums = sums.first_chunk().expect("32 sums a row");
+            // SAFETY: as in `write`; the caller vouches for the instructions.
+            unsafe {
+                let at = self.at.add((row + i) * self.row_stride + column);
+                O::store_line(&mut *at.cast(), sums, add);
+            }
         }
     }
 

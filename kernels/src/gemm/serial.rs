@@ -9,8 +9,27 @@ use super::kernel::Kernel;
 /// The most rows that a right panel has, whatever the kernel.
 pub(crate) const MOST_LANES: usize = 32;
 
-/// A micro-kernel that can also read its left side unpacked.
+/// A micro-kernel that can also read its left side unpacked. Its products are made inside of
+/// [`SerialKernel::ready`].
 pub(crate) trait SerialKernel<T: Copy>: Kernel<T> {
+    /// Units along the depth come in lots of so many; what is missing of the last is zero.
+    const LOT: usize = 1;
+
+    /// Units along a depth of so many elements.
+    fn units(depth: usize) -> usize {
+        depth.div_ceil(Self::DEPTH).next_multiple_of(Self::LOT)
+    }
+
+    /// Does `work` on this thread, with all that the products need set up.
+    fn ready<R>(work: impl FnOnce() -> R) -> R {
+        work()
+    }
+
+    /// Writes a left panel; [`Kernel::pack`] with `NR` for its width writes a right one.
+    fn pack_left(operand: &Operand<T>, first: usize, depth: usize, panel: &mut [Self::Unit]) {
+        Self::pack(operand, first, depth, Self::MR, panel);
+    }
+
     /// `c[i · ldc + j] (+)= Σ_s Σ_k lines[s · stride + i · NR + k] · right[s][k][j]` for a whole
     /// `MR × NR` tile, where each of the `blocks` lots of lines is `NR` deep: left rows as they lie
     /// in memory, `NR` elements each, by right panels of that depth, one after the other.
@@ -65,7 +84,7 @@ pub(crate) trait Serial: Copy {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::super::isa::{self, Isa};
-    use super::super::{avx2::Avx2, avx512::Avx512Widened, avx512_short};
+    use super::super::{amx, avx2::Avx2, avx512::Avx512Widened, avx512_short};
     use super::{Serial, SerialKernel, Work, bf16};
 
     impl SerialKernel<f32> for Avx2 {}
@@ -106,8 +125,8 @@ mod x86 {
                 Isa::Portable => None,
                 Isa::Avx2 => Some(work.with::<Avx2>()),
                 Isa::Avx512Bf16 => Some(work.with::<avx512_short::ShortBf16>()),
-                // CPUs with tiles run `vdpbf16ps` at half the rate of f32's FMA.
-                Isa::Avx512 | Isa::AmxBf16 => Some(work.with::<Avx512Widened>()),
+                Isa::Avx512 => Some(work.with::<Avx512Widened>()),
+                Isa::AmxBf16 => Some(work.with::<amx::AmxBf16>()),
             }
         }
 
@@ -118,6 +137,7 @@ mod x86 {
                 avx2.then(|| work.with::<Avx2>()),
                 avx512.then(|| work.with::<Avx512Widened>()),
                 avx512_bf16.then(|| work.with::<avx512_short::ShortBf16>()),
+                amx::available().then(|| work.with::<amx::AmxBf16>()),
             ];
             done.into_iter().flatten().collect()
         }
@@ -140,6 +160,7 @@ impl<T: Copy> Serial for T {
 mod tests {
     use super::*;
     use crate::cpu::Real;
+    use crate::scratch::Scratch;
 
     fn values_in_order(len: usize) -> Vec<f32> {
         (0..len).map(|i| i as f32).collect()
@@ -158,7 +179,7 @@ mod tests {
             let lines: Vec<T> = (0..blocks * stride).map(value).collect();
             let depth = blocks * K::NR;
             let rows: Vec<T> = (0..K::NR * depth).map(|i| value(i * 3 + 5)).collect();
-            let mut right = vec![K::Unit::default(); depth / K::DEPTH * K::NR];
+            let mut right = Scratch::<K::Unit>::new(depth / K::DEPTH * K::NR);
             K::pack(&Operand::rows(&rows, K::NR, depth), 0, 0, K::NR, &mut right);
             let ldc = K::NR + 3;
             let (from, dim) = (values_in_order(K::NR * 21), 21);
@@ -169,7 +190,7 @@ mod tests {
             }
             for add in [false, true] {
                 let mut c = vec![0.25f32; K::MR * ldc];
-                K::tile_of_lines(&lines, blocks, stride, &right, &mut c, ldc, add);
+                K::ready(|| K::tile_of_lines(&lines, blocks, stride, &right, &mut c, ldc, add));
                 for (i, j) in (0..K::MR).flat_map(|i| (0..K::NR).map(move |j| (i, j))) {
                     let product = |k: usize| {
                         let line = lines[k / K::NR * stride + i * K::NR + k % K::NR];

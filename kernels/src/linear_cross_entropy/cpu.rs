@@ -15,6 +15,9 @@ use crate::gemm::{self, Operand, Output};
 use crate::rehearsal::Rehearsal;
 use crate::scratch::Scratch;
 
+/// What chunks are cut for where products take the same buffers whatever their size: what these
+/// take on up to 16 threads.
+const CONSTANT_BYTES: usize = 13 << 20;
 /// Entries of the vocabulary in a piece.
 const PIECE: usize = 2048;
 /// Bytes of workspace that the chunks of tokens are cut for.
@@ -48,12 +51,14 @@ struct Buffers {
     narrow: [usize; 2],
     /// Logits of a piece, and gradients of the hidden states, f32.
     wide: [usize; 2],
-    /// The panels that the products pack, left and right.
+    /// The panels that the products pack, left and right, where their size depends on the product.
     packed: [usize; 2],
+    /// Bytes of the products' buffers, where their size depends on the threads alone.
+    constant: Option<usize>,
 }
 
 impl Buffers {
-    fn new(tokens: usize, vocab: usize, width: usize) -> Self {
+    fn new(tokens: usize, vocab: usize, width: usize, dtype: DType) -> Self {
         let piece = vocab.min(PIECE);
         let packed = |len: usize, depth: usize| {
             (len + PACKED_PANEL - 1) * depth.min(PACKED_DEPTH).next_multiple_of(2)
@@ -63,14 +68,26 @@ impl Buffers {
         let lefts = [left(tokens, width), left(tokens, piece), left(piece, tokens)];
         let rights = [right(piece, width), right(width, piece), right(width, tokens)];
         let largest = |of: [usize; 3]| of.into_iter().fold(0, usize::max);
+        let constant = gemm::constant_buffer_bytes(dtype);
         Self {
             narrow: [tokens * width, tokens * vocab],
             wide: [tokens * piece, tokens * width],
-            packed: [largest(lefts), largest(rights)],
+            packed: if constant.is_some() { [0; 2] } else { [largest(lefts), largest(rights)] },
+            constant,
         }
     }
 
     fn bytes(&self, dtype: DType) -> usize {
+        self.bytes_of_size(dtype) + self.constant.unwrap_or(0)
+    }
+
+    /// What does not depend on the threads, or a bound on it, so that chunks do not either.
+    fn bytes_on_any_threads(&self, dtype: DType) -> usize {
+        let constant = if self.constant.is_some() { CONSTANT_BYTES } else { 0 };
+        self.bytes_of_size(dtype) + constant
+    }
+
+    fn bytes_of_size(&self, dtype: DType) -> usize {
         let sum = |of: &[usize; 2]| of[0] + of[1];
         dtype.size_in_bytes() * sum(&self.narrow)
             + gemm::packed_element_bytes(dtype) * sum(&self.packed)
@@ -86,8 +103,9 @@ impl Buffers {
 /// Tokens of a chunk with gradients, of `tokens` in all: as many whole panels as the workspace
 /// holds.
 pub(super) fn chunk_tokens(tokens: usize, vocab: usize, width: usize, dtype: DType) -> usize {
+    let buffers = |tokens: usize| Buffers::new(tokens, vocab, width, dtype);
     let fits =
-        |panels: &usize| Buffers::new(panels * PANEL, vocab, width).bytes(dtype) <= WORKSPACE_BYTES;
+        |panels: &usize| buffers(panels * PANEL).bytes_on_any_threads(dtype) <= WORKSPACE_BYTES;
     let size = dtype.size_in_bytes();
     let most = tokens.div_ceil(PANEL).min(WORKSPACE_BYTES / (PANEL * vocab.max(1) * size));
     (2..=most).rev().find(fits).unwrap_or(1) * PANEL
@@ -109,7 +127,7 @@ pub(super) fn rehearse_gradients<T: Real>(
     trains: bool,
 ) {
     let tokens = tokens.min(chunk_tokens(tokens, vocab, width, T::DTYPE));
-    let buffers = Buffers::new(tokens, vocab, width);
+    let buffers = Buffers::new(tokens, vocab, width, T::DTYPE);
     let packed = buffers.packed_words(T::DTYPE);
     let Buffers { narrow, wide, .. } = buffers;
     let mut taken: Vec<_> = narrow.map(|len| pool.take::<T>(len)).into();
@@ -128,7 +146,7 @@ pub(super) fn rehearse_gradients<T: Real>(
 /// Bytes of workspace of [`Head::gradients`] over `tokens`.
 pub(super) fn workspace_bytes(tokens: usize, vocab: usize, width: usize, dtype: DType) -> usize {
     let chunk = tokens.min(chunk_tokens(tokens, vocab, width, dtype));
-    Buffers::new(chunk, vocab, width).bytes(dtype)
+    Buffers::new(chunk, vocab, width, dtype).bytes(dtype)
 }
 
 impl<T: Real> Head<'_, T> {
@@ -162,7 +180,7 @@ impl<T: Real> Head<'_, T> {
         let (vocab, width) = (self.vocab(), self.width);
         let tokens = trained.rows.len();
         let tokens = tokens.min(chunk_tokens(tokens, vocab, width, T::DTYPE));
-        let buffers = Buffers::new(tokens, vocab, width);
+        let buffers = Buffers::new(tokens, vocab, width, T::DTYPE);
         let packed = buffers.packed_words(T::DTYPE);
         let Buffers { narrow, wide, .. } = buffers;
         let [mut rows, mut kept] = both(narrow, Scratch::<T>::request)?;

@@ -55,7 +55,8 @@ impl<T: Real + Serial> Work<T> for Backward<'_, '_, T> {
         tasks.par_iter().zip(sums).with_max_len(1).for_each_init(
             || Workspace::<K, T>::new(call.heads.dim),
             |workspace, (task, (dk, dv))| {
-                workspace.task(call, dy, &sections[task.section], task, &panels, [dk, dv], &out);
+                let section = &sections[task.section];
+                K::ready(|| workspace.task(call, dy, section, task, &panels, [dk, dv], &out));
             },
         );
         let gather = |sums: &[f32]| gather::<T>(call, &sections, &tasks, row, sums);

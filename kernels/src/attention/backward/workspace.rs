@@ -51,14 +51,11 @@ impl<K: SerialKernel<T>, T: Real> RowPanels<K, T> {
 
     /// Units of `lanes` and of `dims`.
     pub(super) fn sizes(dim: usize) -> [usize; 2] {
-        [
-            STRIPS * dim.div_ceil(K::DEPTH) * K::NR,
-            STRIPS * K::NR / K::DEPTH * dim.next_multiple_of(K::NR),
-        ]
+        [STRIPS * K::units(dim) * K::NR, STRIPS * K::NR / K::DEPTH * dim.next_multiple_of(K::NR)]
     }
 
     fn lanes(&self, strip: usize, dim: usize) -> &[K::Unit] {
-        let len = dim.div_ceil(K::DEPTH) * K::NR;
+        let len = K::units(dim) * K::NR;
         &self.lanes[strip * len..][..len]
     }
 
@@ -69,7 +66,7 @@ impl<K: SerialKernel<T>, T: Real> RowPanels<K, T> {
     }
 
     fn pack(&mut self, index: usize, strip: &Strip, rows: &[T], dim: usize) {
-        let len = dim.div_ceil(K::DEPTH) * K::NR;
+        let len = K::units(dim) * K::NR;
         strip.pack_lanes::<K, T>(rows, dim, &mut self.lanes[index * len..][..len]);
         let len = K::NR / K::DEPTH * K::NR;
         let panels = self.dims.chunks_exact_mut(len).skip(index).step_by(STRIPS);
@@ -185,7 +182,7 @@ impl<K: SerialKernel<T>, T: Real> Workspace<K, T> {
         panels: &KeyPanels<K, T>,
     ) {
         let dim = call.heads.dim;
-        let panel = dim.div_ceil(K::DEPTH) * K::MR;
+        let panel = K::units(dim) * K::MR;
         let start = at.section.keys.start + block * KEY_BLOCK;
         for (index, strip) in at.strips.iter().enumerate() {
             let used = strip.used(start, K::MR);

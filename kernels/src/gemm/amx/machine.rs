@@ -5,10 +5,16 @@
 )]
 
 use std::arch::asm;
+use std::cell::Cell;
+use std::mem::ManuallyDrop;
 use std::sync::LazyLock;
 
+use half::bf16;
+
+use super::block::Rows;
 use super::sequence::{begin_sums, begin_zero, last, step, text, text_of};
-use super::{Line, SIDE};
+use super::{DEPTH, Line, SIDE};
+use crate::gemm::output::{Output, Tiles};
 
 /// What computes blocks of 32 × 32 sums from panels: the CPU's tiles or, in tests, a model of them.
 pub(crate) trait Machine: Sized {
@@ -16,22 +22,21 @@ pub(crate) trait Machine: Sized {
     fn configured<R>(work: impl FnOnce(&mut Self) -> R) -> R;
 
     /// `c[i · pitch + j] (+)= Σ left row i · right column j`, for 32 rows and columns and as many
-    /// steps as the panels have (at least one). Meanwhile `ahead` comes into the cache.
-    fn block(
-        &mut self,
-        left: &[Line],
-        right: &[Line],
-        ahead: &[Line],
-        c: &mut [f32],
-        pitch: usize,
-        add: bool,
-    );
+    /// steps as `right` has (at least one).
+    fn block(&mut self, left: Rows, right: &[Line], c: &mut [f32], pitch: usize, add: bool);
+
+    /// Writes a block of sums to its place.
+    fn write<O: Output>(out: &Tiles<O>, place: [usize; 2], c: &[f32], pitch: usize, add: bool) {
+        out.write(place, [SIDE, SIDE], c, pitch, add);
+    }
 }
 
 /// Panics where a block would read or write outside of its slices; returns the steps.
-pub(super) fn check_block(left: &[Line], right: &[Line], c: &[f32], pitch: usize) -> usize {
-    let steps = left.len() / SIDE;
-    assert!(steps > 0 && left.len() == steps * SIDE && right.len() == left.len(), "whole steps");
+pub(super) fn check_block(left: &Rows, right: &[Line], c: &[f32], pitch: usize) -> usize {
+    let steps = right.len() / SIDE;
+    assert!(steps > 0 && right.len() == steps * SIDE, "whole steps");
+    let last = (SIDE - 1) * left.row + (steps - 1) * left.step;
+    assert!(left.data.len() >= last + DEPTH, "{SIDE} rows of {steps} steps");
     assert!(pitch >= SIDE && c.len() >= (SIDE - 1) * pitch + SIDE, "sums of {SIDE} x {SIDE}");
     steps
 }
@@ -72,8 +77,20 @@ impl Tmm {
         unsafe {
             asm!("ldtilecfg [{config}]", config = in(reg) &raw const CONFIG, options(nostack));
         }
+        SET_UP.set(true);
         Tmm(())
     }
+
+    /// The tiles that are set up on this thread already. Panics where none are.
+    pub(super) fn with_set_up<R>(work: impl FnOnce(&mut Self) -> R) -> R {
+        assert!(SET_UP.get(), "tiles that nobody has set up");
+        work(&mut ManuallyDrop::new(Tmm(())))
+    }
+}
+
+thread_local! {
+    /// Whether a [`Tmm`] lives on this thread.
+    static SET_UP: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Machine for Tmm {
@@ -83,23 +100,14 @@ impl Machine for Tmm {
         work(&mut unsafe { Tmm::set_up() })
     }
 
-    fn block(
-        &mut self,
-        left: &[Line],
-        right: &[Line],
-        ahead: &[Line],
-        c: &mut [f32],
-        pitch: usize,
-        add: bool,
-    ) {
-        let steps = check_block(left, right, c, pitch);
+    fn block(&mut self, left: Rows, right: &[Line], c: &mut [f32], pitch: usize, add: bool) {
+        let steps = check_block(&left, right, c, pitch);
         // One block from start to end, so that no tile has to keep its value between two.
         macro_rules! block {
             ($begin:ident) => {
-                // SAFETY: tiles are set up while a `Tmm` lives. `check_block` saw that both panels
+                // SAFETY: tiles are set up while a `Tmm` lives. `check_block` saw that both sides
                 // hold `steps` steps, of which each step loads its own 2 KiB and, in all but the
                 // last, that of the next one, and that `c` holds all rows that are stored.
-                // Prefetching is allowed from any address.
                 unsafe {
                     asm!(
                         $begin!(text!()),
@@ -111,13 +119,15 @@ impl Machine for Tmm {
                         "jnz 2b",
                         "3:",
                         last!(text!()),
-                        left = inout(reg) left.as_ptr() => _,
+                        left = inout(reg) left.data.as_ptr() => _,
+                        low = inout(reg) left.data.as_ptr().add(SIDE / 2 * left.row) => _,
+                        row = in(reg) left.row * size_of::<bf16>(),
+                        step = in(reg) left.step * size_of::<bf16>(),
                         right = inout(reg) right.as_ptr() => _,
-                        next = inout(reg) ahead.as_ptr() => _,
                         steps = inout(reg) steps => _,
                         upper = in(reg) c.as_mut_ptr(),
                         lower = in(reg) c.as_mut_ptr().add(SIDE / 2 * pitch),
-                        line = in(reg) size_of::<Line>(),
+                        two = in(reg) 2 * size_of::<Line>(),
                         pitch = in(reg) pitch * size_of::<f32>(),
                         out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                         out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
@@ -132,10 +142,20 @@ impl Machine for Tmm {
             block!(begin_zero);
         }
     }
+
+    fn write<O: Output>(out: &Tiles<O>, place: [usize; 2], c: &[f32], pitch: usize, add: bool) {
+        if has_bf16() {
+            // SAFETY: the CPU has the instructions.
+            unsafe { out.write_square(place, c, pitch, add) }
+        } else {
+            out.write(place, [SIDE, SIDE], c, pitch, add);
+        }
+    }
 }
 
 impl Drop for Tmm {
     fn drop(&mut self) {
+        SET_UP.set(false);
         // SAFETY: a `Tmm` exists only where the CPU has AMX. Tiles that are not in use need not be
         // saved when the thread is switched.
         unsafe { asm!("tilerelease", options(nomem, nostack)) }
@@ -151,6 +171,12 @@ pub(crate) fn available() -> bool {
         avx512 && cpu_has_amx() && system_keeps_tiles() && permitted()
     });
     *AVAILABLE
+}
+
+/// Whether the CPU rounds to bf16 by an instruction, as all do that have tiles.
+fn has_bf16() -> bool {
+    use std::arch::is_x86_feature_detected as has;
+    has!("avx512f") && has!("avx512bf16")
 }
 
 /// CPUID leaf 7: AMX-BF16 is bit 22 of EDX, AMX-TILE bit 24.

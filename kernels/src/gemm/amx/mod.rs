@@ -1,20 +1,23 @@
 //! bf16 products on the tiles of Intel's AMX (Sapphire Rapids and later).
 //!
 //! The tile unit is so fast that what feeds it sets the pace: a step of a 32 × 32 block takes 64
-//! cycles and reads 4 KiB. So the loops differ from those of the vector kernels in `blocking`. The
-//! left operand is packed once and shared. A task then makes a strip of columns: it packs the right
-//! operand's share of it itself, a chunk along the depth at a time, so that this never leaves the
-//! core's own cache, and goes over it in slices so thin that a right panel's slice stays in L1
-//! while the left panels stream by. Sums are f32 and stay in cache from the first slice to the last.
+//! cycles and reads 4 KiB. So the loops differ from those of the vector kernels in `blocking`. A
+//! task makes some rows of a block of columns. Each thread packs the block's share of the right
+//! operand for itself, so that it comes into that core's own cache, and keeps it for the next tasks
+//! of the same block. A left operand whose rows are whole steps is read where it lies. Along the
+//! depth a block goes slice by slice, so thin that a right panel's slice stays in L1 while the left
+//! rows stream by.
 //!
 //! A sum kept in a tile and one stored and loaded again have the same bits, so no result depends on
-//! how the depth is cut into slices and chunks.
+//! how the depth is cut into slices, nor the product into tasks.
 
+mod block;
 mod machine;
 #[cfg(test)]
 mod model;
 mod pack;
 mod sequence;
+mod serial;
 #[cfg(all(test, target_os = "linux"))]
 mod trap;
 
@@ -24,6 +27,10 @@ pub(crate) use model::Model;
 #[cfg(all(test, target_os = "linux"))]
 pub(crate) use trap::Trapped;
 
+pub(crate) use serial::AmxBf16;
+
+use std::sync::{Mutex, PoisonError};
+
 use half::bf16;
 use rayon::prelude::*;
 
@@ -31,6 +38,7 @@ use super::Operand;
 use super::output::{Output, Tiles};
 use crate::rehearsal::Rehearsal;
 use crate::scratch::{Plain, Scratch};
+use block::Panels;
 use pack::{Side, pack};
 
 /// Rows of a left panel and of a right panel: two tiles.
@@ -38,21 +46,23 @@ const SIDE: usize = 32;
 /// Elements along the depth of a step.
 const DEPTH: usize = 32;
 
-/// Rows of the left operand that are packed at a time.
-const PACKED_ROWS: usize = 2048;
-/// Steps of it, along the depth.
-const PACKED_STEPS: usize = 128;
-/// Rows of a task at most, and at least where a product is cut finer to have enough tasks.
-const TASK_ROWS: [usize; 2] = [512, 128];
+/// Rows of a task at most.
+const TASK_ROWS: usize = 256;
 /// Tasks that a product should have.
 const TASKS: usize = 8;
-/// Panels of right columns of a task, at most.
-const TASK_PANELS: usize = 6;
-/// Steps of the right operand that a task packs at a time.
-const CHUNK: usize = 20;
-/// Steps that a block of sums stays in tiles. Slices of a left and a right panel and the sums are
-/// 24 KiB then, half of L1, which leaves the other half to a second thread of the core.
-const SLICE: usize = 5;
+/// Steps that are worked on before the next ones are packed, where sums are stored as f32 and
+/// where they are rounded.
+const CHUNK_F32: usize = 32;
+const CHUNK_ROUNDED: usize = 128;
+/// Steps that a block of sums stays in tiles: slices of a left and a right panel are 32 KiB then,
+/// two thirds of L1.
+const SLICE: usize = 8;
+
+/// Bytes that a thread packs of the right operand: half of the core's own cache, and less where
+/// threads are so many that it would add up. Of the left one it packs half of that.
+fn packed_bytes(threads: usize) -> usize {
+    ((8 << 20) / threads.max(1)).clamp(256 << 10, 1 << 20)
+}
 
 /// A row of a tile: 64 bytes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -80,165 +90,152 @@ pub(crate) fn multiply<M: Machine, O: Output>(
         }
         return;
     }
-    let panels = rows.min(PACKED_ROWS).div_ceil(SIDE);
-    let mut packed = Scratch::new(panels * SIDE * steps.min(PACKED_STEPS));
-    for row in (0..rows).step_by(PACKED_ROWS) {
-        for step in (0..steps).step_by(PACKED_STEPS) {
-            let block = Block::new(left, row, step, columns);
-            let packed = &mut packed[..block.rows.div_ceil(SIDE) * SIDE * block.steps];
-            pack_left(left, &block, packed);
-            let add = add || step > 0;
-            (0..block.tasks()).into_par_iter().for_each(|task| {
-                block.task::<M, O>(task, packed, right, &tiles, add);
-            });
-        }
+    let threads = rayon::current_num_threads();
+    let most = if O::ROUNDS { CHUNK_ROUNDED } else { CHUNK_F32 };
+    let chunk = steps.div_ceil(steps.div_ceil(most));
+    // Where a chunk is short, a block of fewer columns leaves more of the cache to the sums.
+    let bytes = packed_bytes(threads) / if O::ROUNDS { 1 } else { 2 };
+    let cut = Cut::of([rows, columns], chunk, bytes, lies_in_steps(left));
+    let workspaces: Vec<_> = (0..threads).map(|_| Mutex::new(None)).collect();
+    for step in (0..steps).step_by(cut.chunk) {
+        let product = Product {
+            left,
+            right,
+            step,
+            steps: (steps - step).min(cut.chunk),
+            add: add || step > 0,
+        };
+        (0..cut.tasks()).into_par_iter().with_max_len(1).for_each(|task| {
+            let thread = rayon::current_thread_index().unwrap_or(0);
+            let mut own = workspaces[thread].lock().unwrap_or_else(PoisonError::into_inner);
+            let own = own.get_or_insert_with(|| Workspace::new(threads));
+            cut.task::<M, O>(task, &product, own, &tiles);
+        });
     }
 }
 
 /// Takes the buffers of a product `[m, k] · [k, n]`, and gives them back.
-pub(crate) fn rehearse(pool: &mut Rehearsal, [m, n, k]: [usize; 3]) {
-    let (steps, panels) = (k.div_ceil(DEPTH).min(PACKED_STEPS), m.min(PACKED_ROWS).div_ceil(SIDE));
-    let block = Block::of([m.min(PACKED_ROWS), n], 0, [0, steps]);
-    let mut taken = vec![pool.take::<Line>(panels * SIDE * steps)];
-    let rows = block.task_rows.min(block.rows).next_multiple_of(SIDE);
-    let panels = n.div_ceil(SIDE).div_ceil(block.strips);
-    for _ in 0..pool.at_a_time(block.tasks()) {
-        taken.push(pool.take::<Line>(panels * SIDE * steps.min(CHUNK)));
-        taken.push(pool.take::<f32>(rows * pitch(panels)));
+pub(crate) fn rehearse(pool: &mut Rehearsal, [m, n, _]: [usize; 3]) {
+    let threads = pool.at_a_time(usize::MAX);
+    let most = m.div_ceil(SIDE) * n.div_ceil(SIDE);
+    let mut taken = vec![];
+    for _ in 0..pool.at_a_time(most) {
+        let [right, left, sums] = Workspace::sizes(threads);
+        taken.push(pool.take::<Line>(right));
+        taken.push(pool.take::<Line>(left));
+        taken.push(pool.take::<f32>(sums));
     }
     pool.give_all(taken);
 }
 
-/// From a row of sums to the next, in f32: an odd number of cache lines, so that the rows of a
-/// block spread over all sets of the cache.
-fn pitch(panels: usize) -> usize {
-    panels * SIDE + 16
+/// Bytes of the buffers of a product on so many threads, whatever its size.
+pub(crate) fn buffer_bytes(threads: usize) -> usize {
+    let [right, left, sums] = Workspace::sizes(threads);
+    threads * ((right + left) * size_of::<Line>() + sums * size_of::<f32>())
 }
 
-/// What is computed from one packed part of the left operand: its rows by all columns, over its
-/// part of the depth.
-#[derive(Debug)]
-struct Block {
-    row: usize,
-    rows: usize,
-    columns: usize,
+/// What a thread packs and sums up during a product.
+struct Workspace {
+    right: Scratch<Line>,
+    /// The first column and the first step of what `right` holds.
+    holds: Option<[usize; 2]>,
+    left: Scratch<Line>,
+    sums: Scratch<f32>,
+}
+
+impl Workspace {
+    fn new(threads: usize) -> Self {
+        let [right, left, sums] = Self::sizes(threads);
+        Self {
+            right: Scratch::new(right),
+            holds: None,
+            left: Scratch::new(left),
+            sums: Scratch::new(sums),
+        }
+    }
+
+    /// Lines of `right` and of `left`, and sums.
+    fn sizes(threads: usize) -> [usize; 3] {
+        let lines = packed_bytes(threads) / size_of::<Line>();
+        // One panel of the longest chunk always fits.
+        [lines, (lines / 2).max(CHUNK_ROUNDED * SIDE), block::sums(TASK_ROWS / SIDE)]
+    }
+}
+
+/// A product's operands, and the part of their depth that is being worked on.
+struct Product<'a> {
+    left: &'a Operand<'a, bf16>,
+    right: &'a Operand<'a, bf16>,
     step: usize,
     steps: usize,
-    task_rows: usize,
-    strips: usize,
+    add: bool,
 }
 
-impl Block {
-    fn new(left: &Operand<bf16>, row: usize, step: usize, columns: usize) -> Self {
-        let rows = (left.len - row).min(PACKED_ROWS);
-        let steps = (left.depth.div_ceil(DEPTH) - step).min(PACKED_STEPS);
-        Self::of([rows, columns], row, [step, steps])
-    }
+/// Whether tiles can be loaded from whole panels of it as they lie.
+fn lies_in_steps(left: &Operand<bf16>) -> bool {
+    left.depth_stride == 1 && left.depth.is_multiple_of(DEPTH)
+}
 
-    /// So many rows from `row` on by `columns`, over so many steps from `step` on.
-    fn of([rows, columns]: [usize; 2], row: usize, [step, steps]: [usize; 2]) -> Self {
-        let strips = columns.div_ceil(SIDE).div_ceil(TASK_PANELS);
-        let [mut task_rows, least] = TASK_ROWS;
-        while task_rows > least && rows.div_ceil(task_rows) * strips < TASKS {
-            task_rows /= 2;
+/// How a product is cut: into chunks along the depth, and each of them into tasks.
+#[derive(Debug)]
+struct Cut {
+    rows: usize,
+    columns: usize,
+    /// Steps of a chunk.
+    chunk: usize,
+    task_rows: usize,
+    task_columns: usize,
+}
+
+impl Cut {
+    /// A task's right panels take so many bytes at most, its left ones, where they are packed, half
+    /// of that.
+    fn of([rows, columns]: [usize; 2], chunk: usize, bytes: usize, in_steps: bool) -> Self {
+        let panels = bytes / (chunk * SIDE * size_of::<Line>());
+        let all = columns.div_ceil(SIDE);
+        let task_columns = all.div_ceil(all.div_ceil(panels)) * SIDE;
+        let most = if in_steps { TASK_ROWS } else { (panels / 2).max(1) * SIDE };
+        let mut task_rows = TASK_ROWS.min(most);
+        while task_rows > SIDE && rows.div_ceil(task_rows) * columns.div_ceil(task_columns) < TASKS
+        {
+            task_rows = (task_rows / 2).next_multiple_of(SIDE);
         }
-        Self { row, rows, columns, step, steps, task_rows, strips }
+        Self { rows, columns, chunk, task_rows, task_columns }
     }
 
-    /// Tasks of it. Neighbours share their rows.
+    /// Tasks of a chunk. Those of the same columns follow each other.
     fn tasks(&self) -> usize {
-        self.rows.div_ceil(self.task_rows) * self.strips
+        self.rows.div_ceil(self.task_rows) * self.columns.div_ceil(self.task_columns)
     }
 
     /// Makes the sums of one task and writes them.
     fn task<M: Machine, O: Output>(
         &self,
         task: usize,
-        packed_left: &[Line],
-        right: &Operand<bf16>,
+        product: &Product,
+        own: &mut Workspace,
         out: &Tiles<O>,
-        add: bool,
     ) {
-        let first_row = task / self.strips * self.task_rows;
-        let rows = (self.rows - first_row).min(self.task_rows);
-        let left = &packed_left[first_row * self.steps..];
-        let left = &left[..rows.div_ceil(SIDE) * SIDE * self.steps];
+        let down = self.rows.div_ceil(self.task_rows);
+        let [row, column] = [task % down * self.task_rows, task / down * self.task_columns];
+        let size =
+            [(self.rows - row).min(self.task_rows), (self.columns - column).min(self.task_columns)];
+        let Product { left, right, step, steps, add } = *product;
+        let lines = |len: usize| len.div_ceil(SIDE) * SIDE * steps;
 
-        let (strip, panels) = (task % self.strips, self.columns.div_ceil(SIDE));
-        let [from, to] = [strip, strip + 1].map(|strip| strip * panels / self.strips);
-        let columns = (to * SIDE).min(self.columns) - from * SIDE;
-
-        let mut strip = Strip::new(left, self.steps, to - from);
-        M::configured(|tiles| {
-            for step in (0..self.steps).step_by(CHUNK) {
-                let steps = (self.steps - step).min(CHUNK);
-                strip.pack(right, from * SIDE, self.step + step, steps);
-                strip.add_chunk(tiles, step, steps);
-            }
-        });
-        let place = [self.row + first_row, from * SIDE];
-        out.write(place, [rows, columns], &strip.sums, strip.pitch, add);
-    }
-}
-
-/// Packs the left panels of a block.
-fn pack_left(left: &Operand<bf16>, block: &Block, packed: &mut [Line]) {
-    packed.par_chunks_mut(SIDE * block.steps).enumerate().for_each(|(index, panel)| {
-        pack(left, block.row + index * SIDE, block.step * DEPTH, Side::Left, panel);
-    });
-}
-
-/// The work of a task: some left panels by a strip of right ones.
-struct Strip<'a> {
-    left: &'a [Line],
-    /// Lines of a left panel.
-    left_panel: usize,
-    /// Panels of the strip, the chunk of steps that is being worked on.
-    right: Scratch<Line>,
-    panels: usize,
-    sums: Scratch<f32>,
-    /// From a row of sums to the next, in f32.
-    pitch: usize,
-}
-
-impl<'a> Strip<'a> {
-    fn new(left: &'a [Line], steps: usize, panels: usize) -> Self {
-        let pitch = pitch(panels);
-        let rows = left.len() / steps;
-        Self {
-            left,
-            left_panel: steps * SIDE,
-            right: Scratch::new(panels * SIDE * steps.min(CHUNK)),
-            panels,
-            sums: Scratch::new(rows * pitch),
-            pitch,
+        let packed_right = &mut own.right[..lines(size[1])];
+        if own.holds != Some([column, step]) {
+            pack(right, column, step * DEPTH, Side::Right, steps, packed_right);
+            own.holds = Some([column, step]);
         }
-    }
-
-    /// Packs the chunk of `steps` from `step` on.
-    fn pack(&mut self, right: &Operand<bf16>, column: usize, step: usize, steps: usize) {
-        let panels = self.right.chunks_exact_mut(SIDE * steps).take(self.panels);
-        for (index, panel) in panels.enumerate() {
-            pack(right, column + index * SIDE, step * DEPTH, Side::Right, panel);
-        }
-    }
-
-    /// Adds the packed chunk's products, slice by slice. `step` is its place in the left panels.
-    fn add_chunk<M: Machine>(&mut self, tiles: &mut M, step: usize, steps: usize) {
-        let slice = steps.div_ceil(steps.div_ceil(SLICE));
-        for from in (0..steps).step_by(slice) {
-            let to = (from + slice).min(steps);
-            let lefts = || self.left.chunks_exact(self.left_panel);
-            let of_left = |panel: &'a [Line]| &panel[(step + from) * SIDE..(step + to) * SIDE];
-            for (j, right) in self.right.chunks_exact(SIDE * steps).take(self.panels).enumerate() {
-                let right = &right[from * SIDE..to * SIDE];
-                let next = lefts().skip(1).chain(lefts().take(1));
-                for (i, (left, next)) in lefts().zip(next).enumerate() {
-                    let sums = &mut self.sums[i * SIDE * self.pitch + j * SIDE..];
-                    let (left, next) = (of_left(left), of_left(next));
-                    tiles.block(left, right, next, sums, self.pitch, step + from > 0);
-                }
-            }
-        }
+        let lefts = if lies_in_steps(left) && size[0].is_multiple_of(SIDE) {
+            Panels::of_rows(left, row, step * DEPTH)
+        } else {
+            let packed = &mut own.left[..lines(size[0])];
+            pack(left, row, step * DEPTH, Side::Left, steps, packed);
+            Panels::of_lines(packed, steps)
+        };
+        let place = block::Place { at: [row, column], size, add };
+        block::write::<M, O>(&lefts, packed_right, steps, &place, &mut own.sums, out);
     }
 }

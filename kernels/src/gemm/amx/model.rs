@@ -3,6 +3,7 @@
 use half::bf16;
 
 use super::Line;
+use super::block::Rows;
 use super::machine::{Machine, check_block};
 use super::sequence::{begin_sums, begin_zero, last, step};
 
@@ -16,11 +17,16 @@ pub(crate) struct Model {
 
 /// The pointers of a block, as places in its slices.
 struct Places<'a> {
-    left: (&'a [Line], usize),
+    rows: Rows<'a>,
+    left: usize,
+    low: usize,
     right: (&'a [Line], usize),
-    next: usize,
     upper: usize,
     lower: usize,
+}
+
+fn pair(pair: &[bf16]) -> u32 {
+    u32::from(pair[0].to_bits()) | u32::from(pair[1].to_bits()) << 16
 }
 
 impl Model {
@@ -29,13 +35,21 @@ impl Model {
         Model { tiles: [[[0x7fc0_7fc0; 16]; 16]; 8] }
     }
 
-    /// `tileloadd` from a panel, `offset` bytes past the pointer.
+    /// `tileloadd` of every other line of a panel, `offset` bytes past the pointer.
     fn load(&mut self, tile: usize, (panel, at): (&[Line], usize), offset: usize) {
         let first = at + offset / size_of::<Line>();
-        let pair =
-            |pair: &[bf16]| u32::from(pair[0].to_bits()) | u32::from(pair[1].to_bits()) << 16;
-        for (lanes, line) in self.tiles[tile].iter_mut().zip(&panel[first..first + 16]) {
+        for (lanes, line) in self.tiles[tile].iter_mut().zip(panel[first..].iter().step_by(2)) {
             for (lane, elements) in lanes.iter_mut().zip(line.0.chunks_exact(2)) {
+                *lane = pair(elements);
+            }
+        }
+    }
+
+    /// `tileloadd` of left rows.
+    fn load_rows(&mut self, tile: usize, rows: &Rows, at: usize) {
+        for (row, lanes) in self.tiles[tile].iter_mut().enumerate() {
+            for (lane, elements) in lanes.iter_mut().zip(rows.data[at + row * rows.row..].chunks(2))
+            {
                 *lane = pair(elements);
             }
         }
@@ -95,11 +109,11 @@ macro_rules! run_one {
     (($m:ident $p:ident $c:ident $pitch:ident) dot $sums:literal $left:literal $right:literal) => {
         $m.dot($sums, $left, $right)
     };
-    (($m:ident $p:ident $c:ident $pitch:ident) ahead $offset:literal) => {
-        $p.next = $p.next.max($offset)
+    (($m:ident $p:ident $c:ident $pitch:ident) load_rows $tile:literal $from:ident) => {
+        $m.load_rows($tile, &$p.rows, $p.$from)
     };
-    (($m:ident $p:ident $c:ident $pitch:ident) advance next $bytes:literal) => {
-        $p.next = 0
+    (($m:ident $p:ident $c:ident $pitch:ident) forth $pointer:ident) => {
+        $p.$pointer += $p.rows.step
     };
     (($m:ident $p:ident $c:ident $pitch:ident) advance $pointer:ident $bytes:literal) => {
         $p.$pointer.1 += $bytes / size_of::<Line>()
@@ -111,18 +125,16 @@ impl Machine for Model {
         work(&mut Model::new())
     }
 
-    fn block(
-        &mut self,
-        left: &[Line],
-        right: &[Line],
-        _: &[Line],
-        c: &mut [f32],
-        pitch: usize,
-        add: bool,
-    ) {
-        let steps = check_block(left, right, c, pitch);
-        let mut p =
-            Places { left: (left, 0), right: (right, 0), next: 0, upper: 0, lower: 16 * pitch };
+    fn block(&mut self, left: Rows, right: &[Line], c: &mut [f32], pitch: usize, add: bool) {
+        let steps = check_block(&left, right, c, pitch);
+        let mut p = Places {
+            rows: left,
+            left: 0,
+            low: 16 * left.row,
+            right: (right, 0),
+            upper: 0,
+            lower: 16 * pitch,
+        };
         let m = self;
         if add {
             begin_sums!(run!((m p c pitch)));

@@ -1,12 +1,17 @@
 //! How panels are laid out for tiles, and the way there from either kind of matrix.
 //!
 //! A panel is 32 rows of an operand. Each step of it, 32 elements deep, is two tiles of 16 lines of
-//! 64 bytes. In a left panel a line is a row: its 32 elements along the depth. In a right panel a
-//! line is a pair of neighbours along the depth: that of each of 16 rows (which are columns of the
-//! product). Seen as 16 × 16 lanes, each a pair, the two layouts are each other's transpose; so a
-//! matrix whose depth lies last is copied as rows, one whose depth lies first is copied as pairs,
-//! and tiles are transposed where the side wants the other one.
+//! 64 bytes. In a left panel a line is a row: its 32 elements along the depth; the lines of the upper
+//! tile come first. In a right panel a line is a pair of neighbours along the depth: that of each of
+//! 16 rows (which are columns of the product); the lines of both tiles take turns, so that a pair of
+//! all 32 rows lies together. Seen as 16 × 16 lanes, each a pair, the two kinds of tiles are each
+//! other's transpose; so a matrix whose depth lies last is copied as rows, one whose depth lies
+//! first is copied as pairs, and tiles are transposed where the side wants the other one.
 #![expect(unsafe_code, reason = "vector loads and stores; each block says why it is in bounds")]
+
+use std::arch::x86_64::{
+    __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_load_si512, _mm512_store_si512,
+};
 
 use half::bf16;
 
@@ -23,21 +28,22 @@ pub(super) enum Side {
     Right,
 }
 
-/// Writes the panel of rows `first ..` of `operand` from `depth` on, as many steps as `panel` has.
-/// Rows and depths past the end become zero.
+/// Writes `panels` panels, one after the other, of rows `first ..` of `operand` from `depth` on, of
+/// `steps` steps each. Rows and depths past the end become zero.
 pub(super) fn pack(
     operand: &Operand<bf16>,
     first: usize,
     depth: usize,
     side: Side,
-    panel: &mut [Line],
+    steps: usize,
+    panels: &mut [Line],
 ) {
     use std::arch::is_x86_feature_detected as has;
     if has!("avx512f") && has!("avx512bw") && has!("avx512vl") {
         // SAFETY: the CPU has what the function is compiled for.
-        unsafe { pack_avx512(operand, first, depth, side, panel) }
+        unsafe { pack_avx512(operand, first, depth, side, steps, panels) }
     } else {
-        pack_with(operand, first, depth, side, panel, transpose);
+        pack_with(Scalar, operand, first, depth, side, steps, panels);
     }
 }
 
@@ -47,69 +53,95 @@ fn pack_avx512(
     first: usize,
     depth: usize,
     side: Side,
-    panel: &mut [Line],
+    steps: usize,
+    panels: &mut [Line],
 ) {
-    pack_with(operand, first, depth, side, panel, |tile| transpose_avx512(tile));
+    pack_with(Avx512, operand, first, depth, side, steps, panels);
+}
+
+/// What is done to the 32 lines of a step.
+trait Shuffle: Copy {
+    /// Each two lines, neighbours along the depth, become lines of pairs, one for either tile.
+    fn pair(self, lines: &[Line; SIDE], to: &mut [Line; SIDE]);
+    /// Of lines of either tile, one tile after the other, to those that take turns, with lines and
+    /// lanes exchanged.
+    fn to_right(self, lines: &mut [Line; SIDE]);
+    /// The way back.
+    fn to_left(self, lines: &mut [Line; SIDE]);
 }
 
 #[inline(always)]
-fn pack_with(
+fn pack_with<S: Shuffle>(
+    shuffle: S,
     operand: &Operand<bf16>,
     first: usize,
     depth: usize,
     side: Side,
-    panel: &mut [Line],
-    transpose: impl Fn(&mut [Line; TILE]),
+    steps: usize,
+    panels: &mut [Line],
 ) {
     let as_rows = operand.depth_stride == 1;
     assert!(as_rows || operand.stride == 1, "one of the strides is 1");
-    for (step, lines) in panel.as_chunks_mut::<SIDE>().0.iter_mut().enumerate() {
-        let at = depth + step * DEPTH;
+    let count = panels.len() / (steps * SIDE);
+    for place in 0..count * steps {
+        // In the order of the memory.
+        let (panel, step) =
+            if as_rows { (place / steps, place % steps) } else { (place % count, place / count) };
+        let lines: &mut [Line; SIDE] =
+            (&mut panels[(panel * steps + step) * SIDE..][..SIDE]).try_into().expect("32 lines");
+        let (row, at) = (first + panel * SIDE, depth + step * DEPTH);
         if as_rows {
-            copy_rows(operand, first, at, lines);
+            copy(
+                operand.data,
+                [row, operand.len],
+                [at, operand.depth],
+                operand.stride,
+                SIDE * operand.stride,
+                lines,
+            );
         } else {
-            copy_pairs(operand, first, at, lines);
+            let mut across = [Line::default(); SIDE];
+            let [rows, columns] = [[at, operand.depth], [row, operand.len]];
+            copy(
+                operand.data,
+                rows,
+                columns,
+                operand.depth_stride,
+                SIDE * operand.depth_stride,
+                &mut across,
+            );
+            shuffle.pair(&across, lines);
         }
-        if as_rows != (side == Side::Left) {
-            lines.as_chunks_mut::<TILE>().0.iter_mut().for_each(&transpose);
+        match side {
+            Side::Left if !as_rows => shuffle.to_left(lines),
+            Side::Right if as_rows => shuffle.to_right(lines),
+            _ => {}
         }
     }
 }
 
-/// `lines[i]` becomes row `first + i`, 32 elements from depth `at` on.
+/// `lines[i]` becomes 32 elements of row `row + i`, from `column` on, of a matrix of `rows` rows
+/// that are `stride` apart and have `columns` elements. What lies outside is zero. What lies `ahead`
+/// elements further comes into the cache: no such row is long enough for the CPU to foresee it.
 #[inline(always)]
-fn copy_rows(operand: &Operand<bf16>, first: usize, at: usize, lines: &mut [Line; SIDE]) {
-    let rows = operand.len.saturating_sub(first).min(SIDE);
-    let depth = operand.depth.saturating_sub(at).min(DEPTH);
-    let (present, absent) = lines.split_at_mut(if depth > 0 { rows } else { 0 });
+fn copy(
+    data: &[bf16],
+    [row, rows]: [usize; 2],
+    [column, columns]: [usize; 2],
+    stride: usize,
+    ahead: usize,
+    lines: &mut [Line; SIDE],
+) {
+    let width = columns.saturating_sub(column).min(SIDE);
+    let height = if width > 0 { rows.saturating_sub(row).min(SIDE) } else { 0 };
+    let (present, absent) = lines.split_at_mut(height);
     for (i, line) in present.iter_mut().enumerate() {
-        let row = &operand.data[(first + i) * operand.stride + at..][..depth];
-        *line = line_of(row);
+        let from = &data[(row + i) * stride + column..];
+        // SAFETY: prefetching is allowed from any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().wrapping_add(ahead).cast()) };
+        *line = line_of(&from[..width]);
     }
     absent.fill(Line::default());
-}
-
-/// Lanes of the lines of either tile become pairs along the depth: lane `j` of `lines[16 · t + p]`
-/// is that of row `first + 16 · t + j` at depth `at + 2 · p`.
-#[inline(always)]
-fn copy_pairs(operand: &Operand<bf16>, first: usize, at: usize, lines: &mut [Line; SIDE]) {
-    let rows = operand.len.saturating_sub(first).min(SIDE);
-    let across = |depth: usize| {
-        if depth >= operand.depth || rows == 0 {
-            return Line::default();
-        }
-        line_of(&operand.data[depth * operand.depth_stride + first..][..rows])
-    };
-    for pair in 0..TILE {
-        let (even, odd) = (across(at + 2 * pair), across(at + 2 * pair + 1));
-        for tile in 0..2 {
-            let line = &mut lines[tile * TILE + pair].0;
-            for j in 0..TILE {
-                line[2 * j] = even.0[tile * TILE + j];
-                line[2 * j + 1] = odd.0[tile * TILE + j];
-            }
-        }
-    }
 }
 
 /// Up to 32 elements, then zeros.
@@ -125,33 +157,114 @@ fn line_of(elements: &[bf16]) -> Line {
     }
 }
 
-/// Exchanges lines and lanes.
-fn transpose(tile: &mut [Line; TILE]) {
-    for i in 0..TILE {
-        for j in 0..i {
-            for half in 0..2 {
-                let kept = tile[i].0[2 * j + half];
-                tile[i].0[2 * j + half] = tile[j].0[2 * i + half];
-                tile[j].0[2 * i + half] = kept;
+/// Without vector instructions.
+#[derive(Clone, Copy)]
+struct Scalar;
+
+impl Shuffle for Scalar {
+    fn pair(self, lines: &[Line; SIDE], to: &mut [Line; SIDE]) {
+        for ([even, odd], to) in lines.as_chunks().0.iter().zip(to.as_chunks_mut::<2>().0) {
+            for (i, pair) in even.0.iter().zip(&odd.0).enumerate() {
+                let line = &mut to[i / TILE].0;
+                (line[i % TILE * 2], line[i % TILE * 2 + 1]) = (*pair.0, *pair.1);
             }
+        }
+    }
+
+    fn to_right(self, lines: &mut [Line; SIDE]) {
+        let from = *lines;
+        each_lane(|tile, line, lane, half| {
+            lines[2 * lane + tile].0[2 * line + half] = from[tile * TILE + line].0[2 * lane + half];
+        });
+    }
+
+    fn to_left(self, lines: &mut [Line; SIDE]) {
+        let from = *lines;
+        each_lane(|tile, line, lane, half| {
+            lines[tile * TILE + line].0[2 * lane + half] = from[2 * lane + tile].0[2 * line + half];
+        });
+    }
+}
+
+/// Calls `of(tile, line, lane, half)` for all of them.
+fn each_lane(mut of: impl FnMut(usize, usize, usize, usize)) {
+    for at in 0..2 * TILE * TILE * 2 {
+        of(at / (2 * TILE * TILE), at / (2 * TILE) % TILE, at / 2 % TILE, at % 2);
+    }
+}
+
+/// By AVX-512 F and BW, which the CPU must have.
+#[derive(Clone, Copy)]
+struct Avx512;
+
+impl Shuffle for Avx512 {
+    #[inline(always)]
+    fn pair(self, lines: &[Line; SIDE], to: &mut [Line; SIDE]) {
+        // SAFETY: whoever makes the value has seen that the CPU has the instructions.
+        unsafe { pair_avx512(lines, to) }
+    }
+
+    #[inline(always)]
+    fn to_right(self, lines: &mut [Line; SIDE]) {
+        // SAFETY: as above.
+        unsafe { transpose_avx512(lines, |tile, line| [tile * TILE + line, 2 * line + tile]) }
+    }
+
+    #[inline(always)]
+    fn to_left(self, lines: &mut [Line; SIDE]) {
+        // SAFETY: as above.
+        unsafe { transpose_avx512(lines, |tile, line| [2 * line + tile, tile * TILE + line]) }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn pair_avx512(lines: &[Line; SIDE], to: &mut [Line; SIDE]) {
+    use std::arch::x86_64::{
+        _mm512_permutex2var_epi64, _mm512_set_epi64, _mm512_unpackhi_epi16, _mm512_unpacklo_epi16,
+    };
+    // Lanes of 128 bits of both halves, in turn.
+    let lower = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
+    let upper = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
+    for ([even, odd], to) in lines.as_chunks().0.iter().zip(to.as_chunks_mut::<2>().0) {
+        let (even, odd) = (load(even), load(odd));
+        let (low, high) = (_mm512_unpacklo_epi16(even, odd), _mm512_unpackhi_epi16(even, odd));
+        store(&mut to[0], _mm512_permutex2var_epi64(low, lower, high));
+        store(&mut to[1], _mm512_permutex2var_epi64(low, upper, high));
+    }
+}
+
+/// Exchanges lines and lanes of either tile; `places` says where a tile's line comes from and where
+/// it goes.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn transpose_avx512(lines: &mut [Line; SIDE], places: impl Fn(usize, usize) -> [usize; 2]) {
+    let tiles = [0, 1].map(|tile| {
+        let mut from = [load(&lines[0]); TILE];
+        for (line, from) in from.iter_mut().enumerate() {
+            *from = load(&lines[places(tile, line)[0]]);
+        }
+        crate::gemm::avx512::transposed(&from)
+    });
+    for (tile, transposed) in tiles.iter().enumerate() {
+        for (line, of) in transposed.iter().enumerate() {
+            store(&mut lines[places(tile, line)[1]], *of);
         }
     }
 }
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn transpose_avx512(tile: &mut [Line; TILE]) {
-    use std::arch::x86_64::{_mm512_load_si512, _mm512_setzero_si512, _mm512_store_si512};
-    let mut lines = [_mm512_setzero_si512(); TILE];
-    for (to, line) in lines.iter_mut().zip(&*tile) {
-        // SAFETY: a line is 64 bytes, aligned to 64.
-        *to = unsafe { _mm512_load_si512((&raw const *line).cast()) };
-    }
-    let lines = crate::gemm::avx512::transposed(&lines);
-    for (line, from) in tile.iter_mut().zip(lines) {
-        // SAFETY: as above.
-        unsafe { _mm512_store_si512((&raw mut *line).cast(), from) }
-    }
+fn load(line: &Line) -> __m512i {
+    // SAFETY: a line is 64 bytes, aligned to 64.
+    unsafe { _mm512_load_si512((&raw const *line).cast()) }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn store(line: &mut Line, of: __m512i) {
+    // SAFETY: as above.
+    unsafe { _mm512_store_si512((&raw mut *line).cast(), of) }
 }
 
 #[cfg(test)]
@@ -186,16 +299,16 @@ mod tests {
             {
                 for side in [Side::Left, Side::Right] {
                     let mut packed = vec![Line([bf16::NAN; 32]); 3 * SIDE];
-                    pack(&operand, first, from, side, &mut packed);
+                    pack(&operand, first, from, side, 3, &mut packed);
                     let mut plain = vec![Line([bf16::NAN; 32]); 3 * SIDE];
-                    pack_with(&operand, first, from, side, &mut plain, transpose);
+                    pack_with(Scalar, &operand, first, from, side, 3, &mut plain);
                     for at in 0..3 * DEPTH {
                         for row in 0..SIDE {
                             let (step, at_step) = (at / DEPTH, at % DEPTH);
                             let place = match side {
                                 Side::Left => (step * SIDE + row, at_step),
                                 Side::Right => (
-                                    step * SIDE + row / 16 * 16 + at_step / 2,
+                                    step * SIDE + at_step / 2 * 2 + row / 16,
                                     row % 16 * 2 + at_step % 2,
                                 ),
                             };

@@ -9,12 +9,12 @@
 //! each product is followed by the load of the tile whose last reader it was, for the next step.
 //! Four products keep the unit busy for 64 cycles and the four loads take 32 from L1 (Intel 64 and
 //! IA-32 Architectures Optimization Reference Manual, chapter on Intel AMX), so the loads hide
-//! behind the products. Meanwhile the next left panel's share of 2 KiB comes into L1.
+//! behind the products.
 
 /// Sums that begin at zero.
 macro_rules! begin_zero {
     ($expand:ident!($($with:tt)*)) => { $expand! { $($with)*
-        [load 4 left 0] [load 6 right 0] [load 7 right 1024]
+        [load_rows 4 left] [load 6 right 0] [load 7 right 64]
         [zero 0] [zero 1] [zero 2] [zero 3]
     } };
 }
@@ -22,9 +22,9 @@ macro_rules! begin_zero {
 /// Sums that go on from what memory holds.
 macro_rules! begin_sums {
     ($expand:ident!($($with:tt)*)) => { $expand! { $($with)*
-        [load 4 left 0] [load 6 right 0]
+        [load_rows 4 left] [load 6 right 0]
         [load_sums 0 upper 0]
-        [load 7 right 1024]
+        [load 7 right 64]
         [load_sums 1 upper 64] [load_sums 2 lower 0] [load_sums 3 lower 64]
     } };
 }
@@ -32,25 +32,18 @@ macro_rules! begin_sums {
 /// A step that another one follows.
 macro_rules! step {
     ($expand:ident!($($with:tt)*)) => { $expand! { $($with)*
-        [dot 0 4 6] [load 5 left 1024]
-        [ahead 0] [ahead 64] [ahead 128] [ahead 192] [ahead 256] [ahead 320] [ahead 384] [ahead 448]
-        [dot 1 4 7] [load 4 left 2048]
-        [ahead 512] [ahead 576] [ahead 640] [ahead 704]
-        [ahead 768] [ahead 832] [ahead 896] [ahead 960]
+        [dot 0 4 6] [load_rows 5 low] [forth left]
+        [dot 1 4 7] [load_rows 4 left] [forth low]
         [dot 2 5 6] [load 6 right 2048]
-        [ahead 1024] [ahead 1088] [ahead 1152] [ahead 1216]
-        [ahead 1280] [ahead 1344] [ahead 1408] [ahead 1472]
-        [dot 3 5 7] [load 7 right 3072]
-        [ahead 1536] [ahead 1600] [ahead 1664] [ahead 1728]
-        [ahead 1792] [ahead 1856] [ahead 1920] [ahead 1984]
-        [advance left 2048] [advance right 2048] [advance next 2048]
+        [dot 3 5 7] [load 7 right 2112]
+        [advance right 2048]
     } };
 }
 
 /// The last step, each of whose sums is stored as soon as another product covers the wait.
 macro_rules! last {
     ($expand:ident!($($with:tt)*)) => { $expand! { $($with)*
-        [dot 0 4 6] [load 5 left 1024]
+        [dot 0 4 6] [load_rows 5 low]
         [dot 1 4 7] [dot 2 5 6] [dot 3 5 7]
         [store 0 upper 0] [store 1 upper 64] [store 2 lower 0] [store 3 lower 64]
     } };
@@ -66,7 +59,13 @@ macro_rules! text_of {
         concat!("tilezero tmm", $tile)
     };
     (load $tile:literal $from:ident $offset:literal) => {
-        concat!("tileloadd tmm", $tile, ", [{", stringify!($from), "} + {line} + ", $offset, "]")
+        concat!("tileloadd tmm", $tile, ", [{", stringify!($from), "} + {two} + ", $offset, "]")
+    };
+    (load_rows $tile:literal $from:ident) => {
+        concat!("tileloadd tmm", $tile, ", [{", stringify!($from), "} + {row}]")
+    };
+    (forth $pointer:ident) => {
+        concat!("add {", stringify!($pointer), "}, {step}")
     };
     (load_sums $tile:literal $from:ident $offset:literal) => {
         concat!("tileloadd tmm", $tile, ", [{", stringify!($from), "} + {pitch} + ", $offset, "]")
@@ -76,9 +75,6 @@ macro_rules! text_of {
     };
     (dot $sums:literal $left:literal $right:literal) => {
         concat!("tdpbf16ps tmm", $sums, ", tmm", $left, ", tmm", $right)
-    };
-    (ahead $offset:literal) => {
-        concat!("prefetcht0 [{next} + ", $offset, "]")
     };
     (advance $pointer:ident $bytes:literal) => {
         concat!("add {", stringify!($pointer), "}, ", $bytes)

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::sync::Once;
 
 use super::Line;
+use super::block::Rows;
 use super::machine::{Machine, Tmm, cpu_has_amx};
 use super::model::Model;
 
@@ -30,16 +31,8 @@ impl Machine for Trapped {
         work(&mut Trapped(unsafe { Tmm::set_up() }))
     }
 
-    fn block(
-        &mut self,
-        left: &[Line],
-        right: &[Line],
-        ahead: &[Line],
-        c: &mut [f32],
-        pitch: usize,
-        add: bool,
-    ) {
-        self.0.block(left, right, ahead, c, pitch, add);
+    fn block(&mut self, left: Rows, right: &[Line], c: &mut [f32], pitch: usize, add: bool) {
+        self.0.block(left, right, c, pitch, add);
     }
 }
 
