@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use chandler_cli::commands::{self, Cli};
 use chandler_cli::heap;
 use chandler_cli::logging::Terminal;
-use chandler_vram::CountingAllocator;
+use chandler_vram::{CountingAllocator, TensorBlocks};
 
 #[global_allocator]
-static ALLOCATOR: CountingAllocator<System> = CountingAllocator::new(System);
+static ALLOCATOR: CountingAllocator<TensorBlocks<System>> =
+    CountingAllocator::new(TensorBlocks::new(System));
 
 fn main() -> ExitCode {
     let terminal = Terminal::stderr();

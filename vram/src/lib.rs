@@ -2,7 +2,8 @@
 //!
 //! - [`Meter`]s say what is used: [`HostMeter`] reads this process and its cgroup, [`NvmlMeter`]
 //!   reads GPUs through NVML where there is one. What cannot be read is `None`, never 0.
-//!   [`CountingAllocator`] counts the heap of a process that installs it.
+//!   [`CountingAllocator`] counts the heap of a process that installs it; [`TensorBlocks`] places
+//!   its large blocks so that the CPU gets at them fast.
 //! - The [`Ledger`] says what it is used for. Every tensor that outlives an operation is entered
 //!   by its owner and leaves with it.
 //! - A [`Shortage`] says in a sentence why bytes could not be had, naming everybody who holds some;
@@ -25,6 +26,7 @@
 //! ```
 #![deny(missing_docs)]
 
+mod blocks;
 mod bytes;
 pub mod counting;
 mod host;
@@ -34,6 +36,7 @@ mod plan;
 mod recorded;
 mod shortage;
 
+pub use blocks::TensorBlocks;
 pub use bytes::{Bytes, ParseBytesError};
 pub use counting::CountingAllocator;
 pub use host::{HostMeter, HostReading};
