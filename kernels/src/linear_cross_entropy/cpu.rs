@@ -1,8 +1,8 @@
 //! The head and the loss on the CPU: chunks of tokens by pieces of the vocabulary.
 //!
 //! For each chunk, one pass over the vocabulary makes the logits of a piece, takes them into the
-//! statistics of their tokens and keeps their exponentials; a second pass turns these into
-//! gradients and multiplies them by the head and by the hidden states. A piece is worked on while
+//! statistics of their tokens and keeps their exponentials; a second pass multiplies these by the
+//! head and by the hidden states. A piece is worked on while
 //! it is in the cache, and only the exponentials of a chunk exist at a time.
 
 use candle_core::{DType, Result, bail};
@@ -14,6 +14,7 @@ use crate::cpu::Real;
 use crate::gemm::{self, Operand, Output};
 use crate::rehearsal::Rehearsal;
 use crate::scratch::Scratch;
+use crate::{simd, tasks};
 
 /// What chunks are cut for where products take the same buffers whatever their size: what these
 /// take on up to 16 threads.
@@ -47,9 +48,9 @@ pub(super) struct Head<'a, T> {
 
 /// Elements of the buffers for a chunk of `tokens`.
 struct Buffers {
-    /// Hidden states, and exponentials, then gradients of the logits.
-    narrow: [usize; 2],
-    /// Logits of a piece, and gradients of the hidden states, f32.
+    /// Hidden states, exponentials, and hidden states times a piece's factors.
+    narrow: [usize; 3],
+    /// Logits of a piece, or what it adds to the gradients of the hidden states; and these, f32.
     wide: [usize; 2],
     /// The panels that the products pack, left and right, where their size depends on the product.
     packed: [usize; 2],
@@ -70,8 +71,8 @@ impl Buffers {
         let largest = |of: [usize; 3]| of.into_iter().fold(0, usize::max);
         let constant = gemm::constant_buffer_bytes(dtype);
         Self {
-            narrow: [tokens * width, tokens * vocab],
-            wide: [tokens * piece, tokens * width],
+            narrow: [tokens * width, tokens * vocab, tokens * width],
+            wide: [tokens * piece.max(width), tokens * width],
             packed: if constant.is_some() { [0; 2] } else { [largest(lefts), largest(rights)] },
             constant,
         }
@@ -88,7 +89,7 @@ impl Buffers {
     }
 
     fn bytes_of_size(&self, dtype: DType) -> usize {
-        let sum = |of: &[usize; 2]| of[0] + of[1];
+        let sum = |of: &[usize]| of.iter().sum::<usize>();
         dtype.size_in_bytes() * sum(&self.narrow)
             + gemm::packed_element_bytes(dtype) * sum(&self.packed)
             + 4 * sum(&self.wide)
@@ -183,7 +184,8 @@ impl<T: Real> Head<'_, T> {
         let buffers = Buffers::new(tokens, vocab, width, T::DTYPE);
         let packed = buffers.packed_words(T::DTYPE);
         let Buffers { narrow, wide, .. } = buffers;
-        let [mut rows, mut kept] = both(narrow, Scratch::<T>::request)?;
+        let [rows, kept, scaled] = narrow.map(Scratch::<T>::request);
+        let (mut rows, mut kept, mut scaled) = (rows?, kept?, scaled?);
         let [mut logits, mut d_rows] = both(wide, Scratch::<f32>::request)?;
         // Left in the pool, so that all products use these two and no smaller ones come to lie
         // beside them.
@@ -195,7 +197,10 @@ impl<T: Real> Head<'_, T> {
             let (kept, d_rows) = (&mut kept[..chunk.0.len() * vocab], &mut d_rows[..rows.len()]);
             let statistics = self.pass(rows, chunk.1, &mut logits, kept, &mut largest)?;
             let d_weight = d_weight.as_deref_mut();
-            self.backward(&statistics, kept, &largest, rows, loss_scale, d_rows, d_weight)?;
+            let scaled = &mut scaled[..rows.len()];
+            let d_part = &mut logits[..rows.len()];
+            let mut buffers = Backward { rows, scaled, d_part, d_rows };
+            self.backward(&statistics, kept, &largest, loss_scale, &mut buffers, d_weight)?;
             for (row, d_row) in chunk.0.iter().zip(d_rows.chunks_exact(width)) {
                 let to = &mut d_hidden[*row as usize * width..][..width];
                 to.iter_mut().zip(d_row).for_each(|(to, d)| *to = T::narrow(*d));
@@ -247,37 +252,88 @@ impl<T: Real> Head<'_, T> {
     }
 
     /// `d_rows [C, E] = d_logits · W` and `d_weight += d_logitsᵀ · rows`.
-    #[expect(clippy::too_many_arguments, reason = "buffers that outlive a chunk")]
+    ///
+    /// A piece's d_logits are what was kept of it times one factor a token, but for the target's
+    /// entry. So the factors are put on the other side of the products, which is narrower, and the
+    /// targets' entries are added by themselves.
     fn backward<G: Output>(
         &self,
         statistics: &[Statistics],
         kept: &mut [T],
         largest: &[f32],
-        rows: &[T],
         scale: f64,
-        d_rows: &mut [f32],
+        buffers: &mut Backward<T>,
         mut d_weight: Option<&mut [G]>,
     ) -> Result<()> {
         let (tokens, width) = (statistics.len(), self.width);
+        let Backward { rows, scaled, d_part, d_rows } = buffers;
+        d_rows.fill(0.0);
         for (index, piece) in self.weight.chunks(PIECE * width).enumerate() {
             let len = piece.len() / width;
             let first = index * PIECE;
-            let d_logits = &mut kept[first * tokens..][..tokens * len];
-            let largest = largest[index * tokens..][..tokens].par_iter();
-            let each = d_logits.par_chunks_exact_mut(len).zip(largest).zip(statistics);
-            each.for_each(|((kept, largest), token)| {
-                token.gradient(kept, *largest, first, self.softcap, scale);
-            });
-            let left = Operand::rows(d_logits, tokens, len);
-            multiply(&left, &Operand::columns(piece, width, len), d_rows, width, index > 0)?;
+            let kept = &mut kept[first * tokens..][..tokens * len];
+            let mut factors = largest[index * tokens..][..tokens].to_vec();
+            for (token, (factor, kept)) in
+                statistics.iter().zip(factors.iter_mut().zip(kept.chunks_exact_mut(len)))
+            {
+                *factor = token.factor(*factor, scale);
+                if let Some(at) = token.target_in(first, len) {
+                    kept[at] = T::narrow(0.0);
+                }
+            }
+            let left = Operand::rows(kept, tokens, len);
+            multiply(&left, &Operand::columns(piece, width, len), d_part, width, false)?;
+            scale_rows(&factors, d_part, width, |sum: &mut f32, part| *sum += part, d_rows);
             if let Some(d_weight) = &mut d_weight {
-                let left = Operand::columns(d_logits, len, tokens);
+                scale_rows(&factors, rows, width, |to: &mut T, row| *to = T::narrow(row), scaled);
+                let left = Operand::columns(kept, len, tokens);
                 let to = &mut d_weight[first * width..][..len * width];
-                multiply(&left, &Operand::columns(rows, width, tokens), to, width, true)?;
+                multiply(&left, &Operand::columns(scaled, width, tokens), to, width, true)?;
+            }
+        }
+        let rows = rows.chunks_exact(width).zip(d_rows.chunks_exact_mut(width));
+        for (token, (row, d_row)) in statistics.iter().zip(rows) {
+            let gradient = token.target_gradient(self.softcap, scale);
+            let at = token.target() * width;
+            let entry = self.weight[at..at + width].iter();
+            d_row.iter_mut().zip(entry).for_each(|(d, x)| *d += x.wide() * gradient);
+            if let Some(d_weight) = &mut d_weight {
+                let sums: Vec<f32> = row.iter().map(|x| x.wide() * gradient).collect();
+                G::store(&mut d_weight[at..at + width], &sums, true);
             }
         }
         Ok(())
     }
+}
+
+/// `take(to, factor · from)` for each element of rows of `width`, with one factor a row.
+fn scale_rows<A: Real, B: Send>(
+    factors: &[f32],
+    from: &[A],
+    width: usize,
+    take: impl Fn(&mut B, f32) + Sync + Copy,
+    to: &mut [B],
+) {
+    tasks::rows(width, [to], |first, [to]| {
+        let rows = to.chunks_exact_mut(width).zip(from[first * width..].chunks_exact(width));
+        for (factor, (to, from)) in factors[first..].iter().zip(rows) {
+            simd::vectorized(|| {
+                to.iter_mut().zip(from).for_each(|(to, from)| take(to, from.wide() * factor));
+            });
+        }
+    });
+}
+
+/// What the backward pass of a chunk of tokens works with, `[C, E]` each.
+struct Backward<'a, T> {
+    /// The hidden states.
+    rows: &'a [T],
+    /// The same, times a piece's factors.
+    scaled: &'a mut [T],
+    /// What a piece adds to `d_rows`.
+    d_part: &'a mut [f32],
+    /// Gradients of the hidden states.
+    d_rows: &'a mut [f32],
 }
 
 fn both<B>(lens: [usize; 2], buffer: impl Fn(usize) -> Result<B>) -> Result<[B; 2]> {

@@ -9,7 +9,7 @@
 use pulp::{Simd, WithSimd};
 
 use crate::cpu::Real;
-use crate::simd::{self, exp};
+use crate::simd::{self, exp, exp2};
 
 /// Partial results that a loop keeps side by side: four AVX-512 registers.
 const LANES: usize = 64;
@@ -70,22 +70,26 @@ impl Statistics {
         self.argmax == self.target
     }
 
-    /// Turns what [`absorb`](Self::absorb) kept of a piece, and its largest logit, into the
-    /// gradient of the loss times `scale`.
-    pub(super) fn gradient<T: Real>(
-        &self,
-        kept: &mut [T],
-        largest: f32,
-        first: usize,
-        softcap: Option<f32>,
-        scale: f64,
-    ) {
-        let factor = ((f64::from(largest) - self.log_sum_exp()).exp() * scale) as f32;
-        simd::vectorized(|| kept.iter_mut().for_each(|x| *x = T::narrow(x.wide() * factor)));
-        if let Some(target) = self.target.checked_sub(first).and_then(|at| kept.get_mut(at)) {
-            let slope = softcap.map_or(1.0, |cap| slope(self.target_logit, cap));
-            *target = T::narrow(((-self.loss()).exp_m1() * scale) as f32 * slope);
-        }
+    /// The factor that turns what [`absorb`](Self::absorb) kept of a piece, whose largest logit it
+    /// returned, into the gradient of the loss times `scale`, but for the target's entry.
+    pub(super) fn factor(&self, largest: f32, scale: f64) -> f32 {
+        ((f64::from(largest) - self.log_sum_exp()).exp() * scale) as f32
+    }
+
+    /// The entry that should be likely.
+    pub(super) fn target(&self) -> usize {
+        self.target
+    }
+
+    /// The target's entry of a piece of `len` entries from `first` on, if it is there.
+    pub(super) fn target_in(&self, first: usize, len: usize) -> Option<usize> {
+        self.target.checked_sub(first).filter(|at| *at < len)
+    }
+
+    /// The target's entry of the gradient of the loss times `scale`.
+    pub(super) fn target_gradient(&self, softcap: Option<f32>, scale: f64) -> f32 {
+        let slope = softcap.map_or(1.0, |cap| slope(self.target_logit, cap));
+        ((-self.loss()).exp_m1() * scale) as f32 * slope
     }
 }
 
@@ -169,16 +173,22 @@ fn maximum(values: &[f32]) -> f32 {
     rest.iter().fold(folded(lanes, larger), |a, b| larger(a, *b))
 }
 
+/// `exp(logit − largest)`, as a power of 2.
+#[inline(always)]
+fn power(logit: f32, largest: f32) -> f32 {
+    exp2((logit - largest) * std::f32::consts::LOG2_E)
+}
+
 #[inline(always)]
 fn sum_of_exp(logits: &[f32], largest: f32) -> f32 {
     let (chunks, rest) = logits.as_chunks::<LANES>();
     let mut lanes = [0.0; LANES];
     for chunk in chunks {
         for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane += exp(*x - largest);
+            *lane += power(*x, largest);
         }
     }
-    rest.iter().fold(folded(lanes, |a, b| a + b), |sum, x| sum + exp(*x - largest))
+    rest.iter().fold(folded(lanes, |a, b| a + b), |sum, x| sum + power(*x, largest))
 }
 
 /// The same, and each exponential times `slope` of its logit is kept.
@@ -194,14 +204,14 @@ fn exponentials<T: Real>(
     let mut lanes = [0.0; LANES];
     for (chunk, kept) in chunks.iter().zip(kept_chunks) {
         for ((lane, x), kept) in lanes.iter_mut().zip(chunk).zip(kept) {
-            let power = exp(*x - largest);
+            let power = power(*x, largest);
             *lane += power;
             *kept = T::narrow(power * slope(*x));
         }
     }
     let mut sum = folded(lanes, |a, b| a + b);
     for (x, kept) in rest.iter().zip(kept_rest) {
-        let power = exp(*x - largest);
+        let power = power(*x, largest);
         sum += power;
         *kept = T::narrow(power * slope(*x));
     }
@@ -246,7 +256,11 @@ mod tests {
             let loss = log_sum_exp - capped[target as usize];
             assert!((statistics.loss() - loss).abs() < 1e-5);
             for (index, kept) in kept.chunks_mut(piece).enumerate() {
-                statistics.gradient(kept, largest[index], index * piece, Some(cap), scale);
+                let factor = statistics.factor(largest[index], scale);
+                kept.iter_mut().for_each(|kept| *kept *= factor);
+                if let Some(at) = statistics.target_in(index * piece, kept.len()) {
+                    kept[at] = statistics.target_gradient(Some(cap), scale);
+                }
             }
             for (i, got) in kept.iter().enumerate() {
                 let one = if i == target as usize { 1.0 } else { 0.0 };
