@@ -85,11 +85,16 @@ pub(crate) fn packed_element_bytes(dtype: DType) -> usize {
     }
 }
 
+/// Whether it takes less time to compute a product of `dtype` again than to store it and read it.
+pub(crate) fn outruns_memory(dtype: DType) -> bool {
+    dtype == DType::BF16 && isa::of_bf16() == Isa::AmxBf16
+}
+
 /// Bytes of the buffers of a product of `dtype` on this thread's pool, where they are the same for
 /// every product.
 pub(crate) fn constant_buffer_bytes(dtype: DType) -> Option<usize> {
     #[cfg(target_arch = "x86_64")]
-    if dtype == DType::BF16 && isa::of_bf16() == Isa::AmxBf16 {
+    if outruns_memory(dtype) {
         return Some(amx::buffer_bytes(rayon::current_num_threads()));
     }
     let _ = dtype;

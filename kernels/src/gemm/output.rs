@@ -21,6 +21,14 @@ pub(crate) trait Output: Copy + Send + Sync {
     /// The CPU has the instructions.
     #[cfg(target_arch = "x86_64")]
     unsafe fn store_line(to: &mut [Self; 32], sums: &[f32; 32], add: bool);
+
+    /// Stores 32 sums past the caches, where that can be done; visible to other threads after a
+    /// store fence.
+    ///
+    /// # Safety
+    /// The CPU has the instructions, and `to` is aligned to 64 bytes.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn stream_line(to: &mut [Self; 32], sums: &[f32; 32]);
 }
 
 impl Output for f32 {
@@ -32,6 +40,18 @@ impl Output for f32 {
     unsafe fn store_line(to: &mut [f32; 32], sums: &[f32; 32], add: bool) {
         for (to, sum) in to.iter_mut().zip(sums) {
             *to = if add { *to + sum } else { *sum };
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    #[inline]
+    unsafe fn stream_line(to: &mut [f32; 32], sums: &[f32; 32]) {
+        use std::arch::x86_64::{_mm512_loadu_ps, _mm512_stream_ps};
+        // SAFETY: both hold 32 values; the caller vouches for the alignment.
+        unsafe {
+            _mm512_stream_ps(to.as_mut_ptr(), _mm512_loadu_ps(sums.as_ptr()));
+            _mm512_stream_ps(to[16..].as_mut_ptr(), _mm512_loadu_ps(sums[16..].as_ptr()));
         }
     }
 
@@ -68,6 +88,15 @@ impl Output for bf16 {
         }
     }
 
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    #[inline]
+    unsafe fn stream_line(to: &mut [bf16; 32], sums: &[f32; 32]) {
+        // What is rounded is what the next op reads.
+        // SAFETY: the caller vouches for the instructions.
+        unsafe { Self::store_line(to, sums, false) }
+    }
+
     fn store(to: &mut [bf16], sums: &[f32], add: bool) {
         simd::vectorized(|| {
             if add {
@@ -81,12 +110,17 @@ impl Output for bf16 {
     }
 }
 
+/// Smaller outputs may still be in a cache when they are read.
+const STREAMED_BYTES: usize = 1 << 20;
+
 /// A matrix `[rows, columns]` whose rows are `row_stride` apart, written tile by tile.
 pub(crate) struct Tiles<'a, O> {
     at: *mut O,
     rows: usize,
     columns: usize,
     row_stride: usize,
+    /// Whether it is large, and its rows of squares begin at cache lines.
+    streams: bool,
     life: PhantomData<&'a mut [O]>,
 }
 
@@ -99,7 +133,18 @@ impl<'a, O: Output> Tiles<'a, O> {
         let needed = if rows == 0 { 0 } else { (rows - 1) * row_stride + columns };
         assert!(columns <= row_stride.max(columns) && needed <= out.len(), "{rows} x {columns}");
         assert!(rows <= 1 || columns <= row_stride, "rows of {columns} every {row_stride}");
-        Self { at: out.as_mut_ptr(), rows, columns, row_stride, life: PhantomData }
+        let at = out.as_mut_ptr();
+        let lines = |bytes: usize| bytes.is_multiple_of(64);
+        let streams = needed * size_of::<O>() >= STREAMED_BYTES
+            && lines(at.addr())
+            && lines(row_stride * size_of::<O>());
+        Self { at, rows, columns, row_stride, streams, life: PhantomData }
+    }
+
+    /// The same, which is written more than once, and so always through the caches.
+    pub(crate) fn cached(mut self) -> Self {
+        self.streams = false;
+        self
     }
 
     /// Writes `sums` (rows `width` apart) to the tile of `size` at `place`. No two tasks may be
@@ -145,7 +190,11 @@ impl<'a, O: Output> Tiles<'a, O> {
             // SAFETY: as in `write`; the caller vouches for the instructions.
             unsafe {
                 let at = self.at.add((row + i) * self.row_stride + column);
-                O::store_line(&mut *at.cast(), sums, add);
+                if self.streams && !add && column.is_multiple_of(32) {
+                    O::stream_line(&mut *at.cast(), sums);
+                } else {
+                    O::store_line(&mut *at.cast(), sums, add);
+                }
             }
         }
     }

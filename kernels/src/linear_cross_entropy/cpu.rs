@@ -8,6 +8,7 @@
 use candle_core::{DType, Result, bail};
 use rayon::prelude::*;
 
+use super::again::Again;
 use super::softmax::Statistics;
 use super::{Losses, Trained};
 use crate::cpu::Real;
@@ -20,11 +21,13 @@ use crate::{simd, tasks};
 /// take on up to 16 threads.
 const CONSTANT_BYTES: usize = 13 << 20;
 /// Entries of the vocabulary in a piece.
-const PIECE: usize = 2048;
+pub(super) const PIECE: usize = 2048;
 /// Bytes of workspace that the chunks of tokens are cut for.
 const WORKSPACE_BYTES: usize = 64 << 20;
 /// Tokens of a chunk are a multiple of this: whole panels of the products.
 const PANEL: usize = 12;
+/// Tokens of a chunk with gradients, at most.
+const MOST_TOKENS: usize = 4096;
 /// Tokens of a chunk without gradients, of which no exponentials are kept.
 const FORWARD_TOKENS: usize = 1536;
 /// What a product packs at a time: rows of the left side, columns of the right side, elements
@@ -48,7 +51,8 @@ pub(super) struct Head<'a, T> {
 
 /// Elements of the buffers for a chunk of `tokens`.
 struct Buffers {
-    /// Hidden states, exponentials, and hidden states times a piece's factors.
+    /// Hidden states; exponentials, of all the vocabulary where they are kept; hidden states times
+    /// a piece's factors, where that is so.
     narrow: [usize; 3],
     /// Logits of a piece, or what it adds to the gradients of the hidden states; and these, f32.
     wide: [usize; 2],
@@ -70,8 +74,9 @@ impl Buffers {
         let rights = [right(piece, width), right(width, piece), right(width, tokens)];
         let largest = |of: [usize; 3]| of.into_iter().fold(0, usize::max);
         let constant = gemm::constant_buffer_bytes(dtype);
+        let (kept, scaled) = if computes_again(dtype) { (piece, 0) } else { (vocab, width) };
         Self {
-            narrow: [tokens * width, tokens * vocab, tokens * width],
+            narrow: [tokens * width, tokens * kept, tokens * scaled],
             wide: [tokens * piece.max(width), tokens * width],
             packed: if constant.is_some() { [0; 2] } else { [largest(lefts), largest(rights)] },
             constant,
@@ -101,14 +106,18 @@ impl Buffers {
     }
 }
 
+/// Whether the backward pass computes the logits again, rather than keep their exponentials.
+fn computes_again(dtype: DType) -> bool {
+    gemm::outruns_memory(dtype)
+}
+
 /// Tokens of a chunk with gradients, of `tokens` in all: as many whole panels as the workspace
 /// holds.
 pub(super) fn chunk_tokens(tokens: usize, vocab: usize, width: usize, dtype: DType) -> usize {
     let buffers = |tokens: usize| Buffers::new(tokens, vocab, width, dtype);
     let fits =
         |panels: &usize| buffers(panels * PANEL).bytes_on_any_threads(dtype) <= WORKSPACE_BYTES;
-    let size = dtype.size_in_bytes();
-    let most = tokens.div_ceil(PANEL).min(WORKSPACE_BYTES / (PANEL * vocab.max(1) * size));
+    let most = tokens.div_ceil(PANEL).min(MOST_TOKENS / PANEL);
     (2..=most).rev().find(fits).unwrap_or(1) * PANEL
 }
 
@@ -194,13 +203,22 @@ impl<T: Real> Head<'_, T> {
         let mut all = Losses::default();
         for chunk in trained.chunks(tokens) {
             let rows = self.gather(chunk.0, &mut rows);
-            let (kept, d_rows) = (&mut kept[..chunk.0.len() * vocab], &mut d_rows[..rows.len()]);
-            let statistics = self.pass(rows, chunk.1, &mut logits, kept, &mut largest)?;
+            let d_rows = &mut d_rows[..rows.len()];
             let d_weight = d_weight.as_deref_mut();
-            let scaled = &mut scaled[..rows.len()];
-            let d_part = &mut logits[..rows.len()];
-            let mut buffers = Backward { rows, scaled, d_part, d_rows };
-            self.backward(&statistics, kept, &largest, loss_scale, &mut buffers, d_weight)?;
+            let statistics = if computes_again(T::DTYPE) {
+                let statistics = self.pass(rows, chunk.1, &mut logits, &mut [], &mut [])?;
+                let (logits, d_logits) = (&mut logits[..], &mut kept[..]);
+                let buffers = Again { rows, logits, d_logits, d_rows };
+                self.backward_again(&statistics, loss_scale, buffers, d_weight)?;
+                statistics
+            } else {
+                let kept = &mut kept[..chunk.0.len() * vocab];
+                let statistics = self.pass(rows, chunk.1, &mut logits, kept, &mut largest)?;
+                let (scaled, d_part) = (&mut scaled[..rows.len()], &mut logits[..rows.len()]);
+                let mut buffers = Backward { rows, scaled, d_part, d_rows };
+                self.backward(&statistics, kept, &largest, loss_scale, &mut buffers, d_weight)?;
+                statistics
+            };
             for (row, d_row) in chunk.0.iter().zip(d_rows.chunks_exact(width)) {
                 let to = &mut d_hidden[*row as usize * width..][..width];
                 to.iter_mut().zip(d_row).for_each(|(to, d)| *to = T::narrow(*d));
@@ -347,7 +365,7 @@ impl Losses {
     }
 }
 
-fn multiply<T: Real, O: Output>(
+pub(super) fn multiply<T: Real, O: Output>(
     left: &Operand<T>,
     right: &Operand<T>,
     out: &mut [O],

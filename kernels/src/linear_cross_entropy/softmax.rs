@@ -56,7 +56,7 @@ impl Statistics {
         largest
     }
 
-    fn log_sum_exp(&self) -> f64 {
+    pub(super) fn log_sum_exp(&self) -> f64 {
         f64::from(self.max) + self.sum.ln()
     }
 
@@ -121,7 +121,7 @@ impl<T: Real> WithSimd for Piece<'_, T> {
 
 /// `cap · tanh(x / cap)` (Gemma 2).
 #[inline(always)]
-fn soft_cap(logits: &mut [f32], cap: f32) {
+pub(super) fn soft_cap(logits: &mut [f32], cap: f32) {
     let inverse = 1.0 / cap;
     for x in logits {
         *x = cap * tanh(*x * inverse);
@@ -130,7 +130,7 @@ fn soft_cap(logits: &mut [f32], cap: f32) {
 
 /// The derivative of the soft-cap by what it returned.
 #[inline(always)]
-fn slope(capped: f32, cap: f32) -> f32 {
+pub(super) fn slope(capped: f32, cap: f32) -> f32 {
     let tanh = capped / cap;
     1.0 - tanh * tanh
 }

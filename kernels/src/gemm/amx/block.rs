@@ -102,5 +102,6 @@ pub(super) fn write<M: Machine, O: Output>(
                 }
             }
         }
+        M::finish();
     });
 }

@@ -29,6 +29,9 @@ pub(crate) trait Machine: Sized {
     fn write<O: Output>(out: &Tiles<O>, place: [usize; 2], c: &[f32], pitch: usize, add: bool) {
         out.write(place, [SIDE, SIDE], c, pitch, add);
     }
+
+    /// Makes what was written visible to other threads.
+    fn finish() {}
 }
 
 /// Panics where a block would read or write outside of its slices; returns the steps.
@@ -141,6 +144,11 @@ impl Machine for Tmm {
         } else {
             block!(begin_zero);
         }
+    }
+
+    fn finish() {
+        // SAFETY: every CPU with tiles has the instruction.
+        unsafe { std::arch::x86_64::_mm_sfence() }
     }
 
     fn write<O: Output>(out: &Tiles<O>, place: [usize; 2], c: &[f32], pitch: usize, add: bool) {

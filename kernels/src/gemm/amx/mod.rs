@@ -96,6 +96,7 @@ pub(crate) fn multiply<M: Machine, O: Output>(
     // Where a chunk is short, a block of fewer columns leaves more of the cache to the sums.
     let bytes = packed_bytes(threads) / if O::ROUNDS { 1 } else { 2 };
     let cut = Cut::of([rows, columns], chunk, bytes, lies_in_steps(left));
+    let tiles = if cut.chunk < steps { tiles.cached() } else { tiles };
     let workspaces: Vec<_> = (0..threads).map(|_| Mutex::new(None)).collect();
     for step in (0..steps).step_by(cut.chunk) {
         let product = Product {

@@ -1,0 +1,136 @@
+//! The backward pass where products are faster than memory: logits are computed a second time, so
+//! that nothing of a chunk is kept but its statistics, and all tokens go through a piece of the
+//! vocabulary while its gradients are in the cache.
+
+use candle_core::Result;
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::cpu::{Head, PIECE, multiply};
+use super::softmax::{Statistics, slope, soft_cap};
+use crate::cpu::Real;
+use crate::gemm::{Operand, Output};
+use crate::simd;
+
+/// What a chunk of C tokens works with.
+pub(super) struct Again<'a, T> {
+    /// The hidden states, `[C, E]`.
+    pub(super) rows: &'a [T],
+    /// `[C, piece]` each.
+    pub(super) logits: &'a mut [f32],
+    pub(super) d_logits: &'a mut [T],
+    /// Gradients of the hidden states, `[C, E]`.
+    pub(super) d_rows: &'a mut [f32],
+}
+
+impl<T: Real> Head<'_, T> {
+    /// `d_rows = d_logits · W` and `d_weight += d_logitsᵀ · rows`.
+    pub(super) fn backward_again<G: Output>(
+        &self,
+        statistics: &[Statistics],
+        scale: f64,
+        buffers: Again<T>,
+        mut d_weight: Option<&mut [G]>,
+    ) -> Result<()> {
+        let (tokens, width) = (statistics.len(), self.width);
+        let Again { rows, logits, d_logits, d_rows } = buffers;
+        for (index, piece) in self.weight.chunks(PIECE * width).enumerate() {
+            let (first, len) = (index * PIECE, piece.len() / width);
+            let logits = &mut logits[..tokens * len];
+            let left = Operand::rows(rows, tokens, width);
+            multiply(&left, &Operand::rows(piece, len, width), logits, len, false)?;
+            let d_logits = &mut d_logits[..tokens * len];
+            let each = logits.par_chunks_exact_mut(len).zip(d_logits.par_chunks_exact_mut(len));
+            each.zip(statistics).for_each(|((logits, d_logits), token)| {
+                token.gradient(logits, first, self.softcap, scale, d_logits);
+            });
+            let left = Operand::rows(d_logits, tokens, len);
+            multiply(&left, &Operand::columns(piece, width, len), d_rows, width, index > 0)?;
+            if let Some(d_weight) = &mut d_weight {
+                let left = Operand::columns(d_logits, len, tokens);
+                let to = &mut d_weight[first * width..][..len * width];
+                multiply(&left, &Operand::columns(rows, width, tokens), to, width, true)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Statistics {
+    /// The gradient of the loss times `scale` by the logits of the entries from `first` on, which
+    /// are capped in place.
+    fn gradient<T: Real>(
+        &self,
+        logits: &mut [f32],
+        first: usize,
+        softcap: Option<f32>,
+        scale: f64,
+        to: &mut [T],
+    ) {
+        let log_sum_exp = self.log_sum_exp() as f32;
+        let target = self.target_in(first, logits.len());
+        simd::dispatch(Gradient { logits, softcap, log_sum_exp, scale: scale as f32, to });
+        if let Some(target) = target {
+            to[target] = T::narrow(self.target_gradient(softcap, scale));
+        }
+    }
+}
+
+struct Gradient<'a, T> {
+    logits: &'a mut [f32],
+    softcap: Option<f32>,
+    log_sum_exp: f32,
+    scale: f32,
+    to: &'a mut [T],
+}
+
+impl<T: Real> WithSimd for Gradient<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { logits, softcap, log_sum_exp, scale, to } = self;
+        let probability = |logit: f32| simd::exp2((logit - log_sum_exp) * std::f32::consts::LOG2_E);
+        if let Some(cap) = softcap {
+            soft_cap(logits, cap);
+            for (to, logit) in to.iter_mut().zip(logits) {
+                *to = T::narrow(probability(*logit) * scale * slope(*logit, cap));
+            }
+        } else {
+            for (to, logit) in to.iter_mut().zip(logits) {
+                *to = T::narrow(probability(*logit) * scale);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_the_gradient_of_the_whole() {
+        let row: Vec<f32> = (0..777u32).map(|i| (i * i % 1013) as f32 * 0.02 - 8.0).collect();
+        let (target, scale) = (400, 0.25);
+        for (cap, piece) in [(None, 777), (None, 100), (Some(6.0), 64)] {
+            let of = |x: f64| cap.map_or(x, |cap| f64::from(cap) * (x / f64::from(cap)).tanh());
+            let capped: Vec<f64> = row.iter().map(|x| of(f64::from(*x))).collect();
+            let log_sum_exp = capped.iter().map(|x| x.exp()).sum::<f64>().ln();
+            let mut statistics = Statistics::new(target);
+            for (index, logits) in row.chunks(piece).enumerate() {
+                statistics.absorb::<f32>(&mut logits.to_vec(), index * piece, cap, &mut []);
+            }
+            for (index, logits) in row.chunks(piece).enumerate() {
+                let mut got = vec![0f32; logits.len()];
+                let first = index * piece;
+                statistics.gradient(&mut logits.to_vec(), first, cap, scale, &mut got);
+                for (i, got) in (first..).zip(got) {
+                    let one = if i == target as usize { 1.0 } else { 0.0 };
+                    let slope = cap.map_or(1.0, |cap| 1.0 - (capped[i] / f64::from(cap)).powi(2));
+                    let expected = ((capped[i] - log_sum_exp).exp() - one) * slope * scale;
+                    assert!((f64::from(got) - expected).abs() < 1e-6, "{i}: {got} {expected}");
+                }
+            }
+        }
+    }
+}
