@@ -14,7 +14,7 @@ mod scalar;
 mod serial;
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -85,9 +85,14 @@ pub(crate) fn packed_element_bytes(dtype: DType) -> usize {
     }
 }
 
+/// Whether kernels may use AMX tiles for bf16.
+pub(crate) fn has_tiles() -> bool {
+    isa::of_bf16() == Isa::AmxBf16
+}
+
 /// Whether it takes less time to compute a product of `dtype` again than to store it and read it.
 pub(crate) fn outruns_memory(dtype: DType) -> bool {
-    dtype == DType::BF16 && isa::of_bf16() == Isa::AmxBf16
+    dtype == DType::BF16 && has_tiles()
 }
 
 /// Bytes of the buffers of a product of `dtype` on this thread's pool, where they are the same for

@@ -106,8 +106,8 @@ fn timer(hidden: &Tensor, head: &Tensor, targets: &[i64], products: usize) -> Ti
 /// Bytes that [`forward_backward`] needs on the CPU besides its arguments and results, for
 /// `tokens` trained tokens, a vocabulary of `vocab` and hidden states of `hidden` elements.
 ///
-/// f32 and bf16 stay within 64 MiB wherever 12 tokens do; a further 192 KiB a thread go into tiles
-/// of products.
+/// f32 and bf16 stay within 64 MiB wherever 12 tokens do, on tiles on up to 16 threads; products by
+/// vectors take a further 192 KiB a thread.
 pub fn workspace_bytes(tokens: usize, vocab: usize, hidden: usize, dtype: DType) -> usize {
     match dtype {
         DType::F32 | DType::BF16 if gemm::is_fast() => {

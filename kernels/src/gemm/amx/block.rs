@@ -29,6 +29,18 @@ pub(crate) struct Rows<'a> {
     pub(super) step: usize,
 }
 
+impl<'a> Rows<'a> {
+    /// A packed panel.
+    pub(super) fn of_panel(lines: &'a [Line]) -> Self {
+        // SAFETY: a line is 32 elements without padding.
+        let data = unsafe {
+            let len = lines.len() * size_of::<Line>() / size_of::<bf16>();
+            std::slice::from_raw_parts(lines.as_ptr().cast::<bf16>(), len)
+        };
+        Self { data, row: DEPTH, step: SIDE * DEPTH }
+    }
+}
+
 /// The left panels of a task.
 #[derive(Debug)]
 pub(super) struct Panels<'a> {
@@ -47,12 +59,7 @@ impl<'a> Panels<'a> {
 
     /// Packed panels of `steps` steps.
     pub(super) fn of_lines(lines: &'a [Line], steps: usize) -> Self {
-        // SAFETY: a line is 32 elements without padding.
-        let data = unsafe {
-            let len = lines.len() * size_of::<Line>() / size_of::<bf16>();
-            std::slice::from_raw_parts(lines.as_ptr().cast::<bf16>(), len)
-        };
-        let rows = Rows { data, row: DEPTH, step: SIDE * DEPTH };
+        let rows = Rows::of_panel(lines);
         Self { rows, panel: SIDE * DEPTH * steps }
     }
 
