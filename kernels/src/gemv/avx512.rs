@@ -30,7 +30,7 @@ impl Kernel<bf16> for Pairs {
 
     /// Registers of the rows of a group in turn, the last ones filled with zeros.
     fn prepare(x: &[bf16], depth: usize) -> Scratch<bf16> {
-        let padded = padded(depth);
+        let padded = Self::padded(depth);
         let mut laid = Scratch::new(x.len() / depth * padded);
         for (x, laid) in x.chunks(GROUP * depth).zip(laid.chunks_mut(GROUP * padded)) {
             let batch = x.len() / depth;
@@ -45,14 +45,14 @@ impl Kernel<bf16> for Pairs {
         laid
     }
 
-    fn laid(batch: usize, depth: usize) -> usize {
-        batch * padded(depth)
+    fn padded(depth: usize) -> usize {
+        depth.next_multiple_of(WIDTH)
     }
 
-    fn panel(panel: &[bf16], x: &[bf16], batch: usize, depth: usize, sums: &mut [f32]) {
+    fn panel(panel: &[bf16], x: &[bf16], depth: usize, sums: &mut [f32]) {
         // SAFETY: this kernel is only chosen where the CPU has AVX-512 F, BW and BF16.
         unsafe {
-            match batch {
+            match x.len() / Self::padded(depth) {
                 1 => rows::<1, 1>(panel, x, depth, sums),
                 2 => rows::<1, 2>(panel, x, depth, sums),
                 3 => rows::<1, 3>(panel, x, depth, sums),
@@ -66,11 +66,6 @@ impl Kernel<bf16> for Pairs {
     }
 }
 
-/// Elements that a row of `x` takes.
-fn padded(depth: usize) -> usize {
-    depth.next_multiple_of(WIDTH)
-}
-
 /// `R` rows of the panel at a time, the last ones singly.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn rows<const R: usize, const B: usize>(
@@ -80,7 +75,7 @@ fn rows<const R: usize, const B: usize>(
     sums: &mut [f32],
 ) {
     let rows = panel.len() / depth;
-    assert!(x.len() == B * padded(depth) && sums.len() >= B * rows, "{B} rows of x");
+    assert!(x.len() == B * Pairs::padded(depth) && sums.len() >= B * rows, "{B} rows of x");
     let row = |row: usize| &panel[row * depth..][..depth];
     if B > 4 && depth > BLOCK && rows <= BLOCKED_ROWS {
         let mut partial = [[_mm512_setzero_ps(); B]; BLOCKED_ROWS];
@@ -141,7 +136,7 @@ fn add_dots<const R: usize, const B: usize>(
 ) {
     let depth = w[0].len();
     assert!(w.iter().all(|w| w.len() == depth) && range.end <= depth, "rows of {depth}");
-    assert!(range.start.is_multiple_of(WIDTH) && x.len() == B * padded(depth), "{B} rows");
+    assert!(range.start.is_multiple_of(WIDTH) && x.len() == B * Pairs::padded(depth), "{B} rows");
     let mut sums = *partial;
     let whole = range.end / WIDTH * WIDTH;
     for at in (range.start..whole).step_by(WIDTH) {

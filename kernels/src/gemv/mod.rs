@@ -11,8 +11,6 @@ mod vectors;
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-#[cfg(target_arch = "x86_64")]
-mod tiles;
 
 use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
@@ -86,26 +84,23 @@ fn check(x: &Tensor, layers: &[Layer]) -> Result<()> {
 const PANEL_BYTES: usize = 64 << 10;
 /// Rows of a panel, at most.
 const PANEL_ROWS: usize = 256;
-/// Rows of `x` that a kernel with vectors takes at a time.
+/// Rows of `x` that a kernel takes at a time.
 const GROUP: usize = 8;
 
-/// Dot products of the rows of a panel with up to `GROUP` rows of `x`.
+/// Dot products of the rows of a panel with up to [`GROUP`] rows of `x`.
 trait Kernel<T>: Send + Sync {
     /// What `x` is made of when the kernel sees it.
     type X: Plain;
-    /// Rows of `x` that are taken at a time.
-    const GROUP: usize = GROUP;
-    /// What the number of a panel's rows should be a multiple of.
-    const ROWS: usize = 4;
 
-    /// Lays out rows of `x [n, depth]` as the kernel reads them, group by group of `GROUP` rows.
+    /// Lays out rows of `x [n, depth]` as the kernel reads them, group by group of [`GROUP`] rows,
+    /// each row `padded(depth)` long in all.
     fn prepare(x: &[T], depth: usize) -> Scratch<Self::X>;
 
-    /// Elements that `batch` rows of a group take of what [`prepare`](Self::prepare) returns.
-    fn laid(batch: usize, depth: usize) -> usize;
+    /// Elements that a row of `x` takes.
+    fn padded(depth: usize) -> usize;
 
-    /// `panel [rows, depth]` and a group of `batch` rows of `x` → `sums [batch, rows]`.
-    fn panel(panel: &[T], x: &[Self::X], batch: usize, depth: usize, sums: &mut [f32]);
+    /// `panel [rows, depth]` and a group of `n` rows of `x` → `sums [n, rows]`.
+    fn panel(panel: &[T], x: &[Self::X], depth: usize, sums: &mut [f32]);
 }
 
 /// A weight as the tasks see it.
@@ -177,9 +172,7 @@ impl Weight for bf16 {
         tiles: &[Tiles<O>],
     ) {
         #[cfg(target_arch = "x86_64")]
-        if gemm::has_tiles() {
-            return fill::<bf16, tiles::OnTiles, O>(x, depth, matrices, outputs, tiles);
-        } else if gemm::multiplies_bf16_pairs() {
+        if gemm::multiplies_bf16_pairs() {
             return fill::<bf16, avx512::Pairs, O>(x, depth, matrices, outputs, tiles);
         }
         fill::<bf16, vectors::Vectors, O>(x, depth, matrices, outputs, tiles);
@@ -204,32 +197,30 @@ fn fill<T: Real, K: Kernel<T>, O: Output>(
     outputs: &[usize],
     tiles: &[Tiles<O>],
 ) {
-    let tokens = x.len() / depth;
-    let x = K::prepare(x, depth);
-    let panels = panels(outputs, depth * size_of::<T>(), K::ROWS);
+    let (x, padded) = (K::prepare(x, depth), K::padded(depth));
+    let panels = panels(outputs, depth * size_of::<T>());
     panels.par_iter().for_each_init(Vec::new, |sums: &mut Vec<f32>, panel| {
         let Matrix { weight, bias } = &matrices[panel.matrix];
         let weight = &weight[panel.first * depth..][..panel.rows * depth];
-        for (group, first) in (0..tokens).step_by(K::GROUP).enumerate() {
-            let batch = (tokens - first).min(K::GROUP);
-            let x = &x[group * K::laid(K::GROUP, depth)..][..K::laid(batch, depth)];
+        for (group, x) in x.chunks(GROUP * padded).enumerate() {
+            let batch = x.len() / padded;
             sums.resize(batch * panel.rows, 0.0);
-            K::panel(weight, x, batch, depth, sums);
+            K::panel(weight, x, depth, sums);
             if let Some(bias) = bias {
                 let bias = &bias[panel.first..][..panel.rows];
                 for sums in sums.chunks_exact_mut(panel.rows) {
                     sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias.wide());
                 }
             }
-            let place = [first, panel.first];
+            let place = [group * GROUP, panel.first];
             tiles[panel.matrix].write(place, [batch, panel.rows], sums, panel.rows, false);
         }
     });
 }
 
 /// The panels of all matrices, in their order.
-fn panels(outputs: &[usize], row_bytes: usize, multiple: usize) -> Vec<Panel> {
-    let most = (PANEL_BYTES / row_bytes.max(1)).clamp(multiple, PANEL_ROWS) / multiple * multiple;
+fn panels(outputs: &[usize], row_bytes: usize) -> Vec<Panel> {
+    let most = (PANEL_BYTES / row_bytes.max(1)).clamp(4, PANEL_ROWS) / 4 * 4;
     let of = |(matrix, outputs): (usize, &usize)| {
         let outputs = *outputs;
         let panel = move |first| Panel { matrix, first, rows: most.min(outputs - first) };
@@ -296,7 +287,7 @@ mod tests {
         };
         let (x, panel) = (values(&tensors[0])?, values(&tensors[1])?);
         let mut sums = vec![f32::NAN; tokens * rows];
-        K::panel(&panel, &K::prepare(&x, depth), tokens, depth, &mut sums);
+        K::panel(&panel, &K::prepare(&x, depth), depth, &mut sums);
         check::close(&expected, &cpu::tensor(sums, (tokens, rows))?, 1e-6 * depth as f64)
     }
 
@@ -314,11 +305,6 @@ mod tests {
             #[cfg(target_arch = "x86_64")]
             if gemm::multiplies_bf16_pairs() {
                 check_kernel::<bf16, avx512::Pairs>(tokens, depth, rows)?;
-            }
-            #[cfg(target_arch = "x86_64")]
-            if gemm::has_tiles() {
-                check_kernel::<bf16, tiles::OnTiles>(tokens, depth, rows)?;
-                check_kernel::<bf16, tiles::OnTiles>(tokens + 20, depth, rows + 31)?;
             }
         }
 

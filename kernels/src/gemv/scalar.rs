@@ -16,11 +16,11 @@ impl<T: Real> Kernel<T> for Scalar {
         copy
     }
 
-    fn laid(batch: usize, depth: usize) -> usize {
-        batch * depth
+    fn padded(depth: usize) -> usize {
+        depth
     }
 
-    fn panel(panel: &[T], x: &[T], _: usize, depth: usize, sums: &mut [f32]) {
+    fn panel(panel: &[T], x: &[T], depth: usize, sums: &mut [f32]) {
         let rows = panel.len() / depth;
         for (b, x) in x.chunks_exact(depth).enumerate() {
             for (row, w) in panel.chunks_exact(depth).enumerate() {

@@ -21,11 +21,11 @@ impl<T: Real> Kernel<T> for Vectors {
         wide
     }
 
-    fn laid(batch: usize, depth: usize) -> usize {
-        batch * depth
+    fn padded(depth: usize) -> usize {
+        depth
     }
 
-    fn panel(panel: &[T], x: &[f32], _: usize, depth: usize, sums: &mut [f32]) {
+    fn panel(panel: &[T], x: &[f32], depth: usize, sums: &mut [f32]) {
         let mut wide = Scratch::new(depth);
         simd::dispatch(Rows { panel, x, depth, wide: &mut wide, sums });
     }

@@ -12,7 +12,6 @@
 //! how the depth is cut into slices, nor the product into tasks.
 
 mod block;
-pub(crate) mod decode;
 mod machine;
 #[cfg(test)]
 mod model;
