@@ -311,8 +311,11 @@ fn the_whole_screen_is_taken_and_given_back() {
             .stdout(Stdio::piped())
             .spawn()
             .ok()?;
-        typed.stdin.as_mut()?.write_all(keys).ok()?;
+        // Held open: at its end `script` types Ctrl-D.
+        let mut keyboard = typed.stdin.take()?;
+        keyboard.write_all(keys).ok()?;
         let output = typed.wait_with_output().ok()?;
+        drop(keyboard);
         Some((output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned()))
     };
     for (before, keys, code) in [("", b"?xq", 0), ("timeout --foreground -s TERM 2", b"   ", 124)] {
