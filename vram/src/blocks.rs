@@ -5,6 +5,7 @@
 //! the system is asked to make huge pages, with which a pass over a large tensor finds its addresses
 //! in the CPU's tables.
 #![expect(unsafe_code, reason = "an allocator is made of unsafe functions")]
+#![expect(clippy::cast_ptr_alignment, reason = "a pointer's place ends at a cache line")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 

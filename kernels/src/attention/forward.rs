@@ -49,7 +49,7 @@ impl<T: Real + Serial> Work<T> for Forward<'_, '_, T> {
                 K::ready(|| {
                     workspace.strips(call, section, strips, &out, |block| {
                         (keys.block(index, block), values.block(index, block))
-                    })
+                    });
                 });
             },
         );

@@ -257,7 +257,9 @@ mod tests {
             assert!((statistics.loss() - loss).abs() < 1e-5);
             for (index, kept) in kept.chunks_mut(piece).enumerate() {
                 let factor = statistics.factor(largest[index], scale);
-                kept.iter_mut().for_each(|kept| *kept *= factor);
+                for kept in kept.iter_mut() {
+                    *kept *= factor;
+                }
                 if let Some(at) = statistics.target_in(index * piece, kept.len()) {
                     kept[at] = statistics.target_gradient(Some(cap), scale);
                 }

@@ -34,7 +34,7 @@ impl<'a> Rows<'a> {
     pub(super) fn of_panel(lines: &'a [Line]) -> Self {
         // SAFETY: a line is 32 elements without padding.
         let data = unsafe {
-            let len = lines.len() * size_of::<Line>() / size_of::<bf16>();
+            let len = size_of_val(lines) / size_of::<bf16>();
             std::slice::from_raw_parts(lines.as_ptr().cast::<bf16>(), len)
         };
         Self { data, row: DEPTH, step: SIDE * DEPTH }
