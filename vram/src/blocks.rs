@@ -13,6 +13,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 const SMALLEST_ALIGNED_BYTES: usize = 4096;
 /// Large blocks lie side by side, so that a huge page may be shared by some.
 const SMALLEST_HUGE_BYTES: usize = 1 << 20;
+#[cfg(target_os = "linux")]
 /// What lies behind a block is asked for too: the heap grows at its end, and whoever zeroes a new
 /// block there has touched its pages before we see it.
 const AHEAD_BYTES: usize = 64 << 20;
@@ -71,22 +72,25 @@ unsafe fn room_of(block: *mut u8) -> *mut u8 {
     unsafe { block.cast::<*mut u8>().sub(1).read() }
 }
 
-/// Asks for huge pages in which the block lies. Refused, nothing is lost.
+/// Asks for huge pages in which the block lies. Refused, nothing is lost: pages are then small.
+#[cfg(target_os = "linux")]
 fn ask_for_huge_pages(block: *mut u8, bytes: usize) {
-    #[cfg(target_os = "linux")]
-    if !block.is_null() && bytes >= SMALLEST_HUGE_BYTES {
-        let before = block.addr() % HUGE_PAGE;
-        let len = (before + bytes + AHEAD_BYTES).next_multiple_of(HUGE_PAGE);
-        // SAFETY: the advice changes no content, neither of the block's nor of its neighbours'
-        // memory; where nothing is mapped it is refused.
-        let _refused = unsafe {
-            let first = block.wrapping_sub(before).cast();
-            rustix::mm::madvise(first, len, rustix::mm::Advice::LinuxHugepage)
-        };
+    if block.is_null() || bytes < SMALLEST_HUGE_BYTES {
+        return;
     }
-    #[cfg(not(target_os = "linux"))]
-    let _ = (block, bytes);
+    let before = block.addr() % HUGE_PAGE;
+    let len = (before + bytes + AHEAD_BYTES).next_multiple_of(HUGE_PAGE);
+    // SAFETY: the advice changes no content, neither of the block's nor of its neighbours' memory.
+    // What is not mapped yet is refused after the rest has been advised, which is the usual case.
+    let _refused = unsafe {
+        let first = block.wrapping_sub(before).cast();
+        rustix::mm::madvise(first, len, rustix::mm::Advice::LinuxHugepage)
+    };
 }
+
+/// Other systems make huge pages of their own accord, or none.
+#[cfg(not(target_os = "linux"))]
+fn ask_for_huge_pages(_: *mut u8, _: usize) {}
 
 // SAFETY: a block that is placed lies inside of one of `inner`'s that is a line longer, and is given
 // back as the whole; all others go to and from `inner` as they are. Nothing here unwinds.

@@ -97,12 +97,14 @@ pub(crate) fn outruns_memory(dtype: DType) -> bool {
 
 /// Bytes of the buffers of a product of `dtype` on this thread's pool, where they are the same for
 /// every product.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn constant_buffer_bytes(dtype: DType) -> Option<usize> {
-    #[cfg(target_arch = "x86_64")]
-    if outruns_memory(dtype) {
-        return Some(amx::buffer_bytes(rayon::current_num_threads()));
-    }
-    let _ = dtype;
+    outruns_memory(dtype).then(|| amx::buffer_bytes(rayon::current_num_threads()))
+}
+
+/// There are no kernels, and so no buffers.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn constant_buffer_bytes(_: DType) -> Option<usize> {
     None
 }
 
@@ -291,6 +293,32 @@ mod tests {
     fn tiles_are_right_past_every_cut() {
         for size in [[2100, 40, 33], [33, 40, 4200], [40, 900, 70], [1100, 400, 40]] {
             check_tiles(size);
+        }
+    }
+
+    /// Rows that are no whole panel after tasks of many, deeper than a thread packs of those, into
+    /// sums that are rounded.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn tiles_are_right_where_many_deep_rows_end_in_a_part_of_a_panel() {
+        deep_rows::<amx::Model>();
+        if can_test(Isa::AmxBf16) {
+            deep_rows::<amx::Tmm>();
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn deep_rows<M: amx::Machine>() {
+        let (m, n, k) = (2010, 33, 2048);
+        let of = |values: Vec<f32>| values.into_iter().map(bf16::from_f32).collect::<Vec<_>>();
+        let (a, b) = (of(values(m * k, 7)), of(values(n * k, 8)));
+        let mut out = vec![bf16::NAN; m * n];
+        let (left, right) = (Operand::rows(&a, m, k), Operand::rows(&b, n, k));
+        amx::multiply::<M, bf16>(&left, &right, &mut out, n, false);
+        for (i, j) in (0..m).flat_map(|i| [(i, i % n), (i, 32)]) {
+            let sum: f64 = (0..k).map(|d| a[i * k + d].to_f64() * b[j * k + d].to_f64()).sum();
+            let error = (out[i * n + j].to_f64() - sum).abs();
+            assert!(error <= sum.abs() / 256.0 + 1e-3, "{i},{j}: {error}");
         }
     }
 

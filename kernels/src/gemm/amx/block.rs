@@ -47,26 +47,42 @@ pub(super) struct Panels<'a> {
     rows: Rows<'a>,
     /// Elements from a panel to the next.
     panel: usize,
+    /// How many lie in `rows`; the one after them is packed.
+    whole: usize,
+    packed: Rows<'a>,
 }
 
 impl<'a> Panels<'a> {
-    /// Rows of a matrix where they lie, from `row` and `depth` on.
-    pub(super) fn of_rows(operand: &Operand<'a, bf16>, row: usize, depth: usize) -> Self {
-        let data = &operand.data[row * operand.stride + depth..];
-        let rows = Rows { data, row: operand.stride, step: DEPTH };
-        Self { rows, panel: SIDE * operand.stride }
+    /// `rows` rows of a matrix where they lie, from `first` and `depth` on. Those that are no whole
+    /// panel are `packed`.
+    pub(super) fn of_rows(
+        operand: &Operand<'a, bf16>,
+        first: usize,
+        depth: usize,
+        rows: usize,
+        packed: &'a [Line],
+    ) -> Self {
+        let data = &operand.data[first * operand.stride + depth..];
+        Self {
+            rows: Rows { data, row: operand.stride, step: DEPTH },
+            panel: SIDE * operand.stride,
+            whole: rows / SIDE,
+            packed: Rows::of_panel(packed),
+        }
     }
 
     /// Packed panels of `steps` steps.
     pub(super) fn of_lines(lines: &'a [Line], steps: usize) -> Self {
         let rows = Rows::of_panel(lines);
-        Self { rows, panel: SIDE * DEPTH * steps }
+        let panel = SIDE * DEPTH * steps;
+        Self { rows, panel, whole: rows.data.len() / panel, packed: Rows::of_panel(&[]) }
     }
 
     /// A panel from a step on.
     fn of(&self, panel: usize, step: usize) -> Rows<'a> {
-        let data = &self.rows.data[panel * self.panel + step * self.rows.step..];
-        Rows { data, ..self.rows }
+        let (rows, first) =
+            if panel < self.whole { (self.rows, panel * self.panel) } else { (self.packed, 0) };
+        Rows { data: &rows.data[first + step * rows.step..], ..rows }
     }
 }
 

@@ -4,7 +4,8 @@
 //! cycles and reads 4 KiB. So the loops differ from those of the vector kernels in `blocking`. A
 //! task makes some rows of a block of columns. Each thread packs the block's share of the right
 //! operand for itself, so that it comes into that core's own cache, and keeps it for the next tasks
-//! of the same block. A left operand whose rows are whole steps is read where it lies. Along the
+//! of the same block. A left operand whose rows are whole steps is read where it lies, but for
+//! rows that are no whole panel. Along the
 //! depth a block goes slice by slice, so thin that a right panel's slice stays in L1 while the left
 //! rows stream by.
 //!
@@ -229,11 +230,15 @@ impl Cut {
             pack(right, column, step * DEPTH, Side::Right, steps, packed_right);
             own.holds = Some([column, step]);
         }
-        let lefts = if lies_in_steps(left) && size[0].is_multiple_of(SIDE) {
-            Panels::of_rows(left, row, step * DEPTH)
+        let at = step * DEPTH;
+        let lefts = if lies_in_steps(left) {
+            let whole = size[0] / SIDE * SIDE;
+            let packed = &mut own.left[..lines(size[0] - whole)];
+            pack(left, row + whole, at, Side::Left, steps, packed);
+            Panels::of_rows(left, row, at, size[0], packed)
         } else {
             let packed = &mut own.left[..lines(size[0])];
-            pack(left, row, step * DEPTH, Side::Left, steps, packed);
+            pack(left, row, at, Side::Left, steps, packed);
             Panels::of_lines(packed, steps)
         };
         let place = block::Place { at: [row, column], size, add };
