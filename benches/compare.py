@@ -67,7 +67,7 @@ WORKS = [
     train("small-512-f32", "full, f32, 4 x 512", "small", 512, 4, "f32", ("f32",)),
     train("qwen3-512-bf16", "Qwen3-0.6B, full, bf16, 1 x 512", "qwen3-0.6b", 512, 1, "bf16", NARROW),
     train(
-        "qwen3-512-pure", "Qwen3-0.6B, full, bf16 without master weights, 1 x 512", "qwen3-0.6b", 512, 1, "bf16",
+        "qwen3-512-pure", "Qwen3-0.6B, full, bf16 without master weights, moments in 8 bits, 1 x 512", "qwen3-0.6b", 512, 1, "bf16",
         ("bf16",), "--no-master-weights --moments blockwise8",
     ),
     train(

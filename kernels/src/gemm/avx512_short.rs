@@ -63,7 +63,7 @@ impl SerialKernel<f32> for ShortF32 {
     }
 
     fn turn(from: &[f32], dim: usize, to: &mut [f32]) {
-        Avx512F32::pack(&Operand::rows(&from[..dim * NR], dim, NR), 0, 0, dim, &mut to[..dim * NR]);
+        turn(from, dim, to);
     }
 }
 
@@ -107,8 +107,13 @@ impl SerialKernel<bf16> for ShortBf16 {
     }
 
     fn turn(from: &[f32], dim: usize, to: &mut [f32]) {
-        Avx512F32::pack(&Operand::rows(&from[..dim * NR], dim, NR), 0, 0, dim, &mut to[..dim * NR]);
+        turn(from, dim, to);
     }
+}
+
+/// `to [32, dim] = from [dim, 32]ᵀ`. Only where the CPU has AVX-512 F.
+pub(super) fn turn(from: &[f32], dim: usize, to: &mut [f32]) {
+    Avx512F32::pack(&Operand::rows(&from[..dim * NR], dim, NR), 0, 0, dim, &mut to[..dim * NR]);
 }
 
 fn check_tile(c: &[f32], ldc: usize) {

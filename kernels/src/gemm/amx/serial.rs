@@ -1,5 +1,5 @@
 //! Tiles for ops that do many small products inside of one task.
-#![expect(unsafe_code, reason = "units are seen as lines and as elements")]
+#![expect(unsafe_code, reason = "units are seen as lines")]
 
 use half::bf16;
 
@@ -8,7 +8,8 @@ use super::machine::{Machine, Tmm};
 use super::pack::{Side, pack};
 use super::{DEPTH, Line, SIDE};
 use crate::gemm::Operand;
-use crate::gemm::avx512::{Avx512Bf16, Avx512F32};
+use crate::gemm::avx512::Avx512Bf16;
+use crate::gemm::avx512_short;
 use crate::gemm::kernel::Kernel;
 use crate::gemm::serial::SerialKernel;
 
@@ -33,9 +34,7 @@ impl Kernel<bf16> for AmxBf16 {
     }
 
     fn tile(a: &[u32], b: &[u32], c: &mut [f32], ldc: usize, add: bool) {
-        // SAFETY: a unit is two elements; every bit pattern is a value of both types.
-        let (_, data, _) = unsafe { a.align_to::<bf16>() };
-        block(Rows { data, row: DEPTH, step: SIDE * DEPTH }, b, c, ldc, add);
+        block(Rows::of_panel(lines(a)), b, c, ldc, add);
     }
 }
 
@@ -68,14 +67,17 @@ impl SerialKernel<bf16> for AmxBf16 {
     }
 
     fn turn(from: &[f32], dim: usize, to: &mut [f32]) {
-        let from = Operand::rows(&from[..dim * SIDE], dim, SIDE);
-        Avx512F32::pack(&from, 0, 0, dim, &mut to[..dim * SIDE]);
+        avx512_short::turn(from, dim, to);
     }
 }
 
 fn block(left: Rows, right: &[u32], c: &mut [f32], ldc: usize, add: bool) {
+    Tmm::with_set_up(|tiles| tiles.block(left, lines(right), c, ldc, add));
+}
+
+fn lines(units: &[u32]) -> &[Line] {
     // SAFETY: a line is 16 units; every bit pattern is a value of both types.
-    let (before, right, after) = unsafe { right.align_to::<Line>() };
+    let (before, lines, after) = unsafe { units.align_to() };
     assert!(before.is_empty() && after.is_empty(), "panels of whole lines");
-    Tmm::with_set_up(|tiles| tiles.block(left, right, c, ldc, add));
+    lines
 }
