@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
-use axum::{Json, RequestExt, Router};
+use axum::{Json, Router};
+use futures_util::StreamExt;
 use futures_util::stream::unfold;
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -23,6 +24,9 @@ use crate::serve::{Asked, Choice, DONE, Face, Form, Offer, Refusal, Said, Servic
 
 /// A conversation of the longest context, with room to spare.
 const MOST_BODY_BYTES: usize = 8 << 20;
+/// A body that is too long is read so far and let go: a client that still writes while its
+/// connection is closed never sees why.
+const MOST_BYTES_READ: usize = 8 * MOST_BODY_BYTES;
 
 /// Whether a path is answered here.
 pub(super) fn is_one(path: &str) -> bool {
@@ -47,7 +51,6 @@ pub(super) fn router<S: Clone + Send + Sync + 'static>(v1: V1) -> Router<S> {
         .route("/v1/completions", post(completions))
         .route("/v1/{*path}", any(nothing))
         .method_not_allowed_fallback(nothing)
-        .layer(DefaultBodyLimit::max(MOST_BODY_BYTES))
         .with_state(Arc::new(v1))
 }
 
@@ -139,17 +142,33 @@ async fn body(v1: &Arc<V1>, headers: &HeaderMap, request: Request) -> Result<Byt
         let message = "the body must be JSON: send `Content-Type: application/json`";
         return Err(Refusal { status: 415, ..Refusal::invalid(None, message) });
     }
-    match tokio::time::timeout(v1.patience, request.extract::<Bytes, _>()).await {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(rejection)) => {
-            let status = rejection.status().as_u16();
-            Err(Refusal { status, ..Refusal::invalid(None, rejection.body_text()) })
-        }
-        Err(_) => {
-            let message = "the request took too long: send its body at once";
-            Err(Refusal { status: 408, ..Refusal::invalid(None, message) })
+    tokio::time::timeout(v1.patience, read(request.into_body())).await.unwrap_or_else(|_| {
+        let message = "the request took too long: send its body at once";
+        Err(Refusal { status: 408, ..Refusal::invalid(None, message) })
+    })
+}
+
+/// All of a body that is not too long.
+async fn read(body: Body) -> Result<Bytes, Refusal> {
+    let (mut held, mut sent) = (Vec::new(), 0);
+    let mut parts = body.into_data_stream();
+    while sent <= MOST_BYTES_READ
+        && let Some(part) = parts.next().await
+    {
+        let part = part
+            .map_err(|error| Refusal::invalid(None, format!("the body cannot be read: {error}")))?;
+        sent += part.len();
+        if sent <= MOST_BODY_BYTES {
+            held.extend_from_slice(&part);
+        } else {
+            held = Vec::new();
         }
     }
+    if sent > MOST_BODY_BYTES {
+        let message = format!("the body is longer than {MOST_BODY_BYTES} bytes");
+        return Err(Refusal { status: 413, ..Refusal::invalid(None, message) });
+    }
+    Ok(held.into())
 }
 
 /// Waits for all choices to end.
