@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -85,31 +86,50 @@ impl Phase {
     const ALL: [Phase; 4] = [Self::Load, Self::Train, Self::Eval, Self::Save];
 }
 
-#[derive(Debug, Default, Clone)]
+/// Counters alone, so that no thread ever waits for another. Each is exact; beside a change that goes
+/// on in another thread, two of them may be of either side of it.
+#[derive(Debug, Default)]
 struct Books {
-    now: [u64; Category::ALL.len()],
-    peak: [u64; Category::ALL.len()],
+    now: [AtomicU64; Category::ALL.len()],
+    peak: [AtomicU64; Category::ALL.len()],
     /// The most since somebody took it.
-    recent: [u64; Category::ALL.len()],
-    total: u64,
-    peak_total: u64,
-    phase: Phase,
-    peak_of_phase: [u64; Phase::ALL.len()],
+    recent: [AtomicU64; Category::ALL.len()],
+    total: AtomicU64,
+    peak_total: AtomicU64,
+    /// The index of the phase.
+    phase: AtomicUsize,
+    peak_of_phase: [AtomicU64; Phase::ALL.len()],
 }
 
+// Every counter stands for itself and none hands memory to another thread.
+const ORDER: Ordering = Ordering::Relaxed;
+
 impl Books {
-    /// Takes what is there now into the marks of the phase.
-    fn mark(&mut self) {
-        self.peak_total = self.peak_total.max(self.total);
-        let peak = &mut self.peak_of_phase[self.phase as usize];
-        *peak = (*peak).max(self.total);
+    /// Takes in bytes of a category; the sums right after it are what the marks rise to.
+    fn add(&self, category: Category, bytes: u64) {
+        let index = category as usize;
+        let now = self.now[index].fetch_add(bytes, ORDER) + bytes;
+        self.peak[index].fetch_max(now, ORDER);
+        self.recent[index].fetch_max(now, ORDER);
+        let total = self.total.fetch_add(bytes, ORDER) + bytes;
+        self.mark(total);
+    }
+
+    fn subtract(&self, category: Category, bytes: u64) {
+        self.now[category as usize].fetch_sub(bytes, ORDER);
+        self.total.fetch_sub(bytes, ORDER);
+    }
+
+    fn mark(&self, total: u64) {
+        self.peak_total.fetch_max(total, ORDER);
+        self.peak_of_phase[self.phase.load(ORDER)].fetch_max(total, ORDER);
     }
 }
 
 /// The books of one device. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
-    books: Arc<Mutex<Books>>,
+    books: Arc<Books>,
 }
 
 /// Bytes that stand in the ledger as long as this lives: its owner keeps it beside the tensors.
@@ -169,66 +189,61 @@ impl Ledger {
 
     /// Begins a phase: from now on it is this one's mark that rises.
     pub fn begin(&self, phase: Phase) {
-        let mut books = self.books();
-        books.phase = phase;
-        books.mark();
+        self.books.phase.store(phase as usize, ORDER);
+        self.books.mark(self.total());
     }
 
     /// The most of each category since this was last asked for; what has had none is left out.
     pub fn take_recent(&self) -> BTreeMap<Category, u64> {
-        let mut books = self.books();
-        let now = books.now;
-        let recent = std::mem::replace(&mut books.recent, now);
-        let with_bytes = |category: Category| (category, recent[category as usize]);
-        Category::ALL.into_iter().map(with_bytes).filter(|(_, bytes)| *bytes > 0).collect()
+        let take = |category: Category| {
+            let mark = &self.books.recent[category as usize];
+            let most = mark.swap(self.bytes(category), ORDER);
+            // What came between the reading and the exchange belongs to the new mark.
+            mark.fetch_max(self.bytes(category), ORDER);
+            (category, most)
+        };
+        Category::ALL.into_iter().map(take).filter(|(_, bytes)| *bytes > 0).collect()
     }
 
     /// Bytes of one category.
     pub fn bytes(&self, category: Category) -> u64 {
-        self.books().now[category as usize]
+        self.books.now[category as usize].load(ORDER)
     }
 
     /// Bytes of all categories.
     pub fn total(&self) -> u64 {
-        self.books().total
+        self.books.total.load(ORDER)
     }
 
     /// Everything, to show or to compare.
     pub fn snapshot(&self) -> Snapshot {
-        let books = self.books();
+        let books = &self.books;
         let line = |category: Category| {
-            let (bytes, peak) = (books.now[category as usize], books.peak[category as usize]);
+            let (bytes, peak) = (self.bytes(category), books.peak[category as usize].load(ORDER));
             (peak > 0).then_some(CategoryBytes { category, bytes, peak })
+        };
+        let mark = |phase: Phase| {
+            let peak = books.peak_of_phase[phase as usize].load(ORDER);
+            (peak > 0).then_some(PhasePeak { phase, peak })
         };
         Snapshot {
             categories: Category::ALL.into_iter().filter_map(line).collect(),
-            total: books.total,
-            peak_total: books.peak_total,
-            phases: Phase::ALL
-                .into_iter()
-                .map(|phase| PhasePeak { phase, peak: books.peak_of_phase[phase as usize] })
-                .filter(|phase| phase.peak > 0)
-                .collect(),
+            total: self.total(),
+            peak_total: books.peak_total.load(ORDER),
+            phases: Phase::ALL.into_iter().filter_map(mark).collect(),
         }
-    }
-
-    /// A panic in one thread leaves the books right: each change is a single assignment of sums.
-    fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Entry {
     /// Changes the bytes.
     pub fn set(&mut self, bytes: u64) {
-        let index = self.category as usize;
-        let mut books = self.ledger.books();
-        books.now[index] = books.now[index] - self.bytes + bytes;
-        books.total = books.total - self.bytes + bytes;
-        books.peak[index] = books.peak[index].max(books.now[index]);
-        books.recent[index] = books.recent[index].max(books.now[index]);
-        books.mark();
-        drop(books);
+        let books = &self.ledger.books;
+        if bytes >= self.bytes {
+            books.add(self.category, bytes - self.bytes);
+        } else {
+            books.subtract(self.category, self.bytes - bytes);
+        }
         self.bytes = bytes;
     }
 
@@ -309,5 +324,26 @@ mod tests {
         });
         assert!(panicked.is_err());
         assert_eq!(ledger.total(), 0);
+        assert!(Category::ALL.into_iter().all(|category| ledger.bytes(category) == 0));
+    }
+
+    /// Marks are of sums that were really there: with every thread's bytes in at once, exactly that.
+    #[test]
+    fn threads_raise_the_marks_to_what_was_there() {
+        let (ledger, all_in) = (Ledger::new(), std::sync::Barrier::new(8));
+        for round in 1..=200 {
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| {
+                        let _entry = ledger.enter(Category::Activations, round);
+                        all_in.wait();
+                    });
+                }
+            });
+            let snapshot = ledger.snapshot();
+            assert_eq!((snapshot.total, snapshot.peak_total), (0, 8 * round));
+            assert_eq!(snapshot.categories[0].peak, 8 * round);
+            assert_eq!(ledger.take_recent()[&Category::Activations], 8 * round);
+        }
     }
 }
