@@ -86,7 +86,8 @@ impl CausalLm {
         for span in part {
             end += span.len;
             if let Some(place) = rows.iter().position(|(named, _)| *named == span.row) {
-                last[place] = Some(y.narrow(0, end - 1, 1)?);
+                // A copy: a view would keep the outputs of all other tokens.
+                last[place] = Some(y.narrow(0, end - 1, 1)?.force_contiguous()?);
             }
         }
         Ok(())

@@ -8,27 +8,28 @@ pub(super) fn most(model: &ModelShape, eval: &EvalShape) -> u64 {
     eval.workspace + prefill(model, eval).max(decode(model, eval)).max(scoring(model, eval))
 }
 
-/// Pieces of prompts through the blocks. The outputs of earlier pieces wait for the logits.
+/// Pieces of prompts through the blocks, one after the other; the output of each prompt's last token
+/// waits for the logits.
 fn prefill(model: &ModelShape, eval: &EvalShape) -> u64 {
-    let (b, prompt) = (model.element_bytes, eval.prompt_tokens);
-    let most = eval.prefill_tokens.max(1);
-    let (tokens, rows) = if prompt == 0 || prompt >= most {
-        (prompt.min(most), 1)
-    } else {
-        let rows = (most / prompt).min(eval.batch);
-        (rows * prompt, rows)
-    };
-    if tokens == 0 {
-        return 0;
-    }
-    // Keys of the prompt's earlier pieces, for each token of the last one.
-    let past = if prompt > most { prompt.div_ceil(tokens) } else { 0 };
-    let width = Widths::of(model).prefill(past, rows > 1);
-    let waiting = eval.batch.saturating_sub(rows) * prompt.min(most) * model.hidden * b;
-    let ids = 4 * eval.batch * prompt + 8 * tokens;
-    let in_blocks = waiting + tokens * (width * b + model.angle_bytes()) + ids;
-    let outputs = eval.batch * prompt.min(most) * model.hidden * b;
-    in_blocks.max(outputs + 2 * eval.batch * model.hidden * b + model.logit_bytes(eval.batch) + ids)
+    let b = model.element_bytes;
+    let last = eval.batch * model.hidden * b;
+    let pieces = (0..eval.prompt_tokens).step_by(eval.prefill_tokens.max(1) as usize);
+    let in_blocks = pieces.map(|past| piece(model, eval, past)).max().unwrap_or(0);
+    let ids = 4 * eval.batch * eval.prompt_tokens;
+    // Apart, together, and after the norm.
+    let at_logits = 3 * last + model.logit_bytes(eval.batch);
+    if in_blocks == 0 { 0 } else { ids + at_logits.max(in_blocks) }
+}
+
+/// The piece of a prompt that begins behind so many tokens; of short prompts, as many as are a piece.
+fn piece(model: &ModelShape, eval: &EvalShape, past: u64) -> u64 {
+    let (prompt, most) = (eval.prompt_tokens, eval.prefill_tokens.max(1));
+    let rows = (most / prompt).clamp(1, eval.batch.max(1));
+    let tokens = rows * most.min(prompt - past);
+    let keys = if past > 0 { past + tokens } else { 0 };
+    let waiting = eval.batch.saturating_sub(rows) * model.hidden;
+    let elements = waiting + Widths::of(model).prefill(tokens, keys, rows > 1);
+    elements * model.element_bytes + tokens * (model.angle_bytes() + 8)
 }
 
 /// New logits beside those of the token before, which are chosen from.

@@ -59,16 +59,16 @@ impl Widths {
         in_down.max(at_sum)
     }
 
-    /// The most that the forward pass over a piece of some prompts has alive: nothing is saved, and
-    /// queries and keys exist once. `past` is the number of keys before the piece, for each of its
-    /// tokens; `rows` whether it holds more than one prompt.
-    pub(super) fn prefill(self, past: u64, rows: bool) -> u64 {
+    /// The most that the forward pass over a piece of some prompts has alive, in elements: nothing is
+    /// saved, and queries and keys exist once. `keys` is how many are read back from the cache, none
+    /// where the piece is the first; `rows` whether it holds more than one prompt.
+    pub(super) fn prefill(self, tokens: u64, keys: u64, rows: bool) -> u64 {
         let Self { e, f, q, k, r, post, .. } = self;
         let heads = 2 * q + 2 * k;
-        let in_attention = 2 * e + (2 + u64::from(rows)) * q + 4 * k + 2 * past * k;
+        let in_attention = 2 * e + (2 + u64::from(rows)) * q + 4 * k;
         let in_down = 5 * e + heads + 3 * f + 2 * r;
         let at_sum = (6 + post) * e + heads + 2 * f;
-        in_attention.max(in_down).max(at_sum)
+        (tokens * in_attention + 2 * keys * k).max(tokens * in_down.max(at_sum))
     }
 
     /// The moments of the backward pass. `below` says whether the gradient of the block's input is

@@ -57,8 +57,7 @@ struct Found {
 }
 
 /// Largest errors that are accepted, as a share of what was measured: at the median, above, below.
-const TRAIN_BOUNDS: [f64; 3] = [0.02, 0.05, 0.01];
-const EVAL_BOUNDS: [f64; 3] = [0.05, 0.10, 0.01];
+const BOUNDS: [f64; 3] = [0.02, 0.05, 0.01];
 
 pub(super) fn run(args: &PlanArgs) -> Result<Exit, Failure> {
     let mut dice = Dice::new(args.seed);
@@ -170,9 +169,12 @@ fn evaluate(draw: &Draw) -> Result<Pair, Failure> {
         GenerateOptions { max_new_tokens: new_tokens, batch_size: batch, ..Default::default() };
     let measured = measure(|| {
         let mut scope = EvalScope::open(&model, &Ledger::new());
-        // The second finds the pool as the first left it.
-        scope.score([row.clone(), row].map(Ok::<_, EngineError>))?;
-        scope.generate(&prompts, &options, &mut |_, _| None).map_err(EngineError::Eval)?;
+        // More than once: the second time finds the pool as the first left it, and whether every
+        // thread found work in something so short is chance.
+        for _ in 0..3 {
+            scope.score([row.clone(), row.clone()].map(Ok::<_, EngineError>))?;
+            scope.generate(&prompts, &options, &mut |_, _| None).map_err(EngineError::Eval)?;
+        }
         Ok(scope.close().map_err(EngineError::Eval)?)
     })?;
     let planned = plan.eval_peak - plan.resident + weights;
@@ -247,12 +249,12 @@ impl UnderBudget {
 /// What is beyond its bounds; nothing where all is well.
 fn complaints(all: &[Found]) -> String {
     let mut text = String::new();
-    for (name, errors, bounds) in [
-        ("training", errors(all, |found| found.train), TRAIN_BOUNDS),
-        ("evaluation", errors(all, |found| found.eval), EVAL_BOUNDS),
+    for (name, errors) in [
+        ("training", errors(all, |found| found.train)),
+        ("evaluation", errors(all, |found| found.eval)),
     ] {
         let words = ["the median error", "the largest error", "what is missing at most"];
-        for ((error, bound), what) in errors.iter().zip(bounds).zip(words) {
+        for ((error, bound), what) in errors.iter().zip(BOUNDS).zip(words) {
             if *error > bound {
                 let [error, bound] = [100.0 * error, 100.0 * bound];
                 text.push_str(&format!("{name}: {what} is {error:.2} %, not {bound} %\n"));
