@@ -17,6 +17,9 @@ use crate::DataError;
 use crate::files::read_bounded;
 use crate::python_text::{JsonStyle, json_dumps, python_str};
 use crate::record::Messages;
+use crate::template_source::{
+    self, GENERATION_END, GENERATION_START, NAMESPACE_WITHIN, Prepared, TOO_DEEP,
+};
 use crate::tokenizer::{MAX_SETTINGS_BYTES, Tokenizer, optional_json};
 
 /// Operations that one rendering may take: far beyond any honest template.
@@ -31,16 +34,14 @@ const INDENT_WORDS: &str = "tojson indents by 32 spaces at most";
 const MAX_NESTING: usize = 200;
 
 /// What the engine itself says about a rendering.
-const ENGINE_WORDS: [&str; 4] = [
+const ENGINE_WORDS: [&str; 6] = [
     "recursion limit exceeded",
     "repeated string is too large",
     "repeated sequence is too large",
     INDENT_WORDS,
+    NAMESPACE_WITHIN,
+    TOO_DEEP,
 ];
-
-/// Noncharacters that stand for the ends of generated text while a template renders.
-const GENERATION_START: char = '\u{FDD0}';
-const GENERATION_END: char = '\u{FDD1}';
 
 /// A model's chat template.
 #[derive(Debug, Clone)]
@@ -100,7 +101,7 @@ impl ChatTemplate {
 
     /// Compiles a template; the tokenizer's special tokens are variables in it.
     pub fn new(source: String, tokenizer: &Tokenizer) -> Result<Self, DataError> {
-        let (compiled, marks_generation) = without_generation_tags(&source);
+        let Prepared { source: compiled, marks_generation } = template_source::prepare(&source);
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| bad_template(&error))?);
@@ -109,6 +110,7 @@ impl ChatTemplate {
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_formatter(print_like_python);
+        template_source::add_functions(&mut environment);
         environment.add_filter("tojson", tojson);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
@@ -241,40 +243,6 @@ fn default_of(named: &[Value]) -> Option<&str> {
     by_name("default").or(named.first())?.get("template")?.as_str()
 }
 
-/// Replaces `{% generation %}` and `{% endgeneration %}` by blocks that print a mark and keep the
-/// tag's own effect on white space.
-fn without_generation_tags(source: &str) -> (String, bool) {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    let mut found = false;
-    while let Some(start) = rest.find("{%") {
-        // The end's percent sign is not the beginning's: `{%}` is no tag.
-        let Some(length) = rest[start + 2..].find("%}").map(|length| length + 2) else { break };
-        let tag = &rest[start + 2..start + length];
-        let left = if tag.starts_with(['-', '+']) { &tag[..1] } else { "" };
-        let right =
-            if tag.len() > 1 && tag.ends_with(['-', '+']) { &tag[tag.len() - 1..] } else { "" };
-        let mark = match tag.trim_matches(['-', '+']).trim() {
-            "generation" => Some(GENERATION_START),
-            "endgeneration" => Some(GENERATION_END),
-            _ => None,
-        };
-        out.push_str(&rest[..start]);
-        match mark {
-            Some(mark) => {
-                found = true;
-                out.push_str(&format!(
-                    "{{%{left} if true %}}{{{{ '{mark}' }}}}{{% endif {right}%}}"
-                ));
-            }
-            None => out.push_str(&rest[start..start + length + 2]),
-        }
-        rest = &rest[start + length + 2..];
-    }
-    out.push_str(rest);
-    (out, found)
-}
-
 fn unmark(marked: &str) -> Rendered {
     let mut text = String::with_capacity(marked.len());
     let mut generated = vec![];
@@ -358,22 +326,6 @@ fn strftime_now(format: String) -> Result<String, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn generation_tags_keep_their_white_space_control() {
-        let (source, found) =
-            without_generation_tags("a\n{%- generation -%}\nb{% endgeneration %}c");
-        assert!(found);
-        let expected = format!(
-            "a\n{{%- if true %}}{{{{ '{GENERATION_START}' }}}}{{% endif -%}}\nb{{% if true \
-             %}}{{{{ '{GENERATION_END}' }}}}{{% endif %}}c"
-        );
-        assert_eq!(source, expected);
-        assert!(!without_generation_tags("{% if generation %}x{% endif %}").1);
-        for broken in ["{%}", "{%}}{% x %}", "{%", "{%-%}", "{%%}", "a{%}b%}c"] {
-            assert_eq!(without_generation_tags(broken), (broken.to_owned(), false));
-        }
-    }
 
     #[test]
     fn marks_become_ranges() {

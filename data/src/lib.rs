@@ -41,6 +41,7 @@ mod row;
 mod source_lines;
 mod stats;
 mod strict_json;
+mod template_source;
 mod tokenizer;
 mod tokenizer_rules;
 

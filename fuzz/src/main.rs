@@ -1,8 +1,10 @@
 //! Runs targets for as long as one wants, and says how many inputs there were and what they took.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -52,8 +54,10 @@ fn run(target: Target, args: &Args) -> anyhow::Result<usize> {
     let mut random = Random::new(args.seed);
     let (began, limit) = (Instant::now(), Duration::from_secs(args.seconds));
     let (mut executions, mut slowest, mut found) = (0, Duration::ZERO, 0);
+    let kept = Kept::new(args.findings.join(format!("{}-{}-aborted", target.name, args.seed)))?;
     while executions < args.executions && began.elapsed() < limit {
         let input = random.input(&corpus);
+        kept.put(&input)?;
         let start = Instant::now();
         let ended = catch_unwind(AssertUnwindSafe(|| target.run(&input)));
         let taken = start.elapsed();
@@ -61,12 +65,12 @@ fn run(target: Target, args: &Args) -> anyhow::Result<usize> {
         executions += 1;
         if ended.is_err() || taken.as_millis() > MOST_MILLIS {
             found += 1;
-            std::fs::create_dir_all(&args.findings)?;
             let path = args.findings.join(format!("{}-{}-{executions}", target.name, args.seed));
             chandler_durable::write(&path, &input)?;
             eprintln!("{}: {} ms, panic: {}", path.display(), taken.as_millis(), ended.is_err());
         }
     }
+    kept.clear()?;
     let memory = peak_bytes();
     let mut out = std::io::stdout();
     writeln!(
@@ -79,6 +83,33 @@ fn run(target: Target, args: &Args) -> anyhow::Result<usize> {
         memory.unwrap_or(0) >> 20,
     )?;
     Ok(found + usize::from(memory.is_some_and(|bytes| bytes > MOST_BYTES_OF_MEMORY)))
+}
+
+/// The input that is being read, in a file: where a reader ends the whole process, it stays there.
+struct Kept {
+    path: PathBuf,
+    file: File,
+}
+
+impl Kept {
+    fn new(path: PathBuf) -> io::Result<Self> {
+        std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        Ok(Self { file: File::create(&path)?, path })
+    }
+
+    fn put(&self, input: &[u8]) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.write_all_at(input, 0)
+    }
+
+    /// Nothing was too much; the folder goes too where it holds nothing else.
+    fn clear(self) -> io::Result<()> {
+        std::fs::remove_file(&self.path)?;
+        match std::fs::remove_dir(self.path.parent().unwrap_or(Path::new("."))) {
+            Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(error),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The most memory that this process has had; `None` where the system does not say.
