@@ -18,29 +18,34 @@ use crate::files::read_bounded;
 use crate::python_text::{JsonStyle, json_dumps, python_str};
 use crate::record::Messages;
 use crate::template_source::{
-    self, GENERATION_END, GENERATION_START, NAMESPACE_WITHIN, Prepared, TOO_DEEP,
+    self, GENERATION_END, GENERATION_START, NAMESPACE_WITHIN, Prepared, TOO_DEEP, TOO_LONG,
 };
 use crate::tokenizer::{MAX_SETTINGS_BYTES, Tokenizer, optional_json};
 
 /// Operations that one rendering may take: far beyond any honest template.
 const FUEL: u64 = 50_000_000;
-/// Bytes that one rendering may print. What a template makes of strings before it prints them is
-/// bounded by nothing but the memory of the process: see the book's page on the safety of inputs.
+/// Bytes that one rendering may print. What a variable holds and `tojson` makes has bounds of its own;
+/// what an expression makes in between, nothing but the memory of the process.
 const MAX_PRINTED_BYTES: usize = 256 << 20;
 /// Spaces that `tojson` puts before a line for each level.
 const MAX_INDENT: usize = 32;
 const INDENT_WORDS: &str = "tojson indents by 32 spaces at most";
+/// Bytes that one `tojson` makes: each that is made of another's text can double it.
+const MAX_JSON_BYTES: usize = 16 << 20;
+const JSON_WORDS: &str = "tojson makes 16 MiB at most";
 /// Blocks, macros and loops within one another; a thread's stack holds many more.
 const MAX_NESTING: usize = 200;
 
 /// What the engine itself says about a rendering.
-const ENGINE_WORDS: [&str; 6] = [
+const ENGINE_WORDS: [&str; 8] = [
     "recursion limit exceeded",
     "repeated string is too large",
     "repeated sequence is too large",
     INDENT_WORDS,
+    JSON_WORDS,
     NAMESPACE_WITHIN,
     TOO_DEEP,
+    TOO_LONG,
 ];
 
 /// A model's chat template.
@@ -310,7 +315,11 @@ fn tojson(value: &Jinja, kwargs: Kwargs) -> Result<Jinja, Error> {
         return Err(Error::new(ErrorKind::InvalidOperation, INDENT_WORDS));
     }
     let style = JsonStyle { indent, sort_keys: sort_keys.unwrap_or(false) };
-    Ok(Jinja::from_safe_string(json_dumps(&plain(value)?, style)))
+    let text = json_dumps(&plain(value)?, style);
+    if text.len() > MAX_JSON_BYTES {
+        return Err(Error::new(ErrorKind::InvalidOperation, JSON_WORDS));
+    }
+    Ok(Jinja::from_safe_string(text))
 }
 
 fn raise_exception(message: String) -> Result<Jinja, Error> {

@@ -21,9 +21,12 @@ const TO_ATTRIBUTE: &str = "__assigned_to_attribute";
 const MAX_DEPTH: usize = 200;
 /// Elements of a value that are looked at; no conversation has as many.
 const MAX_PARTS: usize = 1 << 20;
+/// Bytes of text that a variable may hold.
+const MAX_TEXT_BYTES: usize = 32 << 20;
 
 /// What is said of a value that is too much.
 pub(crate) const TOO_DEEP: &str = "a value has too many lists within lists, or too many parts";
+pub(crate) const TOO_LONG: &str = "a variable holds 32 MiB of text at most";
 pub(crate) const NAMESPACE_WITHIN: &str = "a namespace cannot be held by a namespace's attribute";
 
 /// A source for the engine.
@@ -187,15 +190,19 @@ fn to_attribute(value: Value) -> Result<Value, Error> {
     Ok(value)
 }
 
-/// Refuses what is too deep; and namespaces, where one could come to hold itself.
+/// Refuses what is too deep or too long; and namespaces, where one could come to hold itself.
 fn look_at(value: &Value, without_namespaces: bool) -> Result<(), Error> {
     let refuse = |why| Err(Error::new(ErrorKind::InvalidOperation, why));
-    let mut parts = 0;
+    let (mut parts, mut bytes) = (0, 0);
     let mut pending = vec![(value.clone(), 0)];
     while let Some((value, depth)) = pending.pop() {
         parts += 1;
         if depth > MAX_DEPTH || parts > MAX_PARTS {
             return refuse(TOO_DEEP);
+        }
+        bytes += value.as_str().map_or(0, str::len);
+        if bytes > MAX_TEXT_BYTES {
+            return refuse(TOO_LONG);
         }
         if without_namespaces && is_namespace(&value) {
             return refuse(NAMESPACE_WITHIN);
@@ -294,6 +301,8 @@ mod tests {
         ] {
             assert_eq!(rendered(&format!("{itself}{within}")), Err(why.to_owned()), "{within}");
         }
+        let doubled = format!("{{% set x = 'x' %}}{}", "{% set x = x ~ x %}".repeat(40));
+        assert_eq!(rendered(&doubled), Err(TOO_LONG.to_owned()));
         let steps = "{% set x = [[[[x]]]] %}".repeat(5000);
         assert_eq!(rendered(&format!("{steps}{{{{ x }}}}")), Err(TOO_DEEP.to_owned()));
     }

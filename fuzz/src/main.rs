@@ -28,6 +28,9 @@ struct Args {
     /// Where an input goes that is too much for its reader
     #[arg(long, default_value = "fuzz-findings")]
     findings: PathBuf,
+    /// Hands these files to the one target that is named, and mutates nothing
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    replay: Vec<PathBuf>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -39,12 +42,34 @@ fn main() -> anyhow::Result<()> {
             names.iter().map(known).collect::<anyhow::Result<_>>()?
         }
     };
+    // Files say nothing to several targets.
+    if let ([target], false) = (targets.as_slice(), args.replay.is_empty()) {
+        return replay(*target, &args.replay);
+    }
     let found: usize =
         targets.iter().map(|target| run(*target, &args)).sum::<anyhow::Result<usize>>()?;
     chandler_fuzz::clean_up();
     if found > 0 {
         bail!("{found} inputs were too much: see {}", args.findings.display());
     }
+    Ok(())
+}
+
+/// Runs one target on files; a panic or an abort ends it there.
+fn replay(target: Target, files: &[PathBuf]) -> anyhow::Result<()> {
+    for path in files {
+        let input = std::fs::read(path).with_context(|| path.display().to_string())?;
+        let start = Instant::now();
+        target.run(&input);
+        let memory = peak_bytes().unwrap_or(0) >> 20;
+        writeln!(
+            io::stdout(),
+            "{}: {} ms, memory {memory} MiB",
+            path.display(),
+            start.elapsed().as_millis()
+        )?;
+    }
+    chandler_fuzz::clean_up();
     Ok(())
 }
 

@@ -94,31 +94,26 @@ impl Answers {
     }
 
     fn skip(&self, job: Option<i64>) -> Result<String, AnswerError> {
-        let current = self.controls.current();
-        match (job, current) {
-            (None, None) => Err(AnswerError::Idle),
-            (None, Some(current)) => {
-                self.controls.request_stop(StopReason::Skip);
-                Ok(format!("job {} ({}) is passed over", current.job_id, current.file_name))
+        let _queue = self.controls.hold_queue();
+        let (id, name) = match (self.controls.skip(job), job) {
+            (Some(found), _) => found,
+            (None, None) => return Err(AnswerError::Idle),
+            (None, Some(id)) => {
+                (id, queue::skip_queued(&self.state, &self.store()?, id)?.file_name)
             }
-            (Some(id), Some(current)) if current.job_id == id => {
-                self.controls.request_stop(StopReason::Skip);
-                Ok(format!("job {id} ({}) is passed over", current.file_name))
-            }
-            (Some(id), _) => {
-                let job = queue::skip_queued(&self.state, &self.store()?, id)?;
-                Ok(format!("job {id} ({}) is passed over", job.file_name))
-            }
-        }
+        };
+        Ok(format!("job {id} ({name}) is passed over"))
     }
 
     fn retry(&self, id: i64) -> Result<String, AnswerError> {
+        let _queue = self.controls.hold_queue();
         let job = queue::retry(&self.state, &self.store()?, id)?;
         self.controls.wake();
         Ok(format!("job {id} ({}) is queued again", job.file_name))
     }
 
     fn set_priority(&self, id: i64, priority: Priority) -> Result<String, AnswerError> {
+        let _queue = self.controls.hold_queue();
         let job = queue::set_priority(&self.store()?, id, priority)?;
         Ok(format!("job {id} ({}) has priority {priority}", job.file_name))
     }

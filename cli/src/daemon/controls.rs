@@ -30,6 +30,8 @@ struct Changing {
     /// Counts what should wake a sleeping daemon.
     wakes: u64,
     current: Option<CurrentJob>,
+    /// The job whose file is being claimed, and its name.
+    claimed: Option<(i64, String)>,
     waiting: Option<String>,
     /// The median time of a step of the current run, once that is known.
     usual_step: Option<Duration>,
@@ -48,6 +50,8 @@ const PULSE: Duration = Duration::from_secs(1);
 struct Shared {
     changing: Mutex<Changing>,
     changed: Condvar,
+    /// Held while the queue is changed or a job is taken from it.
+    queue: Mutex<()>,
     eval_now: AtomicBool,
 }
 
@@ -141,6 +145,38 @@ impl Controls {
         }
     }
 
+    /// While this lives nobody else takes a job from the queue or changes one in it.
+    pub fn hold_queue(&self) -> MutexGuard<'_, ()> {
+        // There is nothing behind it that a panic could have left half done.
+        self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows whose file is being claimed; a skip finds it from now on.
+    pub fn set_claimed(&self, id: i64, file_name: &str) {
+        self.changing().claimed = Some((id, file_name.to_owned()));
+    }
+
+    /// The claim is over and came to nothing.
+    pub fn drop_claim(&self) {
+        self.changing().claimed = None;
+        self.stop.forget_skip();
+    }
+
+    /// Passes over the job that is being claimed or worked on, if it is this one or any is meant;
+    /// its number and name.
+    pub fn skip(&self, job: Option<i64>) -> Option<(i64, String)> {
+        let changing = self.changing();
+        let at_work = changing.current.as_ref().map(|job| (job.job_id, job.file_name.clone()));
+        let (id, name) = at_work.or_else(|| changing.claimed.clone())?;
+        if job.is_some_and(|job| job != id) {
+            return None;
+        }
+        // Within the lock: the job cannot be over and another begun in between.
+        self.stop.request(StopReason::Skip);
+        self.shared.changed.notify_all();
+        Some((id, name))
+    }
+
     /// The job that is being worked on.
     pub fn current(&self) -> Option<CurrentJob> {
         self.changing().current.clone()
@@ -150,6 +186,7 @@ impl Controls {
     pub fn set_current(&self, current: Option<CurrentJob>) {
         let mut changing = self.changing();
         changing.current = current;
+        changing.claimed = None;
         changing.usual_step = None;
     }
 
@@ -229,6 +266,29 @@ mod tests {
             end(&controls);
             waiter.join().unwrap();
         }
+    }
+
+    #[test]
+    fn a_skip_finds_the_job_that_it_means_and_no_other() {
+        let controls = Controls::default();
+        assert_eq!(controls.skip(None), None);
+        controls.set_claimed(7, "a.jsonl");
+        assert_eq!(controls.skip(Some(8)), None);
+        assert!(!controls.stop().is_requested());
+        assert_eq!(controls.skip(Some(7)), Some((7, "a.jsonl".to_owned())));
+        assert_eq!(controls.stop().requested(), Some(StopReason::Skip));
+        controls.drop_claim();
+        assert!(!controls.stop().is_requested() && controls.skip(None).is_none());
+        controls.set_current(Some(CurrentJob {
+            job_id: 9,
+            file_name: "b.jsonl".to_owned(),
+            run_id: 1,
+            phase: "training".to_owned(),
+            progress: None,
+        }));
+        assert_eq!(controls.skip(None), Some((9, "b.jsonl".to_owned())));
+        controls.set_current(None);
+        assert_eq!(controls.skip(Some(9)), None, "it is over");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Claim, validate, run, settle: the daemon's loop around a [`JobRunner`].
 
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use chandler_daemon_lock::{Lock, LockError};
@@ -18,9 +17,9 @@ use crate::exit::Exit;
 use crate::export::EventFile;
 use crate::failure::in_one_line;
 use crate::logging::{Progress, duration_in_words};
-use crate::queue::{self, ClaimTerms, ClaimedJob, FailureReport, Inbox, QueueError};
+use crate::queue::{self, ClaimTerms, ClaimedJob, Inbox, QueueError};
 use crate::state_dir::StateDir;
-use crate::store::{Job, JobState, RunState, Store, StoreError};
+use crate::store::{Job, Store, StoreError};
 use crate::visible::visible_path;
 
 /// With `--once`, how long a file that does not come to rest holds up the end.
@@ -151,6 +150,8 @@ impl JobLoop<'_> {
         let hint = error.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
         tracing::error!("waiting, nothing is lost: {words}{hint}");
         self.controls.set_current(None);
+        // It was meant for the job that was at work, which begins anew.
+        self.controls.stop().forget_skip();
         self.controls.set_waiting(Some(words));
         patience.wait(obstacle, self.state.root(), self.controls);
         self.controls.set_waiting(None);
@@ -188,7 +189,7 @@ impl JobLoop<'_> {
                 continue;
             }
             when_idle.tell(self.store)?;
-            if let Some(job) = self.store.next_queued()? {
+            if let Some(job) = self.take_next()? {
                 when_idle.is_busy();
                 self.work_on(&job, tally)?;
                 idle_since = Instant::now();
@@ -249,29 +250,30 @@ impl JobLoop<'_> {
         Ok(())
     }
 
+    /// The job whose turn it is. From here on a skip finds it at work, and no more in the queue.
+    fn take_next(&self) -> Result<Option<Job>, DaemonError> {
+        let _queue = self.controls.hold_queue();
+        let next = self.store.next_queued()?;
+        if let Some(job) = &next {
+            self.controls.set_claimed(job.id, &job.file_name);
+        }
+        Ok(next)
+    }
+
     /// One attempt at one job, from the claim to its settlement.
     fn work_on(&mut self, job: &Job, tally: &mut Tally) -> Result<(), DaemonError> {
         let stop = || {
             self.controls.beat();
-            self.controls.stop().requested() == Some(StopReason::Shutdown)
+            self.controls.stop().is_requested()
         };
         let terms = ClaimTerms { max_bytes: self.max_file_bytes(), stop: &stop };
         let (job, sha256) = match queue::claim(self.state, self.store, job, &terms) {
             Ok(claimed) => claimed,
-            // It keeps its place in the queue.
-            Err(QueueError::Stopped { .. }) => return Ok(()),
-            Err(error @ (QueueError::Vanished { .. } | QueueError::Refused { .. })) => {
-                let job = &Job { path: place_of(&error, job), ..job.clone() };
-                let report = FailureReport {
-                    errors: vec![error.to_string()],
-                    hint: error.hint(),
-                    ..FailureReport::about(job)
-                };
-                self.give_up(job, None, &report, JobState::Failed)?;
-                tally.failed += 1;
-                return Ok(());
+            Err(error) => {
+                let settled = self.settle_unclaimed(job, error, tally);
+                self.controls.drop_claim();
+                return settled;
             }
-            Err(error) => return Err(error.into()),
         };
         let before = self.store.last_run_of(job.id)?;
         let alerts = RunAlerts::going_on(&self.config.alerts, self.store, before.as_ref())?;
@@ -328,113 +330,8 @@ impl JobLoop<'_> {
         .unwrap_or_else(|panic| Err(panicked(&*panic)))
     }
 
-    fn settle(
-        &mut self,
-        claimed: &ClaimedJob,
-        result: Result<JobOutcome, JobError>,
-        tally: &mut Tally,
-    ) -> Result<(), DaemonError> {
-        let (job, run) = (&claimed.job, claimed.run_id);
-        match result {
-            Ok(JobOutcome::Finished { report }) => {
-                let job = queue::archive(self.state, self.store, job, &report)?;
-                self.store.end_run(run, RunState::Done, None)?;
-                self.note("done", &job, Some(run), "was learned from")?;
-                tally.done += 1;
-                self.tidy();
-            }
-            Ok(JobOutcome::Stopped { step }) => {
-                if self.controls.stop().requested() == Some(StopReason::Skip) {
-                    self.store.end_run(run, RunState::Skipped, None)?;
-                    let report = queue::skipped(job);
-                    self.give_up(job, Some(run), &report, JobState::Skipped)?;
-                    self.discard(claimed);
-                    tally.skipped += 1;
-                } else {
-                    self.store.end_run(run, RunState::Stopped, None)?;
-                    let job = queue::put_back(self.store, job, true)?;
-                    let message = format!("stopped after step {step}; goes on next time");
-                    self.note("stopped", &job, Some(run), &message)?;
-                }
-            }
-            Err(error) => self.settle_error(claimed, error, tally)?,
-        }
-        Ok(())
-    }
-
-    fn settle_error(
-        &mut self,
-        claimed: &ClaimedJob,
-        error: JobError,
-        tally: &mut Tally,
-    ) -> Result<(), DaemonError> {
-        let (job, run) = (&claimed.job, claimed.run_id);
-        let chain = error.chain();
-        self.store.end_run(run, RunState::Failed, Some(&chain.join(": ")))?;
-        match error.fault {
-            Fault::Setup(exit) => {
-                let job = queue::put_back(self.store, job, true)?;
-                self.note("put_back", &job, Some(run), &chain.join(": "))?;
-                Err(DaemonError::Setup {
-                    job_id: job.id,
-                    file_name: job.file_name,
-                    exit,
-                    hint: error.hint,
-                    source: error.error.into(),
-                })
-            }
-            Fault::Attempt if job.attempts < self.config.daemon.max_attempts => {
-                let job = queue::put_back(self.store, job, false)?;
-                let message = format!(
-                    "attempt {} of {} failed: {}",
-                    job.attempts,
-                    self.config.daemon.max_attempts,
-                    chain.join(": ")
-                );
-                self.note("attempt_failed", &job, Some(run), &message)
-            }
-            Fault::Attempt | Fault::File => {
-                let report = FailureReport {
-                    errors: chain,
-                    hint: error.hint,
-                    bad_lines: error.bad_lines,
-                    ..FailureReport::about(job)
-                };
-                self.give_up(job, Some(run), &report, JobState::Failed)?;
-                self.discard(claimed);
-                tally.failed += 1;
-                Ok(())
-            }
-        }
-    }
-
-    fn give_up(
-        &self,
-        job: &Job,
-        run_id: Option<i64>,
-        report: &FailureReport,
-        state_after: JobState,
-    ) -> Result<(), DaemonError> {
-        let job = queue::fail(self.state, self.store, job, report, state_after)?;
-        let message = format!("{} (see {})", report.errors.join(": "), job.path.display());
-        self.note(state_after.as_str(), &job, run_id, &message)
-    }
-
-    /// Old checkpoints that stay too long are a smaller evil than a daemon that ends.
-    fn tidy(&mut self) {
-        if let Err(error) = self.runner.tidy() {
-            tracing::warn!("old checkpoints stay for now: {}", error.chain().join(": "));
-        }
-    }
-
-    fn discard(&mut self, job: &ClaimedJob) {
-        if let Err(error) = self.runner.discard(job) {
-            tracing::warn!("traces of job {} stay: {}", job.job.id, error.chain().join(": "));
-        }
-    }
-
     /// Records an event and logs it.
-    fn note(
+    pub(super) fn note(
         &self,
         kind: &str,
         job: &Job,
@@ -448,14 +345,6 @@ impl JobLoop<'_> {
             _ => tracing::info!(job = job.id, "{line}"),
         }
         Ok(self.store.record_event(kind, Some(job.id), run_id, message, None)?)
-    }
-}
-
-/// Where the file lies that was not claimed: it may have been moved by then.
-fn place_of(error: &QueueError, job: &Job) -> PathBuf {
-    match error {
-        QueueError::Vanished { path, .. } | QueueError::Refused { path, .. } => path.clone(),
-        _ => job.path.clone(),
     }
 }
 

@@ -9,6 +9,7 @@ mod lookout;
 mod obstacle;
 mod retention;
 mod runner;
+mod settlement;
 mod stop;
 mod voice;
 mod when_idle;

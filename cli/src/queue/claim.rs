@@ -90,7 +90,7 @@ fn copy(
     let mut source = UntilStopped { file: file.take(bytes), stop: terms.stop };
     let copied = durable::write_with(&RealFs, ours, |copy| io::copy(&mut source, copy));
     if copied.is_err() && (terms.stop)() {
-        return Err(QueueError::Stopped { id: job.id });
+        return Err(QueueError::Stopped { id: job.id, path: job.path.clone() });
     }
     copied?;
     // What has the name by now, if it is another file, stays and is queued anew.
@@ -174,7 +174,7 @@ pub(super) fn hash(
             return Err(QueueError::Refused { path, refusal });
         }
         if (terms.stop)() {
-            return Err(QueueError::Stopped { id: job.id });
+            return Err(QueueError::Stopped { id: job.id, path: path.to_owned() });
         }
         hasher.update(&chunk[..read]);
     }
@@ -272,8 +272,9 @@ mod tests {
         let job = on.store.enqueue(&new).unwrap();
         let stopped = ClaimTerms { max_bytes: 10, stop: &|| true };
         let error = claim(&on.state, &on.store, &job, &stopped).unwrap_err();
-        assert!(matches!(error, QueueError::Stopped { .. }), "{error}");
         let ours = place_in_processing(&on.state, &job);
+        let QueueError::Stopped { path, .. } = &error else { panic!("{error}") };
+        assert_eq!((path, ours.exists(), job.path.exists()), (&ours, true, false));
         let (claimed, _) = on.claim(&Job { path: ours, ..job }).unwrap();
         assert!(claimed.path.exists());
         let tight = ClaimTerms { max_bytes: 1, stop: &|| false };

@@ -52,6 +52,8 @@ pub enum QueueError {
     Stopped {
         /// The job.
         id: i64,
+        /// Where its file lies by then.
+        path: PathBuf,
     },
     /// A queued file is no longer where it was.
     #[error("{} (job {id}) is gone", path.display())]

@@ -298,7 +298,8 @@ mod tests {
         store
             .connection
             .execute_batch(
-                "DROP INDEX jobs_by_path; DROP INDEX events_by_kind; DROP INDEX runs_going_on;
+                "DROP INDEX jobs_by_end; ALTER TABLE jobs DROP COLUMN runs_before;
+                 DROP INDEX jobs_by_path; DROP INDEX events_by_kind; DROP INDEX runs_going_on;
                  DROP TABLE outbox; DROP TABLE scores; DROP TABLE answers;
                  CREATE TABLE eval_samples (run_id, step, position, prompt, reference, text,
                      new_tokens, exact_match);

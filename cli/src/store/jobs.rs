@@ -96,6 +96,11 @@ pub struct Job {
 const COLUMNS: &str = "id, file_name, path, size_bytes, sha256, priority, state, attempts, \
                        created_at, started_at, finished_at, report";
 
+/// The condition is that of the index, which is not taken by itself: it seems larger than others.
+const SETTLED: &str = "INDEXED BY jobs_by_end
+                       WHERE state IN ('done', 'failed', 'skipped')
+                       ORDER BY finished_at DESC, id DESC LIMIT ?1";
+
 impl Job {
     fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
         let unreadable = |column: usize| {
@@ -135,18 +140,20 @@ impl Store {
 
     /// Makes a change and returns the job as it is afterwards.
     ///
-    /// In a transaction of its own: without one, a row is handed out before the change is on the
-    /// disk, and a failure to bring it there is not told.
+    /// In a transaction of its own, unless one goes on: without one, a row is handed out before the
+    /// change is on the disk, and a failure to bring it there is not told.
     fn change_job(
         &self,
         statement: &str,
         values: impl rusqlite::Params,
     ) -> rusqlite::Result<Option<Job>> {
-        let transaction = self.connection.unchecked_transaction()?;
-        let job = transaction
+        let is_alone = self.connection.is_autocommit();
+        let own = is_alone.then(|| self.connection.unchecked_transaction()).transpose()?;
+        let job = self
+            .connection
             .query_row(&format!("{statement} RETURNING {COLUMNS}"), values, self.take_job())
             .optional()?;
-        transaction.commit()?;
+        own.map_or(Ok(()), Transaction::commit)?;
         Ok(job)
     }
 
@@ -216,11 +223,7 @@ impl Store {
 
     /// The last `limit` jobs that are done, failed or skipped, the last settled first.
     pub fn settled_jobs(&self, limit: usize) -> Result<Vec<Job>, StoreError> {
-        self.select_jobs(
-            "WHERE state IN ('done', 'failed', 'skipped')
-             ORDER BY finished_at DESC, id DESC LIMIT ?1",
-            &[&(limit as i64)],
-        )
+        self.select_jobs(SETTLED, &[&(limit as i64)])
     }
 
     fn select_jobs(
@@ -279,11 +282,13 @@ impl Store {
         )
     }
 
-    /// Starts a settled job over: queued, no attempts, no report.
+    /// Starts a settled job over: queued, no attempts, no report, and how far its runs came counts no
+    /// more.
     pub fn reset_job(&self, id: i64, path: &Path) -> Result<Job, StoreError> {
         self.update_job(
             "UPDATE jobs SET state = 'queued', path = ?2, attempts = 0, created_at = ?3,
-                    started_at = NULL, finished_at = NULL, report = NULL
+                    started_at = NULL, finished_at = NULL, report = NULL,
+                    runs_before = (SELECT coalesce(max(id), 0) FROM runs)
              WHERE id = ?1",
             params![id, self.kept(path), now()],
             "start a job over",
@@ -386,5 +391,44 @@ mod tests {
         let job = store.reset_job(job.id, Path::new("/inbox/a")).unwrap();
         assert_eq!((job.state, job.attempts, job.report), (JobState::Queued, 0, None));
         assert!(matches!(store.job(99), Err(StoreError::NoSuchJob { id: 99 })));
+    }
+
+    /// A job, its run and an event are settled together: what cannot be written whole is not there.
+    #[test]
+    fn changes_are_made_together_or_not_at_all() {
+        let (_folder, store) = store();
+        let job = add(&store, "a", Priority::Normal);
+        store.begin_attempt(job.id, Path::new("/processing/a"), "ff").unwrap();
+        let settle = |fails: bool| {
+            store.all_or_none(|| {
+                store.settle(
+                    job.id,
+                    JobState::Done,
+                    Path::new("/done/a"),
+                    &serde_json::json!({}),
+                )?;
+                if fails { Err(StoreError::NoSuchJob { id: 99 }) } else { Ok(()) }
+            })
+        };
+        assert!(matches!(settle(true), Err(StoreError::NoSuchJob { id: 99 })));
+        let unchanged = store.job(job.id).unwrap();
+        assert_eq!((unchanged.state, unchanged.finished_at), (JobState::Running, None));
+        settle(false).unwrap();
+        assert_eq!(store.job(job.id).unwrap().state, JobState::Done);
+    }
+
+    #[test]
+    fn what_is_over_is_listed_by_an_index() {
+        let (_folder, store) = store();
+        let plan: Vec<String> = store
+            .connection
+            .prepare(&format!("EXPLAIN QUERY PLAN SELECT {COLUMNS} FROM jobs {SETTLED}"))
+            .unwrap()
+            .query_map([10], |row| row.get(3))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
+        assert!(plan.iter().any(|step| step.contains("jobs_by_end")), "{plan:?}");
+        assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "{plan:?}");
     }
 }

@@ -10,7 +10,7 @@ use super::Store;
 use super::error::{Doing, StoreError};
 
 /// One optimizer step.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct StepRow {
     /// The step, from 1.
     pub step: u64,

@@ -80,6 +80,18 @@ impl Store {
         Ok(value)
     }
 
+    /// Makes several changes of which all or none are on the disk afterwards.
+    pub fn all_or_none<T, E: From<StoreError>>(
+        &self,
+        change: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        // Dropped without a commit, it takes back what was changed.
+        let transaction = self.connection.unchecked_transaction().doing("begin to write")?;
+        let value = change()?;
+        transaction.commit().doing("write")?;
+        Ok(value)
+    }
+
     /// A number that is another one once anybody else has written to the database.
     pub fn data_version(&self) -> Result<i64, StoreError> {
         self.connection

@@ -256,7 +256,8 @@ impl Store {
             .doing("read a run")
     }
 
-    /// Whether the newest run of a job recorded a step that no earlier run of it had reached.
+    /// Whether the newest run of a job recorded a step that no earlier run of it had reached, since
+    /// the job was last started over.
     pub fn last_attempt_made_progress(&self, job_id: i64) -> Result<bool, StoreError> {
         let reached = |condition: &str| {
             self.connection
@@ -264,7 +265,8 @@ impl Store {
                     &format!(
                         "SELECT max(step) FROM metrics WHERE run_id IN
                              (SELECT id FROM runs WHERE job_id = ?1 AND id {condition}
-                              (SELECT max(id) FROM runs WHERE job_id = ?1))"
+                              (SELECT max(id) FROM runs WHERE job_id = ?1)
+                              AND id > (SELECT runs_before FROM jobs WHERE id = ?1))"
                     ),
                     [job_id],
                     |row| row.get::<_, Option<i64>>(0),
@@ -288,6 +290,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{NewJob, StepRow};
 
     #[test]
     fn a_run_left_behind_is_marked() {
@@ -299,5 +302,23 @@ mod tests {
         assert_eq!(store.mark_crashed_runs().unwrap(), 1);
         let config = store.run_config(second).unwrap().unwrap();
         assert_eq!(config["train"]["seed"], 42);
+    }
+
+    #[test]
+    fn progress_is_counted_from_where_a_job_was_started_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("chandler.db")).unwrap();
+        let path = folder.path().join("a.jsonl");
+        let priority = crate::priority::Priority::Normal;
+        let new = NewJob { file_name: "a.jsonl", path: &path, size_bytes: 2, priority };
+        let job = store.enqueue(&new).unwrap().id;
+        let attempt = |step: u64| {
+            let run = store.begin_run(Some(job), 1, &Config::default()).unwrap();
+            store.record_step(run, &StepRow { step, ..StepRow::default() }).unwrap();
+            store.last_attempt_made_progress(job).unwrap()
+        };
+        assert_eq!([attempt(5), attempt(5), attempt(6)], [true, false, true]);
+        store.reset_job(job, &path).unwrap();
+        assert_eq!([attempt(1), attempt(1), attempt(2)], [true, false, true]);
     }
 }

@@ -225,6 +225,12 @@ const STEPS: &[&str] = &[
     CREATE INDEX events_by_kind ON events (kind, id);
     CREATE INDEX runs_going_on ON runs (id) WHERE state = 'running';
 ",
+    // The newest run when a job was last started over; and the list of what is over, newest first.
+    "
+    ALTER TABLE jobs ADD COLUMN runs_before INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX jobs_by_end ON jobs (finished_at, id)
+        WHERE state IN ('done', 'failed', 'skipped');
+",
 ];
 
 /// Applies the steps that the database has not seen, each in a transaction of its own.

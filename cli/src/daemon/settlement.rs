@@ -1,0 +1,169 @@
+//! What becomes of a job and its file when an attempt is over.
+
+use std::path::Path;
+
+use super::job_loop::{DaemonError, JobLoop, Tally};
+use super::runner::{Fault, JobError, JobOutcome};
+use super::stop::StopReason;
+use crate::queue::{self, ClaimedJob, FailureReport, QueueError};
+use crate::store::{Job, JobState, RunState};
+
+impl JobLoop<'_> {
+    /// Of an attempt that was begun. The job, its run and the event change together or not at all.
+    pub(super) fn settle(
+        &mut self,
+        claimed: &ClaimedJob,
+        result: Result<JobOutcome, JobError>,
+        tally: &mut Tally,
+    ) -> Result<(), DaemonError> {
+        let (job, run) = (&claimed.job, claimed.run_id);
+        match result {
+            Ok(JobOutcome::Finished { report }) => {
+                self.store.all_or_none(|| {
+                    let job = queue::archive(self.state, self.store, job, &report)?;
+                    self.store.end_run(run, RunState::Done, None)?;
+                    self.note("done", &job, Some(run), "was learned from")
+                })?;
+                tally.done += 1;
+                self.tidy();
+                Ok(())
+            }
+            Ok(JobOutcome::Stopped { step }) => self.settle_stopped(claimed, step, tally),
+            Err(error) => self.settle_error(claimed, error, tally),
+        }
+    }
+
+    /// Of a claim that came to nothing.
+    pub(super) fn settle_unclaimed(
+        &self,
+        job: &Job,
+        error: QueueError,
+        tally: &mut Tally,
+    ) -> Result<(), DaemonError> {
+        let at = |path: &Path| Job { path: path.to_owned(), ..job.clone() };
+        match &error {
+            QueueError::Stopped { path, .. } if self.is_skipped() => {
+                let job = at(path);
+                self.give_up(&job, None, &queue::skipped(&job), JobState::Skipped)?;
+                tally.skipped += 1;
+                Ok(())
+            }
+            // It keeps its place in the queue.
+            QueueError::Stopped { .. } => Ok(()),
+            QueueError::Vanished { path, .. } | QueueError::Refused { path, .. } => {
+                let job = at(path);
+                let report = FailureReport {
+                    errors: vec![error.to_string()],
+                    hint: error.hint(),
+                    ..FailureReport::about(&job)
+                };
+                self.give_up(&job, None, &report, JobState::Failed)?;
+                tally.failed += 1;
+                Ok(())
+            }
+            _ => Err(error.into()),
+        }
+    }
+
+    fn is_skipped(&self) -> bool {
+        self.controls.stop().requested() == Some(StopReason::Skip)
+    }
+
+    fn settle_stopped(
+        &mut self,
+        claimed: &ClaimedJob,
+        step: u64,
+        tally: &mut Tally,
+    ) -> Result<(), DaemonError> {
+        let (job, run) = (&claimed.job, claimed.run_id);
+        if self.is_skipped() {
+            self.store.all_or_none(|| {
+                self.store.end_run(run, RunState::Skipped, None)?;
+                self.give_up(job, Some(run), &queue::skipped(job), JobState::Skipped)
+            })?;
+            self.discard(claimed);
+            tally.skipped += 1;
+            return Ok(());
+        }
+        self.store.all_or_none(|| {
+            self.store.end_run(run, RunState::Stopped, None)?;
+            let job = queue::put_back(self.store, job, true)?;
+            let message = format!("stopped after step {step}; goes on next time");
+            self.note("stopped", &job, Some(run), &message)
+        })
+    }
+
+    fn settle_error(
+        &mut self,
+        claimed: &ClaimedJob,
+        error: JobError,
+        tally: &mut Tally,
+    ) -> Result<(), DaemonError> {
+        let (job, run) = (&claimed.job, claimed.run_id);
+        let chain = error.chain();
+        let (words, most) = (chain.join(": "), self.config.daemon.max_attempts);
+        let end_run = || self.store.end_run(run, RunState::Failed, Some(&words));
+        match error.fault {
+            Fault::Setup(exit) => {
+                self.store.all_or_none(|| {
+                    end_run()?;
+                    let job = queue::put_back(self.store, job, true)?;
+                    self.note("put_back", &job, Some(run), &words)
+                })?;
+                Err(DaemonError::Setup {
+                    job_id: job.id,
+                    file_name: job.file_name.clone(),
+                    exit,
+                    hint: error.hint,
+                    source: error.error.into(),
+                })
+            }
+            Fault::Attempt if job.attempts < most => self.store.all_or_none(|| {
+                end_run()?;
+                let job = queue::put_back(self.store, job, false)?;
+                let message = format!("attempt {} of {most} failed: {words}", job.attempts);
+                self.note("attempt_failed", &job, Some(run), &message)
+            }),
+            Fault::Attempt | Fault::File => {
+                let report = FailureReport {
+                    errors: chain,
+                    hint: error.hint,
+                    bad_lines: error.bad_lines,
+                    ..FailureReport::about(job)
+                };
+                self.store.all_or_none(|| {
+                    end_run()?;
+                    self.give_up(job, Some(run), &report, JobState::Failed)
+                })?;
+                self.discard(claimed);
+                tally.failed += 1;
+                Ok(())
+            }
+        }
+    }
+
+    fn give_up(
+        &self,
+        job: &Job,
+        run_id: Option<i64>,
+        report: &FailureReport,
+        state_after: JobState,
+    ) -> Result<(), DaemonError> {
+        let job = queue::fail(self.state, self.store, job, report, state_after)?;
+        let message = format!("{} (see {})", report.errors.join(": "), job.path.display());
+        self.note(state_after.as_str(), &job, run_id, &message)
+    }
+
+    /// Old checkpoints that stay too long are a smaller evil than a daemon that ends.
+    fn tidy(&mut self) {
+        if let Err(error) = self.runner.tidy() {
+            tracing::warn!("old checkpoints stay for now: {}", error.chain().join(": "));
+        }
+    }
+
+    fn discard(&mut self, job: &ClaimedJob) {
+        if let Err(error) = self.runner.discard(job) {
+            tracing::warn!("traces of job {} stay: {}", job.job.id, error.chain().join(": "));
+        }
+    }
+}
