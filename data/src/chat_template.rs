@@ -37,16 +37,16 @@ const JSON_WORDS: &str = "tojson makes 16 MiB at most";
 const MAX_NESTING: usize = 200;
 
 /// What the engine itself says about a rendering.
-const ENGINE_WORDS: [&str; 8] = [
+const ENGINE_WORDS: [&str; 5] = [
     "recursion limit exceeded",
     "repeated string is too large",
     "repeated sequence is too large",
     INDENT_WORDS,
-    JSON_WORDS,
     NAMESPACE_WITHIN,
-    TOO_DEEP,
-    TOO_LONG,
 ];
+
+/// What is said of a template that makes too much.
+const BOUNDS: [&str; 3] = [JSON_WORDS, TOO_DEEP, TOO_LONG];
 
 /// A model's chat template.
 #[derive(Debug, Clone)]
@@ -173,6 +173,9 @@ impl ChatTemplate {
             Ok(Err(error)) if error.kind() == ErrorKind::OutOfFuel => {
                 Err(beyond(format!("it takes more than {FUEL} operations")))
             }
+            Ok(Err(error)) if error.detail().is_some_and(|words| BOUNDS.contains(&words)) => {
+                Err(beyond(self.reason_of(&error)))
+            }
             Ok(Err(error)) => Err(failed(self.reason_of(&error))),
             Err(_) => Err(failed("the template engine gave up on it".to_owned())),
         }
@@ -202,6 +205,7 @@ impl ChatTemplate {
             Some(detail)
                 if of_the_template
                     || ENGINE_WORDS.contains(&detail)
+                    || BOUNDS.contains(&detail)
                     || self.source.contains(detail) =>
             {
                 format!("{detail}{place}")

@@ -22,11 +22,11 @@ const MAX_DEPTH: usize = 200;
 /// Elements of a value that are looked at; no conversation has as many.
 const MAX_PARTS: usize = 1 << 20;
 /// Bytes of text that a variable may hold.
-const MAX_TEXT_BYTES: usize = 32 << 20;
+const MAX_TEXT_BYTES: usize = 16 << 20;
 
 /// What is said of a value that is too much.
 pub(crate) const TOO_DEEP: &str = "a value has too many lists within lists, or too many parts";
-pub(crate) const TOO_LONG: &str = "a variable holds 32 MiB of text at most";
+pub(crate) const TOO_LONG: &str = "a variable holds 16 MiB of text at most";
 pub(crate) const NAMESPACE_WITHIN: &str = "a namespace cannot be held by a namespace's attribute";
 
 /// A source for the engine.

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use chandler_faults::io_errors::{self, Failing, Outcome};
 use chandler_faults::kills::{self, Boundary};
 use chandler_faults::power::{self, Effort};
+use chandler_faults::soak::{self, Duty};
 use chandler_faults::{Oracle, Scenario};
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::{Value, json};
@@ -73,6 +74,14 @@ enum Campaign {
         #[arg(long, default_value_t = 1)]
         stride: u64,
     },
+    /// Disturbs a daemon that works for hours, and reads what it holds
+    Soak {
+        #[arg(long, default_value_t = 120.0)]
+        minutes: f64,
+        /// From one disturbance to the next
+        #[arg(long, default_value_t = 60.0)]
+        seconds: f64,
+    },
     /// Says at which boundaries a run could be killed
     List,
 }
@@ -107,6 +116,10 @@ pub(crate) fn main() -> Result<()> {
         Campaign::Power { losses, life_every, stride } => {
             let effort = Effort { losses, life_every, stride, disk_lies: false };
             power_losses(&arguments, &scenario, &oracle, effort)?
+        }
+        Campaign::Soak { minutes, seconds } => {
+            let length = Duration::from_secs_f64(60.0 * minutes);
+            soak::run(&scenario, Duty { length, every: Duration::from_secs_f64(seconds) })?
         }
         Campaign::List => {
             for boundary in all_boundaries(&scenario, folder.path())? {

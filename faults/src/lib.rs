@@ -23,6 +23,7 @@ pub mod power;
 mod random;
 mod recorder;
 mod scenario;
+pub mod soak;
 mod tracer;
 
 pub use call::{Call, Kind};

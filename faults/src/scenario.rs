@@ -81,8 +81,15 @@ impl Scenario {
 
     /// The daemon that works until it is told to end, without a parent that watches it.
     pub fn lasting_daemon(&self, state: &Path) -> Result<Command> {
+        let mut command = self.watched_daemon(state)?;
+        command.args(["--set", "daemon.restart=false"]);
+        Ok(command)
+    }
+
+    /// The daemon that works until it is told to end, and its parent that starts it anew.
+    pub fn watched_daemon(&self, state: &Path) -> Result<Command> {
         let mut command = self.command(&["run", "--dir", text(state)?]);
-        for setting in self.settings.iter().map(String::as_str).chain(["daemon.restart=false"]) {
+        for setting in &self.settings {
             command.args(["--set", setting]);
         }
         Ok(command)

@@ -10,12 +10,23 @@ use super::{copy_of, edit, once, state_for, watched};
 use crate::support::{fails, goldens, ok, put, run, text_of};
 
 /// Each with what is said, and by which end.
-const TEMPLATES: [(&str, &str, &str); 5] = [
+const TEMPLATES: [(&str, &str, &str); 7] = [
+    (
+        "a string that grows within an expression",
+        "{% set x = 'xxxxxxxxxxxxxxxx' %}{{ x | replace('x', x) | replace('x', x) | replace('x', x) \
+         | replace('x', x) | replace('x', x) | replace('x', x) | replace('x', x) }}",
+        "limits.worker_memory",
+    ),
+    (
+        "a namespace that holds itself",
+        "{% set ns = namespace() %}{% set ns.itself = ns %}{{ ns }}",
+        "cannot be held by a namespace",
+    ),
     (
         "a string that is doubled",
         "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}\
          {% endfor %}{{ ns.s }}",
-        "limits.worker_memory",
+        "holds 16 MiB of text at most",
     ),
     (
         "a list that is doubled",

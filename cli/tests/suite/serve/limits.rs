@@ -156,8 +156,9 @@ fn within_a_limit_an_answer_is_cut_or_refused_and_the_server_stays() {
 fn a_prompt_that_ends_the_worker_is_refused_and_the_next_one_is_answered() {
     let folder = tempfile::tempdir().unwrap();
     let copy = copy_of("qwen3", folder.path());
-    let template = "{% if messages[0].content == 'boom' %}{% set ns = namespace(s='x') %}\
-                    {% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}\
+    let template = "{% if messages[0].content == 'boom' %}{% set x = 'xxxxxxxxxxxxxxxx' %}\
+                    {{ x | replace('x', x) | replace('x', x) | replace('x', x) | replace('x', x) \
+                    | replace('x', x) | replace('x', x) | replace('x', x) }}\
                     {% elif messages[0].content == 'no' %}{{ raise_exception('not so') }}\
                     {% else %}{{ messages[0].content }}{% endif %}";
     put(&copy.join("chat_template.jinja"), template);

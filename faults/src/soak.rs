@@ -1,0 +1,298 @@
+//! A daemon that works for hours and is disturbed all the while, and what it holds in the end.
+//!
+//! After each disturbance it learns from a file, and when it is idle again its descriptors, threads
+//! and resident memory are read, and those of the parent that watches it. Disturbances that it must
+//! outlive come by turns; once, half way, it is killed. Within each life the first quarter of the
+//! readings is held against the last.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::scenario::Scenario;
+
+/// How long anything may take that the daemon is asked for.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What was opened for a moment is closed by then.
+const AT_REST: Duration = Duration::from_secs(2);
+
+/// How long, and how often it is disturbed.
+#[derive(Debug, Clone, Copy)]
+pub struct Duty {
+    /// All in all.
+    pub length: Duration,
+    /// From one disturbance to the next.
+    pub every: Duration,
+}
+
+/// What a process holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Reading {
+    descriptors: u64,
+    threads: u64,
+    resident_kib: u64,
+}
+
+impl Reading {
+    fn of(pid: u32) -> Result<Self> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let figure = |name: &str| -> Result<u64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let word = line.and_then(|line| line.split_whitespace().next());
+            word.context("the system does not say")?.parse().context("not a number")
+        };
+        Ok(Self {
+            descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64,
+            threads: figure("Threads:")?,
+            resident_kib: figure("VmRSS:")?,
+        })
+    }
+}
+
+/// Each is outlived.
+const DISTURBANCES: [fn(&Soak) -> Result<()>; 9] = [
+    |soak| soak.broken_file(),
+    |soak| soak.kill_children(),
+    |soak| soak.skip(),
+    |soak| soak.pause(),
+    |soak| soak.garbage(),
+    |soak| soak.stand_still(),
+    |soak| soak.second_daemon(),
+    |soak| soak.odd_files(),
+    |soak| soak.evaluate_now(),
+];
+
+/// Runs it; what came of it as JSON.
+pub fn run(scenario: &Scenario, duty: Duty) -> Result<Value> {
+    let folder = tempfile::tempdir()?;
+    let state = folder.path().canonicalize()?.join("state");
+    scenario.prepare(&state)?;
+    let mut command = scenario.watched_daemon(&state)?;
+    let parent = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    Soak { scenario, state, parent }.endure(duty)
+}
+
+struct Soak<'a> {
+    scenario: &'a Scenario,
+    state: PathBuf,
+    /// The process that starts the daemon anew when it ends.
+    parent: Child,
+}
+
+impl Soak<'_> {
+    fn endure(mut self, duty: Duty) -> Result<Value> {
+        let begun = Instant::now();
+        let (mut lives, mut parent): (Vec<Vec<Reading>>, _) = (vec![vec![]], vec![]);
+        let mut pid = self.until_idle()?;
+        for round in 0.. {
+            let turn = Instant::now();
+            if begun.elapsed() >= duty.length {
+                break;
+            }
+            if lives.len() == 1 && begun.elapsed() >= duty.length / 2 {
+                kill(pid, libc::SIGKILL)?;
+                lives.push(vec![]);
+            } else {
+                self.give(&format!("round-{round}.jsonl"))?;
+                DISTURBANCES[round % DISTURBANCES.len()](&self)?;
+            }
+            let now = self.until_idle()?;
+            ensure!(now == pid || lives.last().is_some_and(Vec::is_empty), "it ended by itself");
+            pid = now;
+            sleep(AT_REST);
+            let reading = Reading::of(pid)?;
+            parent.push(Reading::of(self.parent.id())?);
+            eprintln!("{:>5} s: {reading:?}", begun.elapsed().as_secs());
+            lives.last_mut().context("a life")?.push(reading);
+            sleep(duty.every.saturating_sub(turn.elapsed()));
+        }
+        let done = self.status()?["counts"]["done"].clone();
+        kill(self.parent.id(), libc::SIGTERM)?;
+        ensure!(self.parent.wait()?.success(), "it did not end well");
+        let lives: Vec<Value> = lives.iter().map(|life| summary(life)).collect();
+        Ok(json!({ "campaign": "soak", "done": done, "lives": lives, "parent": summary(&parent) }))
+    }
+
+    fn status(&self) -> Result<Value> {
+        let dir = self.state.to_str().context("a path that is not Unicode")?;
+        let output = self.scenario.command(&["status", "--dir", dir, "--json"]).output()?;
+        Ok(serde_json::from_slice(&output.stdout).unwrap_or_default())
+    }
+
+    fn until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
+        let begun = Instant::now();
+        loop {
+            let status = self.status()?;
+            if is_so(&status) {
+                return Ok(status);
+            }
+            ensure!(begun.elapsed() < PATIENCE, "{what}: {status}");
+            sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// The daemon's process, once nothing waits any more.
+    fn until_idle(&self) -> Result<u32> {
+        let is_idle = |status: &Value| {
+            let inbox = self.state.join("inbox");
+            let waits =
+                |entry: fs::DirEntry| entry.path().extension().is_some_and(|e| e == "jsonl");
+            let is_empty = fs::read_dir(inbox).is_ok_and(|all| !all.flatten().any(waits));
+            let nothing = |name: &str| status["counts"][name] == 0;
+            let at_rest = status["daemon"]["current"].is_null() && status["daemon"]["pid"].is_u64();
+            is_empty && at_rest && nothing("queued") && nothing("running")
+        };
+        let status = self.until("it does not come to rest", is_idle)?;
+        Ok(status["daemon"]["pid"].as_u64().context("a process")? as u32)
+    }
+
+    fn give(&self, name: &str) -> Result<()> {
+        let text = fs::read(&self.scenario.data)?;
+        Ok(chandler_durable::write(&self.state.join("inbox").join(name), &text)?)
+    }
+
+    fn tell(&self, command: &[&str]) -> Result<()> {
+        let dir = self.state.to_str().context("a path that is not Unicode")?;
+        // What is asked of a job may come after it is over, and is refused then.
+        self.scenario.command(command).args(["--dir", dir]).output()?;
+        Ok(())
+    }
+
+    fn daemon(&self) -> Result<u32> {
+        let is_there = |status: &Value| status["daemon"]["pid"].is_u64();
+        let status = self.until("no daemon", is_there)?;
+        Ok(status["daemon"]["pid"].as_u64().context("a process")? as u32)
+    }
+
+    fn broken_file(&self) -> Result<()> {
+        let text = b"{\"text\": \"fine\"}\n{\"text\": \xff\xfe\n[[[[[[[[\n";
+        Ok(chandler_durable::write(&self.state.join("inbox/broken.jsonl"), text)?)
+    }
+
+    /// Its workers, whichever there are within a second.
+    fn kill_children(&self) -> Result<()> {
+        let daemon = self.daemon()?;
+        let until = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < until {
+            let path = format!("/proc/{daemon}/task/{daemon}/children");
+            for child in fs::read_to_string(path).unwrap_or_default().split_whitespace() {
+                // It may be gone by now.
+                let _ = kill(child.parse()?, libc::SIGKILL);
+            }
+            sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    fn skip(&self) -> Result<()> {
+        self.until("no job", |status| !status["daemon"]["current"].is_null())?;
+        self.tell(&["skip"])
+    }
+
+    fn pause(&self) -> Result<()> {
+        self.tell(&["pause"])?;
+        sleep(Duration::from_secs(2));
+        self.tell(&["resume"])
+    }
+
+    fn evaluate_now(&self) -> Result<()> {
+        self.until("no job", |status| !status["daemon"]["current"].is_null())?;
+        self.tell(&["eval-now"])
+    }
+
+    /// Connections that say nothing, nonsense, or go away in the middle.
+    fn garbage(&self) -> Result<()> {
+        let status = self.status()?;
+        let address = status["daemon"]["http"].as_str().unwrap_or_default();
+        for round in 0..200 {
+            let text =
+                ["GET / HTTP/1.1\r\nHost: x\r\n\r\n", "\0\0\0", "POST /api/stop HTTP/1.1\r\n", ""];
+            // Some are turned away, which is what is wanted.
+            if let Ok(mut stream) = TcpStream::connect(address.trim_start_matches("http://")) {
+                let _ = stream.write_all(text[round % text.len()].as_bytes());
+            }
+            for entry in fs::read_dir(&self.state)?.flatten() {
+                if let Ok(mut stream) = UnixStream::connect(entry.path()) {
+                    let _ = stream.write_all(b"{\"command\": \"no such\"}\n{{{{\n");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn stand_still(&self) -> Result<()> {
+        let daemon = self.daemon()?;
+        kill(daemon, libc::SIGSTOP)?;
+        sleep(Duration::from_secs(3));
+        kill(daemon, libc::SIGCONT)
+    }
+
+    fn second_daemon(&self) -> Result<()> {
+        let dir = self.state.to_str().context("a path that is not Unicode")?;
+        let output = self.scenario.command(&["run", "--dir", dir]).output()?;
+        ensure!(!output.status.success(), "two daemons at work on one state directory");
+        Ok(())
+    }
+
+    fn odd_files(&self) -> Result<()> {
+        let inbox = self.state.join("inbox");
+        let _ = fs::remove_file(inbox.join("link.jsonl"));
+        symlink("/etc/passwd", inbox.join("link.jsonl"))?;
+        File::create(inbox.join("empty.jsonl"))?;
+        fs::create_dir_all(inbox.join("folder.jsonl"))?;
+        sleep(Duration::from_secs(5));
+        fs::remove_dir(inbox.join("folder.jsonl"))?;
+        let _ = fs::remove_file(inbox.join("link.jsonl"));
+        Ok(())
+    }
+}
+
+impl Drop for Soak<'_> {
+    fn drop(&mut self) {
+        // After a failure it is still there.
+        let _ = self.parent.kill();
+        let _ = self.parent.wait();
+    }
+}
+
+fn kill(pid: u32, signal: i32) -> Result<()> {
+    let signal = format!("-{signal}");
+    let status = std::process::Command::new("kill")
+        .args([&signal, &pid.to_string()])
+        .stderr(Stdio::null())
+        .status()?;
+    ensure!(status.success(), "no process {pid}");
+    Ok(())
+}
+
+/// The medians of the first and the last quarter of a life, and how much there was more, in per cent.
+fn summary(life: &[Reading]) -> Value {
+    let quarter = life.len().div_ceil(4);
+    let median = |part: &[Reading], of: fn(&Reading) -> u64| {
+        let mut figures: Vec<u64> = part.iter().map(of).collect();
+        figures.sort_unstable();
+        figures.get(figures.len() / 2).copied().unwrap_or(0)
+    };
+    let both = |of: fn(&Reading) -> u64| {
+        let (first, last) =
+            (median(&life[..quarter], of), median(&life[life.len() - quarter..], of));
+        let growth = 100.0 * (last as f64 / first.max(1) as f64 - 1.0);
+        json!({ "first": first, "last": last, "growth_percent": (growth * 100.0).round() / 100.0 })
+    };
+    json!({
+        "readings": life.len(),
+        "descriptors": both(|reading| reading.descriptors),
+        "threads": both(|reading| reading.threads),
+        "resident_kib": both(|reading| reading.resident_kib),
+    })
+}
