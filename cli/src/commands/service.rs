@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::App;
+use crate::config::Config;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::service::{Manager, Scope, Service, ServiceError, ServicePlan};
@@ -111,7 +112,9 @@ fn install(app: &App, which: &Which, dry_run: bool) -> Result<Exit, Failure> {
 
 fn plan(app: &App, which: &Which) -> Result<ServicePlan, Failure> {
     let state = app.state()?;
-    let daemon = app.config(Vec::new())?.config.daemon;
+    let config = app.config(Vec::new())?.config;
+    let reads = named_by(&config);
+    let daemon = config.daemon;
     let program =
         whole(&std::env::current_exe().map_err(|error| cannot_find("the program", error))?)?;
     let state_dir = whole(state.root())?;
@@ -137,9 +140,19 @@ fn plan(app: &App, which: &Which) -> Result<ServicePlan, Failure> {
         name: which.name.clone(),
         program,
         state_dir,
+        reads,
         owner,
         hang: hang.filter(|hang| !hang.is_zero()),
     })
+}
+
+/// Where the model's folder and the program of `daemon.when_idle` really are, as far as they are on
+/// this machine.
+fn named_by(config: &Config) -> Vec<PathBuf> {
+    let model = config.model.path.as_ref().map(|path| path.0.as_str());
+    let program = config.daemon.when_idle.first().map(String::as_str);
+    let named = model.into_iter().chain(program);
+    named.filter_map(|named| Path::new(named).canonicalize().ok()).collect()
 }
 
 /// The path from the root, without links.

@@ -56,6 +56,7 @@ mod tests {
             name: "chandler".to_owned(),
             program: PathBuf::from("/usr/local/bin/chandler"),
             state_dir: PathBuf::from("/Users/me/a <b> & c"),
+            reads: vec![],
             owner: None,
             hang: None,
         };

@@ -26,6 +26,8 @@ pub struct ServicePlan {
     pub program: PathBuf,
     /// The state directory, by its absolute path.
     pub state_dir: PathBuf,
+    /// What else the configuration names: the model's folder, the program of `daemon.when_idle`.
+    pub reads: Vec<PathBuf>,
     /// The user and the group, by name or number; for a service of the machine.
     pub owner: Option<(String, String)>,
     /// How long a daemon that hangs goes unnoticed by chandler itself; `None` is for ever.
@@ -33,8 +35,11 @@ pub struct ServicePlan {
 }
 
 impl ServicePlan {
-    /// Whether a path lies where the homes of users are.
-    pub(super) fn is_at_home(path: &Path) -> bool {
-        ["/home", "/root", "/run/user"].iter().any(|home| path.starts_with(home))
+    /// Whether anything that is needed lies where the homes of users are.
+    pub(super) fn needs_homes(&self) -> bool {
+        let is_at_home =
+            |path: &Path| ["/home", "/root", "/run/user"].iter().any(|home| path.starts_with(home));
+        let needed = [&self.program, &self.state_dir];
+        needed.into_iter().chain(&self.reads).any(|path| is_at_home(path))
     }
 }

@@ -113,11 +113,9 @@ pub(super) fn unit(plan: &ServicePlan) -> String {
     unit + &format!("\n[Install]\nWantedBy={target}\n")
 }
 
-/// Homes are hidden, unless the program or its state lies in one.
+/// Homes are hidden, unless something that is needed lies in one.
 fn protect_home(plan: &ServicePlan) -> &'static str {
-    let is_at_home =
-        ServicePlan::is_at_home(&plan.program) || ServicePlan::is_at_home(&plan.state_dir);
-    if is_at_home { "ProtectHome=read-only" } else { "ProtectHome=yes" }
+    if plan.needs_homes() { "ProtectHome=read-only" } else { "ProtectHome=yes" }
 }
 
 /// A folder right below /var/lib is systemd's to make; any other exists.
@@ -127,7 +125,7 @@ fn writable(state_dir: &Path) -> String {
             let name = escaped(&name.to_string_lossy());
             format!("StateDirectory={name}\nStateDirectoryMode=0750")
         }
-        _ => format!("ReadWritePaths={}", quoted(state_dir)),
+        _ => format!("ReadWritePaths={}", in_quotes(state_dir)),
     }
 }
 
@@ -136,15 +134,19 @@ fn escaped(text: &str) -> String {
     text.replace('%', "%%")
 }
 
-/// One argument, as systemd.service(5) has it: in quotes where it is more than letters.
+/// One argument of a command line, as systemd.service(5) has it, where a `$` begins a variable.
 fn quoted(path: &Path) -> String {
+    in_quotes(path).replace('$', "$$")
+}
+
+/// One path of a list: in quotes where it is more than letters.
+fn in_quotes(path: &Path) -> String {
     let text = escaped(&path.to_string_lossy());
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-%".contains(c);
     if text.chars().all(is_plain) {
         return text;
     }
-    let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('$', "$$");
-    format!("\"{text}\"")
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
 /// `NAME=path` for `Environment=`, where a `$` means nothing.
@@ -170,6 +172,7 @@ mod tests {
             name: "chandler".to_owned(),
             program: PathBuf::from("/usr/bin/chandler"),
             state_dir: PathBuf::from("/var/lib/chandler"),
+            reads: vec![],
             owner: Some(("chandler".to_owned(), "chandler".to_owned())),
             hang: Some(Duration::from_secs(3600)),
         }
@@ -207,7 +210,7 @@ mod tests {
         let unit = unit(&odd);
         for line in [
             "ExecStart=/home/me/.cargo/bin/chandler run --dir \"/srv/a b/50%%\\\"$$x\"",
-            "ReadWritePaths=\"/srv/a b/50%%\\\"$$x\"",
+            "ReadWritePaths=\"/srv/a b/50%%\\\"$x\"",
             "ProtectHome=read-only",
             "ConditionPathExists=/srv/a b/50%%\"$x/chandler.toml",
             "Environment=\"HF_HOME=/srv/a b/50%%\\\"$x/hub\"",
@@ -215,6 +218,14 @@ mod tests {
             assert!(unit.lines().any(|written| written == line), "{line}\nin\n{unit}");
         }
         assert!(!unit.contains("WatchdogSec"), "a daemon that may hang for ever");
+        for (reads, line) in [
+            ("/home/me/models/qwen3", "ProtectHome=read-only"),
+            ("/srv/models/qwen3", "ProtectHome=yes"),
+        ] {
+            let of_a_model =
+                ServicePlan { reads: vec![PathBuf::from(reads)], ..plan(Scope::System) };
+            assert!(super::unit(&of_a_model).lines().any(|written| written == line), "{reads}");
+        }
     }
 
     #[test]
