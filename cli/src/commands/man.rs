@@ -7,7 +7,7 @@ use clap::Args;
 use clap_mangen::Man;
 use serde_json::json;
 
-use super::{App, public_command};
+use super::{App, public_command, reference};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output;
@@ -17,6 +17,9 @@ pub(super) struct ManArgs {
     /// Where to write a page for each command; without it, the page of chandler itself is printed
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
+    /// Print all commands as one page of Markdown, which is that of the book
+    #[arg(long, conflicts_with = "folder")]
+    markdown: bool,
 }
 
 /// A manual page.
@@ -27,6 +30,11 @@ struct Page {
 }
 
 pub(super) fn man(app: &App, args: &ManArgs) -> Result<Exit, Failure> {
+    if args.markdown {
+        let page = reference::markdown();
+        app.print(&page, &json!({ "page": page }))?;
+        return Ok(Exit::Ok);
+    }
     let failed = |error: std::io::Error| Failure::new(Exit::Error, error, None);
     let pages = pages().map_err(failed)?;
     let Some(folder) = &args.folder else {

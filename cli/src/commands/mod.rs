@@ -19,6 +19,7 @@ mod notify;
 mod plan;
 mod push;
 mod quickstart;
+mod reference;
 mod run;
 mod serve;
 mod service;
@@ -187,7 +188,9 @@ fn without_hidden(command: clap::Command) -> clap::Command {
     let arguments = command.get_arguments().filter(|argument| !argument.is_hide_set());
     let mut shown = clap::Command::new(command.get_name().to_owned())
         .args(arguments.cloned())
-        .subcommand_required(command.is_subcommand_required_set());
+        .subcommand_required(command.is_subcommand_required_set())
+        .args_conflicts_with_subcommands(command.is_args_conflicts_with_subcommands_set())
+        .subcommand_negates_reqs(command.is_subcommand_negates_reqs_set());
     if let Some(about) = command.get_about() {
         shown = shown.about(about.clone());
     }
