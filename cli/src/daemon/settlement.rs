@@ -2,11 +2,14 @@
 
 use std::path::Path;
 
+use jiff::{SignedDuration, Timestamp};
+
 use super::job_loop::{DaemonError, JobLoop, Tally};
 use super::runner::{Fault, JobError, JobOutcome};
 use super::stop::StopReason;
+use crate::failure::in_one_line;
 use crate::queue::{self, ClaimedJob, FailureReport, QueueError};
-use crate::store::{Job, JobState, RunState};
+use crate::store::{Forgotten, Job, JobState, RunState, StoreError};
 
 impl JobLoop<'_> {
     /// Of an attempt that was begun. The job, its run and the event change together or not at all.
@@ -154,10 +157,28 @@ impl JobLoop<'_> {
         self.note(state_after.as_str(), &job, run_id, &message)
     }
 
-    /// Old checkpoints that stay too long are a smaller evil than a daemon that ends.
+    /// What is old and stays too long is a smaller evil than a daemon that ends.
     fn tidy(&mut self) {
         if let Err(error) = self.runner.tidy() {
             tracing::warn!("old checkpoints stay for now: {}", error.chain().join(": "));
+        }
+        match self.forget() {
+            Ok(Forgotten { runs: 0, events: 0 }) => {}
+            Ok(Forgotten { runs, events }) => tracing::info!(
+                "deleted the steps and answers of {runs} old runs, and {events} events \
+                 (daemon.keep_days)"
+            ),
+            Err(error) => {
+                tracing::warn!("old steps and events stay for now: {}", in_one_line(&error));
+            }
+        }
+    }
+
+    fn forget(&self) -> Result<Forgotten, StoreError> {
+        let hours = 24 * self.config.daemon.keep_days as i64;
+        match Timestamp::now().checked_sub(SignedDuration::from_hours(hours)) {
+            Ok(moment) if hours > 0 => self.store.forget_before(moment),
+            _ => Ok(Forgotten::default()),
         }
     }
 
