@@ -203,6 +203,10 @@ impl StateDir {
     pub fn database(&self) -> PathBuf {
         self.root.join("chandler.db")
     }
+    /// `when_idle.lock`.
+    pub fn when_idle_lock(&self) -> PathBuf {
+        self.root.join("when_idle.lock")
+    }
     /// `checkpoints/`.
     pub fn checkpoints(&self) -> PathBuf {
         self.root.join("checkpoints")

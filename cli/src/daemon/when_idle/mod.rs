@@ -31,6 +31,8 @@ pub(super) struct WhenIdle {
     begun: Option<Instant>,
     failures: u32,
     running: Option<Running>,
+    /// Whether it was said that an earlier run is still going on.
+    waits_for_earlier: bool,
 }
 
 impl WhenIdle {
@@ -43,6 +45,7 @@ impl WhenIdle {
             begun: None,
             failures: 0,
             running: None,
+            waits_for_earlier: false,
         }
     }
 
@@ -75,10 +78,18 @@ impl WhenIdle {
         }
         let limit = Duration::from_secs_f64(self.config.when_idle_limit_seconds);
         let program = visible_line(program);
-        match Running::start(command, limit, &self.controls) {
-            Ok(running) => {
+        match Running::start(command, &self.state.when_idle_lock(), limit, &self.controls) {
+            Ok(Some(running)) => {
                 tracing::info!("the queue is empty: when_idle runs {program}");
                 self.running = Some(running);
+                self.waits_for_earlier = false;
+                Ok(())
+            }
+            Ok(None) => {
+                if !std::mem::replace(&mut self.waits_for_earlier, true) {
+                    tracing::warn!("when_idle: {program} still runs for a daemon that was killed");
+                }
+                self.is_due = true;
                 Ok(())
             }
             Err(error) => self.failed(store, &format!("{program} cannot be run: {error}")),
@@ -229,6 +240,21 @@ mod tests {
         assert!(!is_over(&unwanted));
         unwanted.when_idle.running = None;
         assert!(is_over(&unwanted));
+    }
+
+    /// A daemon that is killed leaves the program behind; the next one does not run it beside that.
+    #[test]
+    fn what_an_earlier_daemon_left_behind_is_waited_for() {
+        let mut bench = bench("echo ran >> ran", 0.001, 60.0);
+        let lock = std::fs::File::create(bench.when_idle.state.when_idle_lock()).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let mut left = Command::new("sleep").arg("1000").stdin(lock).spawn().unwrap();
+        assert!(!bench.turn() && !bench.turn());
+        left.kill().unwrap();
+        left.wait().unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(bench.turn());
+        assert_eq!((bench.file("ran"), bench.failures()), ("ran\n".to_owned(), vec![]));
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! One run of the program: its process group, its time and what it says.
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::super::controls::Controls;
@@ -33,16 +37,19 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Runs `command`, for `limit` at most.
+    /// Runs `command`, for `limit` at most; `None` while a process of an earlier run is left, which a
+    /// daemon that was killed could not end. Such a one holds `lock`, an empty file that is its input.
     pub(super) fn start(
         mut command: Command,
+        lock: &Path,
         limit: Duration,
         controls: &Controls,
-    ) -> io::Result<Self> {
+    ) -> io::Result<Option<Self>> {
+        let Some(input) = lock_alone(lock)? else { return Ok(None) };
         let (mut output, writer) = io::pipe()?;
         let child = command
             .process_group(0)
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(writer.try_clone()?)
             .stderr(writer)
             .spawn()?;
@@ -58,7 +65,7 @@ impl Running {
             let _ = sender.send(ended);
             controls.wake();
         });
-        Ok(Self { ending, thread: Some(thread), wanted: Some(wanted) })
+        Ok(Some(Self { ending, thread: Some(thread), wanted: Some(wanted) }))
     }
 }
 
@@ -69,6 +76,16 @@ impl Drop for Running {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+/// The file at `path`, locked for as long as anybody has it open from here; `None` where somebody has.
+fn lock_alone(path: &Path) -> io::Result<Option<File>> {
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
