@@ -17,6 +17,9 @@ use crate::visible::visible_line;
 
 /// How often it looks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A daemon with nothing to do has gone on when it has waited for nothing for so many looks in a row;
+/// a try that fails is over much sooner.
+const LOOKS_AT_REST: u32 = 120;
 
 /// The thread; dropping it ends it.
 #[derive(Debug)]
@@ -42,6 +45,7 @@ impl Lookout {
             urgent,
             stuck: Stuck::new(factor, Duration::from_secs_f64(config.stuck_seconds)),
             waiting: None,
+            at_rest: 0,
             status: String::new(),
         };
         let thread = std::thread::Builder::new().name("lookout".to_owned()).spawn(move || {
@@ -69,6 +73,8 @@ struct Watch {
     stuck: Stuck,
     /// What was last said to be waited for, until work goes on.
     waiting: Option<String>,
+    /// Looks since then at which it waited for nothing.
+    at_rest: u32,
     status: String,
 }
 
@@ -93,18 +99,22 @@ impl Watch {
     }
 
     fn look_for_waiting(&mut self) {
-        match self.controls.waiting() {
-            Some(words) if self.waiting.is_none() => {
-                let recorded = Store::open(&self.state.database())
-                    .and_then(|store| store.record_event("waiting", None, None, &words, None));
-                if let (Err(_), Some(urgent)) = (recorded, &self.urgent) {
-                    urgent.waiting(&words);
-                }
-                self.waiting = Some(words);
-            }
+        let Some(words) = self.controls.waiting() else {
+            self.at_rest += 1;
             // Between two tries it does not wait, and yet has not gone on.
-            None if self.controls.standing().step.is_some() => self.waiting = None,
-            _ => {}
+            if self.controls.standing().step.is_some() || self.at_rest >= LOOKS_AT_REST {
+                self.waiting = None;
+            }
+            return;
+        };
+        self.at_rest = 0;
+        if self.waiting.is_none() {
+            let recorded = Store::open(&self.state.database())
+                .and_then(|store| store.record_event("waiting", None, None, &words, None));
+            if let (Err(_), Some(urgent)) = (recorded, &self.urgent) {
+                urgent.waiting(&words);
+            }
+            self.waiting = Some(words);
         }
     }
 
@@ -151,6 +161,7 @@ mod tests {
             urgent: None,
             stuck: Stuck::new(1.0, Duration::ZERO),
             waiting: None,
+            at_rest: 0,
             status: String::new(),
         }
     }
@@ -195,6 +206,12 @@ mod tests {
         controls.set_waiting(Some("full again".to_owned()));
         watch.look();
         assert_eq!(kinds(&watch), ["waiting", "waiting"]);
+        // Idle for a while, and then the next outage.
+        controls.set_waiting(None);
+        (0..LOOKS_AT_REST).for_each(|_| watch.look());
+        controls.set_waiting(Some("full once more".to_owned()));
+        watch.look();
+        assert_eq!(kinds(&watch).len(), 3);
     }
 
     #[test]
