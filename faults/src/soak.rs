@@ -2,8 +2,8 @@
 //!
 //! After each disturbance it learns from a file, and when it is idle again its descriptors, threads
 //! and resident memory are read, and those of the parent that watches it. Disturbances that it must
-//! outlive come by turns; once, half way, it is killed. Within each life the first quarter of the
-//! readings is held against the last.
+//! outlive come by turns; once, half way, it is killed. Of each life the first quarter is for getting
+//! warm; the second is held against the last.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -275,19 +275,21 @@ fn kill(pid: u32, signal: i32) -> Result<()> {
     Ok(())
 }
 
-/// The medians of the first and the last quarter of a life, and how much there was more, in per cent.
+/// The medians of the second and the last quarter of a life, and how much there was more, in per cent.
 fn summary(life: &[Reading]) -> Value {
-    let quarter = life.len().div_ceil(4);
+    let quarter = life.len().div_ceil(4).max(1);
+    let second = life.chunks(quarter).nth(1).unwrap_or(life);
+    let last = &life[life.len().saturating_sub(quarter)..];
     let median = |part: &[Reading], of: fn(&Reading) -> u64| {
         let mut figures: Vec<u64> = part.iter().map(of).collect();
         figures.sort_unstable();
         figures.get(figures.len() / 2).copied().unwrap_or(0)
     };
     let both = |of: fn(&Reading) -> u64| {
-        let (first, last) =
-            (median(&life[..quarter], of), median(&life[life.len() - quarter..], of));
-        let growth = 100.0 * (last as f64 / first.max(1) as f64 - 1.0);
-        json!({ "first": first, "last": last, "growth_percent": (growth * 100.0).round() / 100.0 })
+        let (second, last) = (median(second, of), median(last, of));
+        let growth = 100.0 * (last as f64 / second.max(1) as f64 - 1.0);
+        let growth = (growth * 100.0).round() / 100.0;
+        json!({ "second_quarter": second, "last_quarter": last, "growth_percent": growth })
     };
     json!({
         "readings": life.len(),
