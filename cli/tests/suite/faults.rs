@@ -4,10 +4,12 @@
 use std::fs;
 use std::path::Path;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use chandler_faults::io_errors::{self, Failing, Outcome};
 use chandler_faults::kills;
 use chandler_faults::power::{self, Effort};
+use chandler_faults::soak::{self, Duty};
 use chandler_faults::{Call, Oracle, Random, Scenario, can_trace};
 
 use crate::support::put;
@@ -171,4 +173,20 @@ fn a_disk_that_lies_about_its_syncs_is_found_out() {
     let effort = Effort { losses: 6, life_every: 1000, stride: 5, disk_lies: true };
     let found = power::campaign(scenario, oracle, effort, 4, &mut |_| {}).unwrap_err();
     assert!(format!("{found:#}").contains("after operation"), "{found:#}");
+}
+
+/// Each disturbance once, a kill half way, and nothing that stays open.
+#[test]
+fn a_daemon_that_is_disturbed_works_on() {
+    let scenario = Scenario::small(Path::new(env!("CARGO_BIN_EXE_chandler")), 4).unwrap();
+    let duty = Duty { length: Duration::from_secs(50), every: Duration::ZERO };
+    let seen = soak::run(&scenario, duty).unwrap();
+    assert_eq!(seen["lives"].as_array().map(Vec::len), Some(2), "{seen}");
+    assert!(seen["done"].as_u64().is_some_and(|done| done > 3), "{seen}");
+    for life in [&seen["lives"][0], &seen["lives"][1], &seen["parent"]] {
+        let descriptors = &life["descriptors"];
+        let [second, last] =
+            ["second_quarter", "last_quarter"].map(|part| descriptors[part].as_u64().unwrap());
+        assert!(last <= second + 8, "{seen}");
+    }
 }
