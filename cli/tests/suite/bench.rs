@@ -155,3 +155,27 @@ fn a_shape_that_is_none_is_refused() {
     assert!(errors.contains("qwen3-0.6b"), "{errors}");
     fails(1, &["bench", "kernels", "--shape", "/nowhere/config.json"]);
 }
+
+#[test]
+fn checkpoints_are_written_beside_training_and_leave_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shape, place) = (tiny(&folder), folder.path().join("place"));
+    std::fs::create_dir(&place).unwrap();
+    let report = report(&[
+        "bench",
+        "checkpoint",
+        "--shape",
+        text_of(&shape),
+        "--stretch",
+        "0.5",
+        "--every",
+        "0.1",
+        "--folder",
+        text_of(&place),
+        "--json",
+    ]);
+    positive(&report, &["checkpoint_bytes", "tokens_per_s_without", "tokens_per_s_with"]);
+    assert!(report["checkpoints"].as_u64().is_some_and(|count| count >= 2), "{report}");
+    assert!(report["longest_write_s"].as_f64() >= report["longest_wait_s"].as_f64(), "{report}");
+    assert_eq!(std::fs::read_dir(place).unwrap().count(), 0);
+}

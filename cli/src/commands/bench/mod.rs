@@ -1,5 +1,6 @@
 //! `chandler bench`: how fast this machine trains and generates, with fresh weights and no data.
 
+mod checkpoint;
 mod draws;
 mod flops;
 mod generate;
@@ -32,6 +33,8 @@ pub(super) enum BenchCommand {
     Generate(generate::GenerateArgs),
     /// Each op alone, at the sizes that a model uses
     Kernels(kernels::KernelsArgs),
+    /// Training with checkpoints that are written meanwhile beside training without any
+    Checkpoint(checkpoint::CheckpointArgs),
     /// The memory plan beside what is allocated, for models and settings drawn at random
     Plan(plan::PlanArgs),
 }
@@ -41,6 +44,7 @@ pub(super) fn bench(command: &BenchCommand) -> Result<Exit, Failure> {
         BenchCommand::Train(args) => train::train(args),
         BenchCommand::Generate(args) => generate::generate(args),
         BenchCommand::Kernels(args) => kernels::kernels(args),
+        BenchCommand::Checkpoint(args) => checkpoint::checkpoint(args),
         BenchCommand::Plan(args) => plan::run(args),
     }
 }

@@ -22,7 +22,7 @@ use crate::failure::Failure;
 #[derive(Debug, Args)]
 pub(in crate::commands) struct TrainArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
     /// Tokens of a row
     #[arg(long, value_name = "T", default_value_t = 512, value_parser = at_least_two)]
     seq_len: usize,
@@ -50,7 +50,7 @@ pub(in crate::commands) struct TrainArgs {
     optimizer_in_backward: bool,
     /// End with one line of JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// As `train.moments` of the configuration.
@@ -155,6 +155,12 @@ impl TrainArgs {
         })
     }
 
+    /// The settings of a run of this choice that somebody else ends.
+    pub(super) fn unbounded(&self, model: &CausalLm) -> Result<TrainSettings, Failure> {
+        let (choice, _) = self.plan(model)?;
+        Ok(TrainSettings { max_steps: Some(u64::MAX >> 1), ..self.settings(&choice) })
+    }
+
     fn settings(&self, choice: &Choice) -> TrainSettings {
         TrainSettings {
             learning_rate: 1e-4,
@@ -176,7 +182,7 @@ impl TrainArgs {
         }
     }
 
-    fn rows(&self, vocab_size: usize) -> Vec<Row> {
+    pub(super) fn rows(&self, vocab_size: usize) -> Vec<Row> {
         let row = |number: usize| {
             let input_ids = token_ids(vocab_size, number as u64, self.seq_len);
             let labels = input_ids.iter().map(|id| i64::from(*id)).collect();

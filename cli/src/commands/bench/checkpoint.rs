@@ -1,0 +1,211 @@
+//! `chandler bench checkpoint`: what checkpoints cost that are written while training goes on.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use chandler_model::CausalLm;
+use chandler_trainer::{BoxError, Control, Observer, StepMetrics, Trainer};
+use chandler_vram::{Bytes, Ledger};
+use clap::Args;
+use serde::Serialize;
+
+use super::train::TrainArgs;
+use crate::engine::EngineError;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::output;
+
+/// Stretches of training, by turns without checkpoints and with them.
+const STRETCHES: usize = 4;
+
+#[derive(Debug, Args)]
+pub(in crate::commands) struct CheckpointArgs {
+    #[command(flatten)]
+    train: TrainArgs,
+    /// Seconds from one checkpoint to the next
+    #[arg(long, value_name = "S", default_value_t = 60.0)]
+    every: f64,
+    /// Seconds of each of four stretches: without checkpoints, with them, without, with
+    #[arg(long, value_name = "S", default_value_t = 120.0)]
+    stretch: f64,
+    /// Where they are written, on the disk that is meant [default: a new folder in this one]
+    #[arg(long, value_name = "DIR")]
+    folder: Option<PathBuf>,
+}
+
+/// What was found.
+#[derive(Debug, Serialize)]
+struct Found {
+    model: String,
+    checkpoint_bytes: u64,
+    checkpoints: usize,
+    tokens_per_s_without: f64,
+    tokens_per_s_with: f64,
+    /// Part of the speed that they take.
+    cost: f64,
+    /// The longest that a step waited for a copy to be made.
+    longest_wait_s: f64,
+    /// From a copy to the manifest on the disk.
+    longest_write_s: f64,
+}
+
+pub(super) fn checkpoint(args: &CheckpointArgs) -> Result<Exit, Failure> {
+    let made = tempfile::tempdir_in(args.folder.as_deref().unwrap_or(Path::new(".")));
+    let folder = made.map_err(|error| {
+        Failure::new(Exit::Error, error, Some("name a folder with --folder".to_owned()))
+    })?;
+    let model = args.train.model.build()?;
+    let name = args.train.model.shape.name();
+    let rows = args.train.rows(model.config().vocab_size);
+    let settings = args.train.unbounded(&model)?;
+    let mut trainer =
+        Trainer::new(model, &rows, settings, &Ledger::new()).map_err(EngineError::Train)?;
+    let every = Duration::from_secs_f64(args.every);
+    let mut watch = Watch::new(folder.path(), every, Duration::from_secs_f64(args.stretch));
+    trainer.train(&mut watch).map_err(EngineError::Train)?;
+    let found = watch.found(name);
+    if args.train.json {
+        output::print(&format!("{}\n", serde_json::to_value(&found).unwrap_or_default()))?;
+    } else {
+        output::print(&found.text())?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// Asks for the checkpoints, and takes the times.
+struct Watch<'a> {
+    folder: &'a Path,
+    every: Duration,
+    length: Duration,
+    /// Tokens and time of each stretch.
+    stretches: Vec<(u64, Duration)>,
+    tokens_at_begin: u64,
+    tokens: u64,
+    begun: Option<Instant>,
+    last: Option<Instant>,
+    /// Whether the copy for a checkpoint is made before the next step.
+    is_copying: bool,
+    asked: Option<Instant>,
+    bytes: u64,
+    waits: Vec<Duration>,
+    writes: Vec<Duration>,
+    /// The one before, which goes when the next is there.
+    written: Option<PathBuf>,
+}
+
+impl<'a> Watch<'a> {
+    fn new(folder: &'a Path, every: Duration, length: Duration) -> Self {
+        Self {
+            folder,
+            every,
+            length,
+            stretches: vec![],
+            tokens_at_begin: 0,
+            tokens: 0,
+            begun: None,
+            last: None,
+            is_copying: false,
+            asked: None,
+            bytes: 0,
+            waits: vec![],
+            writes: vec![],
+            written: None,
+        }
+    }
+
+    fn has_checkpoints(&self) -> bool {
+        self.stretches.len() % 2 == 1
+    }
+
+    fn found(&self, model: String) -> Found {
+        let speed = |with: usize| {
+            let part = self.stretches.iter().skip(with).step_by(2);
+            let (tokens, seconds) = part.fold((0, 0.0), |(tokens, seconds), (more, time)| {
+                (tokens + more, seconds + time.as_secs_f64())
+            });
+            tokens as f64 / seconds
+        };
+        let longest = |all: &[Duration]| all.iter().max().map_or(0.0, Duration::as_secs_f64);
+        let (without, with) = (speed(0), speed(1));
+        Found {
+            model,
+            checkpoint_bytes: self.bytes,
+            checkpoints: self.writes.len(),
+            tokens_per_s_without: without,
+            tokens_per_s_with: with,
+            cost: 1.0 - with / without,
+            longest_wait_s: longest(&self.waits),
+            longest_write_s: longest(&self.writes),
+        }
+    }
+}
+
+impl Observer for Watch<'_> {
+    fn at_boundary(&mut self, step: u64, _: &CausalLm) -> Result<Control, BoxError> {
+        let now = Instant::now();
+        let Some(begun) = self.begun else {
+            // The first step finds nothing where it will be.
+            if step > 0 {
+                (self.begun, self.tokens_at_begin) = (Some(now), self.tokens);
+            }
+            return Ok(Control::Continue);
+        };
+        if now - begun >= self.length {
+            self.stretches.push((self.tokens - self.tokens_at_begin, now - begun));
+            (self.begun, self.tokens_at_begin, self.last) = (Some(now), self.tokens, None);
+            if self.stretches.len() == STRETCHES {
+                return Ok(Control::Stop);
+            }
+        }
+        let is_due = self.last.is_none_or(|last| now - last >= self.every);
+        if self.has_checkpoints() && is_due {
+            (self.last, self.asked, self.is_copying) = (Some(now), Some(now), true);
+            return Ok(Control::Checkpoint);
+        }
+        Ok(Control::Continue)
+    }
+
+    fn step_done(&mut self, metrics: &StepMetrics) -> Result<(), BoxError> {
+        let step = (metrics.num_tokens - self.tokens) as f64 / metrics.tokens_per_s;
+        self.tokens = metrics.num_tokens;
+        if std::mem::take(&mut self.is_copying) {
+            let since = self.asked.map_or(Duration::ZERO, |asked| asked.elapsed());
+            self.waits.push(since.saturating_sub(Duration::from_secs_f64(step)));
+        }
+        Ok(())
+    }
+
+    fn checkpoint_path(&mut self, step: u64) -> Result<Option<PathBuf>, BoxError> {
+        let is_wanted = self.stretches.len() < STRETCHES;
+        Ok(is_wanted.then(|| self.folder.join(format!("checkpoint-{step}"))))
+    }
+
+    fn has_room_for_copy(&mut self, bytes: u64) -> bool {
+        self.bytes = bytes;
+        true
+    }
+
+    fn checkpoint_written(&mut self, _: u64, path: &Path) -> Result<(), BoxError> {
+        self.writes.extend(self.asked.map(|asked| asked.elapsed()));
+        if let Some(before) = self.written.replace(path.to_owned()) {
+            std::fs::remove_dir_all(before)?;
+        }
+        Ok(())
+    }
+}
+
+impl Found {
+    fn text(&self) -> String {
+        let Self { model, checkpoints, tokens_per_s_without: without, .. } = self;
+        format!(
+            "{model}: {checkpoints} checkpoints of {}\n\
+             without them {without:.1} tokens/s, with them {:.1}: they cost {:.1} %\n\
+             the longest wait for a copy {:.2} s, the longest until one was whole on the disk {:.1} s\n",
+            Bytes(self.checkpoint_bytes),
+            self.tokens_per_s_with,
+            100.0 * self.cost,
+            self.longest_wait_s,
+            self.longest_write_s,
+        )
+    }
+}
