@@ -41,7 +41,10 @@ pub(crate) fn budget(config: &Config, held: u64) -> Option<u64> {
 pub(crate) fn beside_plan(plan: &Plan, ledger: &Ledger) -> serde_json::Value {
     let heap = counting::high_water_bytes();
     let used = heap.map_or_else(|| "unknown".to_owned(), |bytes| Bytes(bytes).to_string());
-    tracing::info!("memory: {} planned at most, {used} of heap used at most", Bytes(plan.peak));
+    tracing::info!(
+        "memory: {} planned for the run, {used} of heap used by the whole process, at most",
+        Bytes(plan.peak)
+    );
     serde_json::json!({
         "planned_peak": plan.peak,
         "heap_peak": heap,

@@ -19,7 +19,7 @@ mod settings;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub use binding::{Binding, BindingMismatch};
 pub use curve::{Bucket, Curve, SERIES, Span};
@@ -82,13 +82,16 @@ impl Store {
         Ok(value)
     }
 
-    /// Makes several changes of which all or none are on the disk afterwards.
+    /// Makes several changes of which all or none are on the disk afterwards. Nobody else writes
+    /// meanwhile.
     pub fn all_or_none<T, E: From<StoreError>>(
         &self,
         change: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
         // Dropped without a commit, it takes back what was changed.
-        let transaction = self.connection.unchecked_transaction().doing("begin to write")?;
+        let transaction =
+            Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)
+                .doing("begin to write")?;
         let value = change()?;
         transaction.commit().doing("write")?;
         Ok(value)
