@@ -51,52 +51,52 @@ impl Code {
     }
 
     /// The code whose value is nearest to `x`, for magnitudes up to 1.
+    ///
+    /// Within a decade of `i` bits the pattern is `⌊|x| · a + b⌋`. These lines meet where decades do, and
+    /// each is flatter than the one before, so that the least of them is the decade's own: no comparison
+    /// decides, and the loop over this is vector code.
     #[inline(always)]
     fn nearest(self, x: f32) -> u8 {
         let magnitude = x.abs();
-        let most = self.most();
-        let places = self.places(magnitude);
-        let decimal = magnitude * power_of_ten(most - places);
-        let fraction = ((decimal - 0.1) * (1.0 / 0.9)).clamp(0.0, 0.999_999_9);
-        let mantissa = (1.0 + fraction).to_bits() & 0x007f_ffff | 0x0080_0000;
-        let pattern = mantissa >> (23 - places);
+        let first = self.bits(0);
+        let mut place = (2u32 << self.most()) as f32 - 0.5;
+        for decade in 0..7 {
+            let (a, b) = self.line(decade);
+            let on_line = magnitude * a + b;
+            place = if on_line < place { on_line } else { place };
+        }
+        let whole = floor(place);
+        // A decade's first cell is wider than the last one before it: up to a fifth of it, the value
+        // before is nearer.
+        let begins_decade = whole & whole.wrapping_sub(1) == 0;
+        let pattern = if begins_decade { floor(place - 0.2) } else { whole };
+        let pattern = pattern.max(1 << first);
         // Half of the smallest value, and halfway from the largest fraction to 1.
         let (zero, top) = match self {
             Code::Signed => (0.275e-6, 1.0 - 0.225 / 64.0),
             Code::Unsigned => (0.0, 1.0 - 0.225 / 128.0),
         };
-        let sign = if x < 0.0 { 0x80 } else { 0 };
+        let sign = (x.to_bits() >> 24) & 0x80;
         let signed = if self == Code::Signed { pattern | sign } else { pattern };
-        let coded = if magnitude <= zero { 0 } else { signed };
+        let coded = if magnitude > zero { signed } else { 0 };
         (if x >= top { self.one() } else { coded }) as u8
     }
 
-    /// Bits of the fraction of the nearest value: where a decade ends, the last value below is
-    /// nearer than the first one above until `0.1 + 0.18 / 2^i`.
+    /// Bits of the fraction in a decade, of which the smallest is decade 0.
     #[inline(always)]
-    fn places(self, magnitude: f32) -> u32 {
-        const SIGNED: [f32; 6] = [
-            (0.1 + 0.18 / 2.0) * 1e-5,
-            (0.1 + 0.18 / 4.0) * 1e-4,
-            (0.1 + 0.18 / 8.0) * 1e-3,
-            (0.1 + 0.18 / 16.0) * 1e-2,
-            (0.1 + 0.18 / 32.0) * 1e-1,
-            0.1 + 0.18 / 64.0,
-        ];
-        const UNSIGNED: [f32; 6] = [
-            (0.1 + 0.18 / 4.0) * 1e-5,
-            (0.1 + 0.18 / 8.0) * 1e-4,
-            (0.1 + 0.18 / 16.0) * 1e-3,
-            (0.1 + 0.18 / 32.0) * 1e-2,
-            (0.1 + 0.18 / 64.0) * 1e-1,
-            0.1 + 0.18 / 128.0,
-        ];
-        let (ends, mut places) =
-            if self == Code::Signed { (SIGNED, 0u32) } else { (UNSIGNED, 1u32) };
-        for end in ends {
-            places += u32::from(magnitude >= end);
+    const fn bits(self, decade: u32) -> u32 {
+        match self {
+            Code::Signed => decade,
+            Code::Unsigned => decade + 1,
         }
-        places
+    }
+
+    /// `a = 10^(6 − decade) · 2^i / 0.9` and `b = 2^i · 8/9`.
+    #[inline(always)]
+    const fn line(self, decade: u32) -> (f32, f32) {
+        let cells = (1u32 << self.bits(decade)) as f64;
+        let scale = [1e6, 1e5, 1e4, 1e3, 1e2, 1e1, 1.0][decade as usize];
+        ((scale * cells / 0.9) as f32, (cells * 8.0 / 9.0) as f32)
     }
 
     /// The values of a block of codes.
@@ -120,11 +120,12 @@ impl Code {
     }
 }
 
-/// `10^n` for n up to 7, exactly.
+/// The whole number below `x`, which is at most 256: adding 2²³ rounds to a whole number, and half less
+/// to the one below. At a whole number itself it may be either that or the one before, and the values
+/// of both are equally near.
 #[inline(always)]
-fn power_of_ten(n: u32) -> f32 {
-    let factor = |bit: u32, power: f32| if n & bit == 0 { 1.0 } else { power };
-    factor(1, 10.0) * factor(2, 100.0) * factor(4, 10_000.0)
+fn floor(x: f32) -> u32 {
+    ((x - 0.5) + 8_388_608.0).to_bits() & 0xff
 }
 
 /// `10^−n` for n up to 7, within two units in the last place; a division would take longer.
