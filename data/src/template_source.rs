@@ -6,7 +6,7 @@
 //! engine's stack and with it the process as soon as they are printed, compared or let go of.
 
 use minijinja::value::{Value, ValueKind};
-use minijinja::{Environment, Error, ErrorKind};
+use minijinja::{Environment, Error, ErrorKind, State};
 
 /// Noncharacters that stand for the ends of generated text while a template renders.
 pub(crate) const GENERATION_START: char = '\u{FDD0}';
@@ -53,12 +53,13 @@ pub(crate) fn prepare(source: &str) -> Prepared {
     prepared
 }
 
-/// Adds what the rewritten tags call.
+/// Adds what the rewritten tags call, and a `list` with bounds.
 pub(crate) fn add_functions(environment: &mut Environment) {
     environment.add_function(TO_VARIABLE, to_variable);
     environment.add_filter(TO_VARIABLE, to_variable);
     environment.add_function(TO_ATTRIBUTE, to_attribute);
     environment.add_filter(TO_ATTRIBUTE, to_attribute);
+    environment.add_filter("list", list);
 }
 
 impl Prepared {
@@ -190,6 +191,15 @@ fn to_attribute(value: Value) -> Result<Value, Error> {
     Ok(value)
 }
 
+/// A text becomes a list of its letters, whose text is five times as long: not again and again.
+fn list(state: &State, value: Value) -> Result<Value, Error> {
+    let listed = minijinja::filters::list(state, value)?;
+    if listed.len().is_some_and(|parts| parts > MAX_PARTS) {
+        return Err(Error::new(ErrorKind::InvalidOperation, TOO_DEEP));
+    }
+    Ok(listed)
+}
+
 /// Refuses what is too deep or too long; and namespaces, where one could come to hold itself.
 fn look_at(value: &Value, without_namespaces: bool) -> Result<(), Error> {
     let refuse = |why| Err(Error::new(ErrorKind::InvalidOperation, why));
@@ -303,6 +313,8 @@ mod tests {
         }
         let doubled = format!("{{% set x = 'x' %}}{}", "{% set x = x ~ x %}".repeat(40));
         assert_eq!(rendered(&doubled), Err(TOO_LONG.to_owned()));
+        let letters = format!("{{{{ range(99){} }}}}", "| list | upper".repeat(40));
+        assert_eq!(rendered(&letters), Err(TOO_DEEP.to_owned()));
         let steps = "{% set x = [[[[x]]]] %}".repeat(5000);
         assert_eq!(rendered(&format!("{steps}{{{{ x }}}}")), Err(TOO_DEEP.to_owned()));
     }

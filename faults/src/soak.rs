@@ -156,6 +156,15 @@ impl Soak<'_> {
         Ok(status["daemon"]["pid"].as_u64().context("a process")? as u32)
     }
 
+    /// Until a job is seen at work, or may have been too quick to be seen.
+    fn wait_for_job(&self) -> Result<()> {
+        let until = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < until && self.status()?["daemon"]["current"].is_null() {
+            sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
     fn give(&self, name: &str) -> Result<()> {
         let text = fs::read(&self.scenario.data)?;
         Ok(chandler_durable::write(&self.state.join("inbox").join(name), &text)?)
@@ -195,7 +204,7 @@ impl Soak<'_> {
     }
 
     fn skip(&self) -> Result<()> {
-        self.until("no job", |status| !status["daemon"]["current"].is_null())?;
+        self.wait_for_job()?;
         self.tell(&["skip"])
     }
 
@@ -206,7 +215,7 @@ impl Soak<'_> {
     }
 
     fn evaluate_now(&self) -> Result<()> {
-        self.until("no job", |status| !status["daemon"]["current"].is_null())?;
+        self.wait_for_job()?;
         self.tell(&["eval-now"])
     }
 
