@@ -20,7 +20,7 @@ const TO_ATTRIBUTE: &str = "__assigned_to_attribute";
 /// Lists and mappings within one another that a variable may hold.
 const MAX_DEPTH: usize = 200;
 /// Elements of a value that are looked at; no conversation has as many.
-const MAX_PARTS: usize = 1 << 20;
+const MAX_PARTS: usize = 1 << 18;
 /// Bytes of text that a variable may hold.
 const MAX_TEXT_BYTES: usize = 16 << 20;
 
