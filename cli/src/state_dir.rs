@@ -17,6 +17,7 @@
 //! control/        the socket that commands talk through
 //! token           what the HTTP server asks for; for its owner alone
 //! lock            held while a daemon runs; never removed
+//! when_idle.lock  held while the program of `daemon.when_idle` runs
 //! ```
 
 use std::io;

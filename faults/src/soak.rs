@@ -8,14 +8,14 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::TcpStream;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileTypeExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::scenario::Scenario;
@@ -58,6 +58,15 @@ impl Reading {
         })
     }
 }
+
+/// What neither the page nor the control socket understands.
+const GARBAGE: [&[u8]; 5] = [
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"\0\0\0",
+    b"POST /api/stop HTTP/1.1\r\n",
+    b"{\"command\": \"no such\"}\n{{{{\n",
+    b"",
+];
 
 /// Each is outlived.
 const DISTURBANCES: [fn(&Soak) -> Result<()>; 9] = [
@@ -170,10 +179,18 @@ impl Soak<'_> {
         Ok(chandler_durable::write(&self.state.join("inbox").join(name), &text)?)
     }
 
-    fn tell(&self, command: &[&str]) -> Result<()> {
+    /// Asks the daemon for something; whether it did it.
+    fn tell(&self, command: &[&str]) -> Result<bool> {
         let dir = self.state.to_str().context("a path that is not Unicode")?;
-        // What is asked of a job may come after it is over, and is refused then.
-        self.scenario.command(command).args(["--dir", dir]).output()?;
+        Ok(self.scenario.command(command).args(["--dir", dir]).output()?.status.success())
+    }
+
+    /// The same of a job, which may be over by then.
+    fn tell_of_job(&self, command: &str) -> Result<()> {
+        self.wait_for_job()?;
+        let is_done = self.tell(&[command])?;
+        let is_over = || Ok::<_, anyhow::Error>(self.status()?["daemon"]["current"].is_null());
+        ensure!(is_done || is_over()?, "{command} is refused while a job is at work");
         Ok(())
     }
 
@@ -195,8 +212,10 @@ impl Soak<'_> {
         while Instant::now() < until {
             let path = format!("/proc/{daemon}/task/{daemon}/children");
             for child in fs::read_to_string(path).unwrap_or_default().split_whitespace() {
-                // It may be gone by now.
-                let _ = kill(child.parse()?, libc::SIGKILL);
+                // A worker that has ended meanwhile needs no signal.
+                if let Err(gone) = kill(child.parse()?, libc::SIGKILL) {
+                    eprintln!("{gone}");
+                }
             }
             sleep(Duration::from_millis(1));
         }
@@ -204,39 +223,47 @@ impl Soak<'_> {
     }
 
     fn skip(&self) -> Result<()> {
-        self.wait_for_job()?;
-        self.tell(&["skip"])
+        self.tell_of_job("skip")
     }
 
     fn pause(&self) -> Result<()> {
-        self.tell(&["pause"])?;
+        ensure!(self.tell(&["pause"])?, "it does not pause");
         sleep(Duration::from_secs(2));
-        self.tell(&["resume"])
+        ensure!(self.tell(&["resume"])?, "it does not go on");
+        Ok(())
     }
 
     fn evaluate_now(&self) -> Result<()> {
-        self.wait_for_job()?;
-        self.tell(&["eval-now"])
+        self.tell_of_job("eval-now")
     }
 
     /// Connections that say nothing, nonsense, or go away in the middle.
     fn garbage(&self) -> Result<()> {
         let status = self.status()?;
-        let address = status["daemon"]["http"].as_str().unwrap_or_default();
+        let address = status["daemon"]["http"].as_str().context("the page's address")?;
+        let address = address.trim_start_matches("http://");
+        let socket = self.control_socket()?;
+        // Some are turned away or cut off, which is what is wanted; not all are.
+        let (mut to_page, mut to_control) = (0, 0);
         for round in 0..200 {
-            let text =
-                ["GET / HTTP/1.1\r\nHost: x\r\n\r\n", "\0\0\0", "POST /api/stop HTTP/1.1\r\n", ""];
-            // Some are turned away, which is what is wanted.
-            if let Ok(mut stream) = TcpStream::connect(address.trim_start_matches("http://")) {
-                let _ = stream.write_all(text[round % text.len()].as_bytes());
-            }
-            for entry in fs::read_dir(&self.state)?.flatten() {
-                if let Ok(mut stream) = UnixStream::connect(entry.path()) {
-                    let _ = stream.write_all(b"{\"command\": \"no such\"}\n{{{{\n");
-                }
+            let text = GARBAGE[round % GARBAGE.len()];
+            let sent = TcpStream::connect(address).and_then(|mut page| page.write_all(text));
+            to_page += usize::from(sent.is_ok());
+            let sent = UnixStream::connect(&socket).and_then(|mut control| control.write_all(text));
+            to_control += usize::from(sent.is_ok());
+        }
+        ensure!(to_page > 0 && to_control > 0, "heard by page and socket: {to_page}, {to_control}");
+        Ok(())
+    }
+
+    fn control_socket(&self) -> Result<PathBuf> {
+        for entry in fs::read_dir(self.state.join("control"))? {
+            let entry = entry?;
+            if entry.file_type()?.is_socket() {
+                return Ok(entry.path());
             }
         }
-        Ok(())
+        bail!("no socket in control/")
     }
 
     fn stand_still(&self) -> Result<()> {
@@ -255,14 +282,13 @@ impl Soak<'_> {
 
     fn odd_files(&self) -> Result<()> {
         let inbox = self.state.join("inbox");
-        let _ = fs::remove_file(inbox.join("link.jsonl"));
+        // What is refused stays where it lies.
         symlink("/etc/passwd", inbox.join("link.jsonl"))?;
         File::create(inbox.join("empty.jsonl"))?;
         fs::create_dir_all(inbox.join("folder.jsonl"))?;
         sleep(Duration::from_secs(5));
         fs::remove_dir(inbox.join("folder.jsonl"))?;
-        let _ = fs::remove_file(inbox.join("link.jsonl"));
-        Ok(())
+        Ok(fs::remove_file(inbox.join("link.jsonl"))?)
     }
 }
 

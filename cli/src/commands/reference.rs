@@ -1,7 +1,5 @@
 //! The commands as a page of the book: `chandler man --markdown`, made from the same words as the help.
 
-use std::fmt::Write;
-
 use clap::{Arg, Command};
 
 use super::public_command;
@@ -31,13 +29,13 @@ fn subcommands(command: &Command) -> impl Iterator<Item = &Command> {
 fn describe(page: &mut String, command: &Command, level: usize) {
     let name = command.get_bin_name().unwrap_or(command.get_name());
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-    let _ = write!(page, "\n{} `{name}`\n\n{}.\n", "#".repeat(level), in_markdown(&about));
+    page.push_str(&format!("\n{} `{name}`\n\n{}.\n", "#".repeat(level), in_markdown(&about)));
     let own = |argument: &&Arg| !argument.is_global_set() && argument.get_id() != "help";
     let has_own = command.get_arguments().any(|argument| own(&argument));
     if has_own || subcommands(command).next().is_none() {
         let usage = command.clone().render_usage().to_string();
         let lines = usage.trim_start_matches("Usage: ").lines().map(str::trim);
-        let _ = write!(page, "\n```text\n{}\n```\n", lines.collect::<Vec<_>>().join("\n"));
+        page.push_str(&format!("\n```text\n{}\n```\n", lines.collect::<Vec<_>>().join("\n")));
         table(page, command.get_arguments().filter(own));
     }
     for command in subcommands(command) {
@@ -49,7 +47,7 @@ fn describe(page: &mut String, command: &Command, level: usize) {
 fn table<'a>(page: &mut String, arguments: impl Iterator<Item = &'a Arg>) {
     let rows: String = arguments.map(row).collect();
     if !rows.is_empty() {
-        let _ = write!(page, "\n| argument | meaning |\n|---|---|\n{rows}");
+        page.push_str(&format!("\n| argument | meaning |\n|---|---|\n{rows}"));
     }
 }
 
@@ -70,12 +68,12 @@ fn row(argument: &Arg) -> String {
                 None => format!("`{}`", word.get_name()),
             })
             .collect();
-        let _ = write!(meaning, " One of {}.", words.join(", "));
+        meaning.push_str(&format!(" One of {}.", words.join(", ")));
     }
     let defaults: Vec<_> =
         argument.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
     if takes_one && !defaults.is_empty() {
-        let _ = write!(meaning, " Default `{}`.", defaults.join(" "));
+        meaning.push_str(&format!(" Default `{}`.", defaults.join(" ")));
     }
     format!("| `{}` | {meaning} |\n", signature(argument))
 }

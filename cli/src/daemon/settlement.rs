@@ -12,7 +12,8 @@ use crate::queue::{self, ClaimedJob, FailureReport, QueueError};
 use crate::store::{Forgotten, Job, JobState, RunState, StoreError};
 
 impl JobLoop<'_> {
-    /// Of an attempt that was begun. The job, its run and the event change together or not at all.
+    /// Of an attempt that was begun. Here as below, the job, its run and the event change together or
+    /// not at all.
     pub(super) fn settle(
         &mut self,
         claimed: &ClaimedJob,
@@ -47,7 +48,8 @@ impl JobLoop<'_> {
         match &error {
             QueueError::Stopped { path, .. } if self.is_skipped() => {
                 let job = at(path);
-                self.give_up(&job, None, &queue::skipped(&job), JobState::Skipped)?;
+                let report = queue::skipped(&job);
+                self.store.all_or_none(|| self.give_up(&job, None, &report, JobState::Skipped))?;
                 tally.skipped += 1;
                 Ok(())
             }
@@ -60,7 +62,7 @@ impl JobLoop<'_> {
                     hint: error.hint(),
                     ..FailureReport::about(&job)
                 };
-                self.give_up(&job, None, &report, JobState::Failed)?;
+                self.store.all_or_none(|| self.give_up(&job, None, &report, JobState::Failed))?;
                 tally.failed += 1;
                 Ok(())
             }
@@ -145,6 +147,7 @@ impl JobLoop<'_> {
         }
     }
 
+    /// Within [`Store::all_or_none`](crate::store::Store::all_or_none).
     fn give_up(
         &self,
         job: &Job,

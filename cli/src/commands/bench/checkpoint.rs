@@ -1,15 +1,17 @@
 //! `chandler bench checkpoint`: what checkpoints cost that are written while training goes on.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use chandler_model::CausalLm;
-use chandler_trainer::{BoxError, Control, Observer, StepMetrics, Trainer};
+use chandler_trainer::{BoxError, Control, Observer, StepMetrics, TrainSettings, Trainer};
 use chandler_vram::{Bytes, Ledger};
 use clap::Args;
 use serde::Serialize;
 
-use super::train::TrainArgs;
+use super::report;
+use super::train::RunArgs;
 use crate::engine::EngineError;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -21,7 +23,7 @@ const STRETCHES: usize = 4;
 #[derive(Debug, Args)]
 pub(in crate::commands) struct CheckpointArgs {
     #[command(flatten)]
-    train: TrainArgs,
+    run: RunArgs,
     /// Seconds from one checkpoint to the next
     #[arg(long, value_name = "S", default_value_t = 60.0)]
     every: f64,
@@ -31,6 +33,9 @@ pub(in crate::commands) struct CheckpointArgs {
     /// Where they are written, on the disk that is meant [default: a new folder in this one]
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// What was found.
@@ -54,18 +59,20 @@ pub(super) fn checkpoint(args: &CheckpointArgs) -> Result<Exit, Failure> {
     let folder = made.map_err(|error| {
         Failure::new(Exit::Error, error, Some("name a folder with --folder".to_owned()))
     })?;
-    let model = args.train.model.build()?;
-    let name = args.train.model.shape.name();
-    let rows = args.train.rows(model.config().vocab_size);
-    let settings = args.train.unbounded(&model)?;
+    let model = args.run.model.build()?;
+    let name = args.run.model.shape.name();
+    let rows = args.run.rows(model.config().vocab_size);
+    let (choice, _) = args.run.plan(&model)?;
+    // It ends with the last stretch.
+    let settings = TrainSettings { max_steps: Some(u64::MAX >> 1), ..args.run.settings(&choice) };
     let mut trainer =
         Trainer::new(model, &rows, settings, &Ledger::new()).map_err(EngineError::Train)?;
     let every = Duration::from_secs_f64(args.every);
     let mut watch = Watch::new(folder.path(), every, Duration::from_secs_f64(args.stretch));
     trainer.train(&mut watch).map_err(EngineError::Train)?;
     let found = watch.found(name);
-    if args.train.json {
-        output::print(&format!("{}\n", serde_json::to_value(&found).unwrap_or_default()))?;
+    if args.json {
+        report::print_line(&found)?;
     } else {
         output::print(&found.text())?;
     }
@@ -83,9 +90,10 @@ struct Watch<'a> {
     tokens: u64,
     begun: Option<Instant>,
     last: Option<Instant>,
-    /// Whether the copy for a checkpoint is made before the next step.
-    is_copying: bool,
-    asked: Option<Instant>,
+    /// Since when the next step waits for the copy of a checkpoint.
+    copying: Option<Instant>,
+    /// When each checkpoint was asked for that is not yet whole, by its step.
+    asked: BTreeMap<u64, Instant>,
     bytes: u64,
     waits: Vec<Duration>,
     writes: Vec<Duration>,
@@ -104,8 +112,8 @@ impl<'a> Watch<'a> {
             tokens: 0,
             begun: None,
             last: None,
-            is_copying: false,
-            asked: None,
+            copying: None,
+            asked: BTreeMap::new(),
             bytes: 0,
             waits: vec![],
             writes: vec![],
@@ -159,7 +167,8 @@ impl Observer for Watch<'_> {
         }
         let is_due = self.last.is_none_or(|last| now - last >= self.every);
         if self.has_checkpoints() && is_due {
-            (self.last, self.asked, self.is_copying) = (Some(now), Some(now), true);
+            (self.last, self.copying) = (Some(now), Some(now));
+            self.asked.insert(step, now);
             return Ok(Control::Checkpoint);
         }
         Ok(Control::Continue)
@@ -168,9 +177,8 @@ impl Observer for Watch<'_> {
     fn step_done(&mut self, metrics: &StepMetrics) -> Result<(), BoxError> {
         let step = (metrics.num_tokens - self.tokens) as f64 / metrics.tokens_per_s;
         self.tokens = metrics.num_tokens;
-        if std::mem::take(&mut self.is_copying) {
-            let since = self.asked.map_or(Duration::ZERO, |asked| asked.elapsed());
-            self.waits.push(since.saturating_sub(Duration::from_secs_f64(step)));
+        if let Some(since) = self.copying.take() {
+            self.waits.push(since.elapsed().saturating_sub(Duration::from_secs_f64(step)));
         }
         Ok(())
     }
@@ -185,8 +193,8 @@ impl Observer for Watch<'_> {
         true
     }
 
-    fn checkpoint_written(&mut self, _: u64, path: &Path) -> Result<(), BoxError> {
-        self.writes.extend(self.asked.map(|asked| asked.elapsed()));
+    fn checkpoint_written(&mut self, step: u64, path: &Path) -> Result<(), BoxError> {
+        self.writes.extend(self.asked.remove(&step).map(|asked| asked.elapsed()));
         if let Some(before) = self.written.replace(path.to_owned()) {
             std::fs::remove_dir_all(before)?;
         }

@@ -22,6 +22,19 @@ use crate::failure::Failure;
 #[derive(Debug, Args)]
 pub(in crate::commands) struct TrainArgs {
     #[command(flatten)]
+    run: RunArgs,
+    /// Steps that are measured, after one that is not
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = super::at_least_one)]
+    steps: usize,
+    /// End with one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a step is made of.
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
     pub(super) model: ModelArgs,
     /// Tokens of a row
     #[arg(long, value_name = "T", default_value_t = 512, value_parser = at_least_two)]
@@ -29,9 +42,6 @@ pub(in crate::commands) struct TrainArgs {
     /// Rows of a step
     #[arg(long, value_name = "B", default_value_t = 1, value_parser = super::at_least_one)]
     batch_size: usize,
-    /// Steps that are measured, after one that is not
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = super::at_least_one)]
-    steps: usize,
     /// Blocks whose activations are kept; the others are computed again [default: all]
     #[arg(long, value_name = "N", conflicts_with = "budget")]
     kept_blocks: Option<usize>,
@@ -48,9 +58,6 @@ pub(in crate::commands) struct TrainArgs {
     /// Move each block's weights as soon as its gradients are there
     #[arg(long)]
     optimizer_in_backward: bool,
-    /// End with one line of JSON
-    #[arg(long)]
-    pub(super) json: bool,
 }
 
 /// As `train.moments` of the configuration.
@@ -74,24 +81,26 @@ const BATCHES: usize = 8;
 const TOKEN_BYTES: usize = 4 + 8;
 
 pub(super) fn train(args: &TrainArgs) -> Result<Exit, Failure> {
-    let model = args.model.build()?;
+    let TrainArgs { run, steps, json: as_json } = args;
+    let model = run.model.build()?;
     let seconds_to_model = process::age().map(|age| age.as_secs_f64());
     counting::reset_high_water();
-    let (choice, planned_peak_bytes) = args.plan(&model)?;
-    let about_shape = shape::describe(&args.model.shape, &model);
-    let tokens = args.batch_size * args.seq_len;
-    let flops = tokens as f64 * train_flops_per_token(&model, args.seq_len);
-    let rows = args.rows(model.config().vocab_size);
-    let settings = args.settings(&choice);
+    let (choice, planned_peak_bytes) = run.plan(&model)?;
+    let about_shape = shape::describe(&run.model.shape, &model);
+    let tokens = run.batch_size * run.seq_len;
+    let flops = tokens as f64 * train_flops_per_token(&model, run.seq_len);
+    let rows = run.rows(model.config().vocab_size);
+    let max_steps = Some(*steps as u64 + 1);
+    let settings = TrainSettings { max_steps, ..run.settings(&choice) };
     let mut trainer =
         Trainer::new(model, &rows, settings, &Ledger::new()).map_err(EngineError::Train)?;
 
     let mut losses = vec![trainer.step().map_err(EngineError::Train)?.loss];
     let seconds_to_first_step = process::age().map(|age| age.as_secs_f64());
     let before = ProcessStat::read();
-    let mut seconds = Vec::with_capacity(args.steps);
+    let mut seconds = Vec::with_capacity(*steps);
     let ((), ops) = profiled(|| {
-        for _ in 0..args.steps {
+        for _ in 0..*steps {
             let started = Instant::now();
             losses.push(trainer.step().map_err(EngineError::Train)?.loss);
             seconds.push(started.elapsed().as_secs_f64());
@@ -103,31 +112,31 @@ pub(super) fn train(args: &TrainArgs) -> Result<Exit, Failure> {
         command: "train",
         shape: about_shape,
         settings: json!({
-            "dtype": args.model.dtype,
-            "mode": args.model.mode,
-            "seq_len": args.seq_len,
-            "batch_size": args.batch_size,
-            "steps": args.steps,
+            "dtype": run.model.dtype,
+            "mode": run.model.mode,
+            "seq_len": run.seq_len,
+            "batch_size": run.batch_size,
+            "steps": steps,
             "kept_blocks": choice.kept_blocks,
             "micro_batches": choice.micro_batches,
-            "master_weights": !args.no_master_weights,
-            "moments": args.moments,
-            "optimizer_in_backward": args.optimizer_in_backward,
-            "budget_bytes": args.budget.map(|Bytes(bytes)| bytes),
+            "master_weights": !run.no_master_weights,
+            "moments": run.moments,
+            "optimizer_in_backward": run.optimizer_in_backward,
+            "budget_bytes": run.budget.map(|Bytes(bytes)| bytes),
         }),
         planned_peak_bytes,
         seconds_to_model,
         seconds_to_first_step,
         losses,
     };
-    report::print(about, &measured, &args.model, args.json)?;
+    report::print(about, &measured, &run.model, *as_json)?;
     Ok(Exit::Ok)
 }
 
-impl TrainArgs {
+impl RunArgs {
     /// As many kept blocks as were asked for, or the way that the budget allows, and the peak that
     /// the plan says it has.
-    fn plan(&self, model: &CausalLm) -> Result<(Choice, u64), Failure> {
+    pub(super) fn plan(&self, model: &CausalLm) -> Result<(Choice, u64), Failure> {
         let all = model.num_blocks();
         let whole = Choice {
             kept_blocks: self.kept_blocks.unwrap_or(all).min(all) as u64,
@@ -155,19 +164,13 @@ impl TrainArgs {
         })
     }
 
-    /// The settings of a run of this choice that somebody else ends.
-    pub(super) fn unbounded(&self, model: &CausalLm) -> Result<TrainSettings, Failure> {
-        let (choice, _) = self.plan(model)?;
-        Ok(TrainSettings { max_steps: Some(u64::MAX >> 1), ..self.settings(&choice) })
-    }
-
-    fn settings(&self, choice: &Choice) -> TrainSettings {
+    /// How many steps there are is for the caller to say.
+    pub(super) fn settings(&self, choice: &Choice) -> TrainSettings {
         TrainSettings {
             learning_rate: 1e-4,
             weight_decay: 0.01,
             max_grad_norm: 1.0,
             lr_scheduler_type: Schedule::Constant,
-            max_steps: Some(self.steps as u64 + 1),
             per_device_train_batch_size: choice.micro_batch_rows as usize,
             gradient_accumulation_steps: choice.micro_batches as usize,
             shuffle: false,
