@@ -28,7 +28,7 @@ pub(crate) fn of_file(fs: &dyn Fs, path: &Path) -> io::Result<(u64, String)> {
     }
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text

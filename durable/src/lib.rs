@@ -38,6 +38,7 @@ mod error;
 pub mod faults;
 mod file;
 mod fs;
+mod hashed_fs;
 mod manifest;
 mod natural_order;
 mod quarantine;

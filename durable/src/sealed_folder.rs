@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::At;
 use crate::file::write_file;
+use crate::hashed_fs::HashedFs;
 use crate::manifest::{FileRecord, MANIFEST_NAME, Manifest};
 use crate::rename::{FOLDER_MODE, create_folder_all};
 use crate::temporary::{parent_of, under_temporary_name};
@@ -14,7 +15,7 @@ use crate::{DurableError, Fs, Operation, digest};
 ///
 /// [`place`](Self::place) does so without a manifest. Dropped before, it leaves nothing behind.
 pub struct SealedFolder<'fs> {
-    fs: &'fs dyn Fs,
+    fs: HashedFs<'fs>,
     temporary: PathBuf,
     destination: PathBuf,
     sealed: bool,
@@ -29,7 +30,14 @@ impl<'fs> SealedFolder<'fs> {
         let (temporary, ()) = under_temporary_name(parent, Operation::CreateFolder, |name| {
             fs.create_folder(name, FOLDER_MODE)
         })?;
+        let fs = HashedFs::new(fs);
         Ok(Self { fs, temporary, destination: path.to_owned(), sealed: false })
+    }
+
+    /// The file system that it was begun on. What is written to its files through here is hashed on
+    /// its way and not read back by [`seal`](Self::seal).
+    pub fn fs(&self) -> &dyn Fs {
+        &self.fs
     }
 
     /// Where to write the files: any plain name but the manifest's, each by a durable write.
@@ -47,10 +55,11 @@ impl<'fs> SealedFolder<'fs> {
             let (name, folder) = (name.to_owned(), self.destination.clone());
             return Err(DurableError::DuplicateName { name, folder });
         }
-        write_file(self.fs, &path, bytes)
+        write_file(&self.fs, &path, bytes)
     }
 
-    /// Reads every file back, writes the manifest, and renames the folder into place.
+    /// Reads back what was not written through [`fs`](Self::fs), writes the manifest, and renames the
+    /// folder into place.
     pub fn seal(mut self, extra: serde_json::Value) -> Result<Manifest, DurableError> {
         let mut files = Vec::new();
         for entry in self.fs.list(&self.temporary).at(Operation::List, &self.temporary)? {
@@ -59,13 +68,16 @@ impl<'fs> SealedFolder<'fs> {
                 return Err(DurableError::BadName { name });
             }
             let path = self.temporary.join(&name);
-            let (bytes, sha256) = digest::of_file(self.fs, &path).at(Operation::Read, &path)?;
+            let (bytes, sha256) = match self.fs.of_file(&path) {
+                Some(known) => known,
+                None => digest::of_file(&self.fs, &path).at(Operation::Read, &path)?,
+            };
             files.push(FileRecord { name, bytes, sha256 });
         }
         let manifest = Manifest { version: 1, files, extra };
         let json = serde_json::to_vec_pretty(&manifest)
             .map_err(|source| DurableError::Encode { path: self.destination.clone(), source })?;
-        write_file(self.fs, &self.temporary.join(MANIFEST_NAME), &json)?;
+        write_file(&self.fs, &self.temporary.join(MANIFEST_NAME), &json)?;
         match self.fs.rename_new(&self.temporary, &self.destination) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 return Err(DurableError::AlreadyExists { path: self.destination.clone() });

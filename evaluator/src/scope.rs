@@ -1,6 +1,6 @@
 //! The scope that owns the cache.
 
-use chandler_kernels::scratch;
+use chandler_kernels::device;
 use chandler_model::{CausalLm, KvCache};
 use chandler_vram::{Category, Entry, Ledger};
 use serde::Serialize;
@@ -135,7 +135,7 @@ impl<'a> EvalScope<'a> {
                 }
                 Err(error) if error.is_out_of_memory() => {
                     // What lies idle may be all that was lacking.
-                    scratch::release();
+                    device::give_back(self.model.device())?;
                     if tried_again {
                         options = options.smaller(batch.len()).ok_or(error)?;
                         let GenerateOptions { batch_size, max_new_tokens, .. } = options;
@@ -192,6 +192,19 @@ impl<'a> EvalScope<'a> {
         let cache = KvCache::new(config, rows, capacity, dtype, self.model.device())?;
         self.peak_cache_bytes = self.peak_cache_bytes.max(entry.bytes());
         Ok(OwnedCache { cache, entry })
+    }
+}
+
+impl Drop for EvalScope<'_> {
+    /// What the device keeps of the freed cache goes back to it, however the evaluation ended.
+    fn drop(&mut self) {
+        let device = self.model.device();
+        if device.is_cpu() {
+            return;
+        }
+        if let Err(error) = device::give_back(device) {
+            tracing::warn!(%error, "memory of an evaluation stays in the pool of the GPU");
+        }
     }
 }
 

@@ -18,6 +18,8 @@ pub(crate) fn add(y: Tensor, bias: &Tensor) -> Result<Tensor> {
     match cpu::fast_dtype(&[&y, bias]) {
         Some(DType::BF16) => add_in_place::<bf16>(&y, bias)?,
         Some(_) => add_in_place::<f32>(&y, bias)?,
+        #[cfg(feature = "cuda")]
+        None if crate::cuda::on_gpu(&[&y, bias]) => crate::cuda::elementwise::add_bias(&y, bias)?,
         None => return y.broadcast_add(bias),
     }
     Ok(y)
@@ -46,6 +48,10 @@ pub(crate) fn backward(dy: &Tensor) -> Result<Tensor> {
     match cpu::fast_dtype(&[dy]) {
         Some(DType::BF16) => column_sums::<bf16>(dy),
         Some(_) => column_sums::<f32>(dy),
+        #[cfg(feature = "cuda")]
+        None if crate::cuda::on_gpu(&[dy]) && dy.elem_count() > 0 => {
+            crate::cuda::elementwise::bias_gradient(dy)
+        }
         None => dy.to_dtype(accumulation_dtype(dy.dtype()))?.sum(0),
     }
 }

@@ -17,6 +17,8 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     match cpu::fast_dtype(&[a, b]) {
         Some(DType::BF16) => add_on_cpu::<bf16>(a, b),
         Some(_) => add_on_cpu::<f32>(a, b),
+        #[cfg(feature = "cuda")]
+        None if crate::cuda::on_gpu(&[a, b]) => crate::cuda::elementwise::add(a, b),
         None => a + b,
     }
 }

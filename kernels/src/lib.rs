@@ -50,12 +50,16 @@ pub mod attention;
 pub mod autograd;
 mod bias;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod decode_attention;
+pub mod device;
 pub mod elementwise;
 pub mod embedding;
 mod fresh;
 mod gemm;
 pub mod gemv;
+mod gpu_sizes;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod logits;

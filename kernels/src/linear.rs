@@ -4,6 +4,12 @@ use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
 use crate::cpu::{self, Real};
+#[cfg(feature = "cuda")]
+use crate::cuda::{
+    self,
+    gemm::{Before, Factor, multiply as gemm_ex},
+    on_gpu,
+};
 use crate::fresh::fresh;
 use crate::gemm::{self, Operand};
 use crate::profile::{self, Op, Timer};
@@ -21,6 +27,12 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     let y = match kernel_dtype(x, weight) {
         Some(DType::BF16) => product::<bf16, bf16>(x, weight, [tokens, outputs, inputs], ROWS)?,
         Some(_) => product::<f32, f32>(x, weight, [tokens, outputs, inputs], ROWS)?,
+        #[cfg(feature = "cuda")]
+        None if on_gpu(&[x, weight]) => {
+            let y = cuda::empty((tokens, outputs), x.dtype(), x.device())?;
+            gemm_ex(&y, &Factor::new(x)?, &Factor::transposed(weight)?, Before::Replaced)?;
+            y
+        }
         None => x.matmul(&weight.t()?)?,
     };
     match bias {
@@ -40,6 +52,12 @@ pub fn backward_input(weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
     match kernel_dtype(dy, weight) {
         Some(DType::BF16) => product::<bf16, bf16>(dy, weight, [tokens, inputs, outputs], INPUT),
         Some(_) => product::<f32, f32>(dy, weight, [tokens, inputs, outputs], INPUT),
+        #[cfg(feature = "cuda")]
+        None if on_gpu(&[dy, weight]) => {
+            let dx = cuda::empty((tokens, inputs), dy.dtype(), dy.device())?;
+            gemm_ex(&dx, &Factor::new(dy)?, &Factor::new(weight)?, Before::Replaced)?;
+            Ok(dx)
+        }
         None => dy.matmul(weight),
     }
 }
@@ -52,6 +70,12 @@ pub fn backward_weight(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
     match kernel_dtype(x, dy) {
         Some(DType::BF16) => product::<bf16, f32>(dy, x, shape, WEIGHT),
         Some(_) => product::<f32, f32>(dy, x, shape, WEIGHT),
+        #[cfg(feature = "cuda")]
+        None if on_gpu(&[x, dy]) => {
+            let dw = cuda::empty((shape[0], shape[1]), sums, x.device())?;
+            gemm_ex(&dw, &Factor::transposed(dy)?, &Factor::new(x)?, Before::Replaced)?;
+            Ok(dw)
+        }
         None => dy.t()?.matmul(x)?.to_dtype(sums),
     }
 }
@@ -72,6 +96,10 @@ pub fn add_weight_gradient(d_weight: &Tensor, x: &Tensor, dy: &Tensor) -> Result
             add_product::<bf16, bf16>(d_weight, dy, x, shape, WEIGHT)
         }
         (Some(DType::F32), DType::F32) => add_product::<f32, f32>(d_weight, dy, x, shape, WEIGHT),
+        #[cfg(feature = "cuda")]
+        (None, sum) if on_gpu(&[x, dy]) && (sum == DType::F32 || sum == x.dtype()) => {
+            gemm_ex(d_weight, &Factor::transposed(dy)?, &Factor::new(x)?, Before::AddedTo)
+        }
         _ => {
             let dw = dy.t()?.matmul(x)?.to_dtype(accumulation_dtype(x.dtype()))?;
             let sum = (d_weight.to_dtype(dw.dtype())? + dw)?;
@@ -92,6 +120,10 @@ pub fn add_forward(y: &Tensor, x: &Tensor, weight: &Tensor) -> Result<()> {
             add_product::<bf16, bf16>(y, x, weight, [tokens, outputs, inputs], ROWS)
         }
         Some(_) => add_product::<f32, f32>(y, x, weight, [tokens, outputs, inputs], ROWS),
+        #[cfg(feature = "cuda")]
+        None if on_gpu(&[x, weight]) => {
+            gemm_ex(y, &Factor::new(x)?, &Factor::transposed(weight)?, Before::AddedTo)
+        }
         None => y.slice_set(&(y + x.matmul(&weight.t()?)?)?, 0, 0),
     }
 }
@@ -108,6 +140,10 @@ pub fn add_backward_input(dx: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<(
             add_product::<bf16, bf16>(dx, dy, weight, [tokens, inputs, outputs], INPUT)
         }
         Some(_) => add_product::<f32, f32>(dx, dy, weight, [tokens, inputs, outputs], INPUT),
+        #[cfg(feature = "cuda")]
+        None if on_gpu(&[dy, weight]) => {
+            gemm_ex(dx, &Factor::new(dy)?, &Factor::new(weight)?, Before::AddedTo)
+        }
         None => dx.slice_set(&(dx + dy.matmul(weight)?)?, 0, 0),
     }
 }
@@ -138,6 +174,10 @@ pub fn backward_bias(dy: &Tensor) -> Result<Tensor> {
 /// them back: `[N, O, I]` is the forward pass of a layer `[O, I]` over N tokens, `[N, I, O]` the
 /// gradient of its input, `[O, I, N]` that of its weight.
 pub fn rehearse(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
+    // Products on a GPU are cuBLAS's, which has buffers of its own.
+    if pool.is_of_gpu() {
+        return;
+    }
     gemm::rehearse(pool, size, dtype);
 }
 

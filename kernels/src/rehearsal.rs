@@ -23,6 +23,8 @@ pub struct Rehearsal {
     idle: Vec<usize>,
     held: usize,
     threads: usize,
+    /// On a GPU no op keeps a buffer: what is held is the most that one takes.
+    of_gpu: bool,
 }
 
 /// A buffer in use.
@@ -42,7 +44,21 @@ impl Default for Rehearsal {
 impl Rehearsal {
     /// An empty pool that so many threads share.
     pub fn with_threads(threads: usize) -> Self {
-        Self { idle: vec![], held: 0, threads: threads.max(1) }
+        Self { idle: vec![], held: 0, threads: threads.max(1), of_gpu: false }
+    }
+
+    /// What the ops of a GPU take.
+    pub fn of_gpu() -> Self {
+        Self { of_gpu: true, ..Self::with_threads(1) }
+    }
+
+    pub(crate) fn is_of_gpu(&self) -> bool {
+        self.of_gpu
+    }
+
+    /// An op of a GPU takes so many bytes while it works.
+    pub(crate) fn pass(&mut self, bytes: usize) {
+        self.held = self.held.max(bytes);
     }
 
     /// Bytes of all buffers. One thread asks for the same every time; of several, one may be ahead

@@ -44,6 +44,7 @@ pub struct SavedBlock {
     k: Heads,
     v: Tensor,
     attended: Tensor,
+    kept: attention::Kept,
     /// Before the norm; only where there is one.
     projected: Option<Tensor>,
     middle: Tensor,
@@ -112,7 +113,8 @@ impl SavedBlock {
         ];
         let sometimes = [&self.projected, &self.fed];
         let tensors = always.into_iter().chain(sometimes.into_iter().flatten());
-        tensors.map(|t| t.elem_count() * t.dtype().size_in_bytes()).sum()
+        let bytes = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();
+        tensors.map(bytes).sum::<usize>() + self.kept.bytes()
     }
 }
 
@@ -147,8 +149,8 @@ impl Block {
         let (raw_q, raw_k, v) = (heads(&self.q)?, heads(&self.k)?, heads(&self.v)?);
         let q = Self::turned(params, self.q_norm, &raw_q, angles)?;
         let k = Self::turned(params, self.k_norm, &raw_k, angles)?;
-        let attended =
-            attention::forward(&q, &k, &v, cu_seqlens, self.attention)?.flatten_from(1)?;
+        let (attended, kept) = attention::forward_kept(&q, &k, &v, cu_seqlens, self.attention)?;
+        let attended = attended.flatten_from(1)?;
         let (projected, added) = self.project(params, &attended)?;
         let middle = elementwise::add(x, &added)?;
         let Fed { gate, up, fed, y } = self.feed_forward(params, &middle)?;
@@ -158,6 +160,7 @@ impl Block {
             k: Heads::save(self.k_norm, raw_k, k),
             v,
             attended,
+            kept,
             projected: self.post_attention_norm.map(|_| projected),
             middle,
             gate,
@@ -175,7 +178,7 @@ impl Block {
         dy: &Tensor,
         wants_input: bool,
     ) -> Result<Option<Tensor>> {
-        let SavedBlock { x, q, k, v, attended, projected, middle, gate, up, fed } = saved;
+        let SavedBlock { x, q, k, v, attended, kept, projected, middle, gate, up, fed } = saved;
         let d_middle = self.feed_forward_backward(pass, &middle, [gate, up], fed, dy)?;
         drop(middle);
         let d_projected = match (self.post_attention_norm, projected) {
@@ -185,8 +188,10 @@ impl Block {
             _ => d_middle.clone(),
         };
         let d_attended = pass.linear(&self.o, &attended, &d_projected)?;
+        let kept = kept.with_output(&self.heads(&attended)?, &self.heads(&d_attended)?)?;
         drop((attended, d_projected));
-        let [d_q, d_k, d_v] = self.attention_backward(pass, q, k, v, d_attended)?;
+        let [d_q, d_k, d_v] = self.attention_backward(pass, [q, k], v, d_attended, &kept)?;
+        drop(kept);
         let wants_input = wants_input || pass.params.trains(self.input_norm.weight);
         let normed = self.input_norm.forward(pass.params, &x)?;
         let mut d_normed = InputGradient::wanted(wants_input);
@@ -203,16 +208,17 @@ impl Block {
     fn attention_backward(
         &self,
         pass: &mut BackwardPass,
-        saved_q: Heads,
-        saved_k: Heads,
+        [saved_q, saved_k]: [Heads; 2],
         v: Tensor,
         d_attended: Tensor,
+        kept: &attention::Kept,
     ) -> Result<[Tensor; 3]> {
         let (params, angles) = (pass.params, pass.angles);
         let q = saved_q.turned(params, self.q_norm, angles)?;
         let k = saved_k.turned(params, self.k_norm, angles)?;
         let dy = self.heads(&d_attended)?;
-        let [dq, dk, dv] = attention::backward(&q, &k, &v, pass.cu_seqlens, self.attention, &dy)?;
+        let (cu_seqlens, params_of) = (pass.cu_seqlens, self.attention);
+        let [dq, dk, dv] = attention::backward_kept(&q, &k, &v, cu_seqlens, params_of, &dy, kept)?;
         drop((q, k, v, dy, d_attended));
         let dq = saved_q.backward(params, self.q_norm, angles, &dq, pass.gradients)?;
         let dk = saved_k.backward(params, self.k_norm, angles, &dk, pass.gradients)?;

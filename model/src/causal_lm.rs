@@ -368,7 +368,8 @@ impl CausalLm {
         if let Some(id) = ids.iter().copied().find(|id| *id as usize >= vocab_size) {
             return Err(ModelError::TokenOutOfVocabulary { id, vocab_size });
         }
-        Ok(Tensor::from_slice(ids, ids.len(), &self.device)?)
+        // On the CPU wherever the model is: the embedding sorts them.
+        Ok(Tensor::from_slice(ids, ids.len(), &Device::Cpu)?)
     }
 
     pub(crate) fn embed_ids(&self, ids: &Tensor) -> Result<Tensor, ModelError> {

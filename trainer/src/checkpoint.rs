@@ -92,10 +92,15 @@ impl Image {
         self.weights.iter().chain(&self.moments).map(bytes).sum()
     }
 
-    /// The same with tensors of its own, which the steps to come do not change.
+    /// The same with tensors of its own in the machine's memory, which the steps to come do not
+    /// change.
     pub(crate) fn copied(&self) -> Result<Self, TrainError> {
         let copied = |tensors: &Vec<(String, Tensor)>| {
-            let copy = |(name, tensor): &(String, Tensor)| Ok((name.clone(), tensor.copy()?));
+            let copy = |(name, tensor): &(String, Tensor)| {
+                let is_here = tensor.device().is_cpu();
+                let copy = if is_here { tensor.copy() } else { tensor.to_device(&Device::Cpu) };
+                Ok((name.clone(), copy?))
+            };
             tensors.par_iter().map(copy).collect::<Result<_, TrainError>>()
         };
         let (weights, moments) = (copied(&self.weights)?, copied(&self.moments)?);
@@ -108,7 +113,7 @@ impl Image {
         for (file, tensors) in [(WEIGHTS, &self.weights), (OPTIMIZER, &self.moments)] {
             let tensors: Vec<(&str, &Tensor)> =
                 tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-            write_safetensors(fs, &folder.path().join(file), &tensors, None)?;
+            write_safetensors(folder.fs(), &folder.path().join(file), &tensors, None)?;
         }
         folder.seal(json!(self.state))?;
         Ok(())
@@ -169,7 +174,7 @@ impl Trainer<'_> {
         let weights = SafetensorsFile::open(&path.join(WEIGHTS))?;
         let moments = SafetensorsFile::open(&path.join(OPTIMIZER))?;
         let read_into = |file: &SafetensorsFile, name: &str, tensor: &Tensor| {
-            let stored = file.read(name, tensor.dims(), tensor.dtype(), &Device::Cpu)?;
+            let stored = file.read(name, tensor.dims(), tensor.dtype(), tensor.device())?;
             Ok::<_, TrainError>(tensor.slice_set(&stored, 0, 0)?)
         };
         for (name, tensor) in self.optimizer.masters(&self.model) {

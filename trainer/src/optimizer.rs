@@ -65,19 +65,31 @@ impl AdamW {
         if self.narrow_gradients { none.matrices_in(model.dtype()) } else { none }
     }
 
-    /// Moves one parameter along its gradient, scaled by `clip`. A frozen one stays.
-    pub(crate) fn step(
+    /// Moves parameters along their gradients, scaled by `clip`. Frozen ones stay.
+    pub(crate) fn step<'a>(
         &self,
         model: &CausalLm,
-        id: ParamId,
-        gradient: &Tensor,
+        gradients: impl Iterator<Item = (ParamId, &'a Tensor)>,
         settings: &TrainSettings,
         rate: Rate,
         clip: f64,
     ) -> Result<(), TrainError> {
-        let Ok(index) = self.states.binary_search_by_key(&id, |state| state.id) else {
-            return Ok(());
-        };
+        let steps: Vec<adamw::Step> = gradients
+            .filter_map(|(id, gradient)| self.step_of(model, id, gradient, settings, rate, clip))
+            .collect();
+        Ok(adamw::step_all(&steps)?)
+    }
+
+    fn step_of<'a>(
+        &'a self,
+        model: &'a CausalLm,
+        id: ParamId,
+        gradient: &'a Tensor,
+        settings: &TrainSettings,
+        rate: Rate,
+        clip: f64,
+    ) -> Option<adamw::Step<'a>> {
+        let index = self.states.binary_search_by_key(&id, |state| state.id).ok()?;
         let (state, param) = (&self.states[index], model.params().get(id));
         let params = adamw::Params {
             lr: rate.lr,
@@ -96,7 +108,7 @@ impl AdamW {
                 Weights::Stochastic { param: &param.value, seed, tensor }
             }
         };
-        Ok(adamw::step(weights, &state.moments, gradient, params)?)
+        Some(adamw::Step { weights, moments: &state.moments, grad: gradient, params })
     }
 
     /// The most precise weight of every trainable parameter, by its name.
@@ -165,11 +177,8 @@ fn named(moments: &Moments) -> Vec<(&'static str, &Tensor)> {
 
 /// The L2 norm over all gradients.
 pub(crate) fn global_norm(gradients: &Gradients) -> Result<f64, TrainError> {
-    let mut sum = 0.0;
-    for (_, gradient) in gradients.iter() {
-        sum += adamw::sum_of_squares(gradient)?;
-    }
-    Ok(sum.sqrt())
+    let all: Vec<&Tensor> = gradients.iter().map(|(_, gradient)| gradient).collect();
+    Ok(adamw::sum_of_all_squares(&all)?.sqrt())
 }
 
 /// The L2 norm of one gradient.

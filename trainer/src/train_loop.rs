@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 use chandler_data::Row;
-use chandler_kernels::scratch;
+use chandler_kernels::device;
 use chandler_model::{CausalLm, Score};
 use chandler_vram::{Category, Entry, Ledger, Shortage};
 
@@ -157,7 +157,9 @@ impl Trainer<'_> {
         // A batch that is cut would move the weights between its pieces.
         let cut = !self.settings.optimizer_in_backward;
         let Some(fit) = self.fit.tighter(rows, blocks, cut) else { return false };
-        scratch::release();
+        if device::give_back(self.model.device()).is_err() {
+            return false;
+        }
         self.fit = fit;
         self.shortage = Some(shortage.clone());
         true

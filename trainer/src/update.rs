@@ -80,9 +80,7 @@ impl<'a> Update<'a> {
         let grad_norm = self.rate.finite("gradient norm", (self.squares + rest * rest).sqrt())?;
         if !self.settings.optimizer_in_backward {
             let clip = clip_coefficient(grad_norm, self.settings.max_grad_norm);
-            for (id, gradient) in gradients.iter() {
-                self.optimizer.step(self.model, id, gradient, self.settings, self.rate, clip)?;
-            }
+            self.optimizer.step(self.model, gradients.iter(), self.settings, self.rate, clip)?;
         }
         Ok(Measured { loss, grad_norm })
     }
@@ -112,7 +110,8 @@ impl Follower for Update<'_> {
             let norm = self.rate.finite("gradient norm", norm_of(&gradient)?)?;
             let clip = clip_coefficient(norm, self.settings.max_grad_norm);
             self.moved = true;
-            self.optimizer.step(self.model, *id, &gradient, self.settings, self.rate, clip)?;
+            let one = std::iter::once((*id, &gradient));
+            self.optimizer.step(self.model, one, self.settings, self.rate, clip)?;
             self.squares += norm * norm;
         }
         Ok(())

@@ -33,6 +33,7 @@ mod host;
 mod ledger;
 mod nvml;
 mod plan;
+mod pool;
 mod recorded;
 mod shortage;
 
@@ -45,6 +46,7 @@ pub use nvml::{GpuProcess, GpuReading, NvmlMeter};
 pub use plan::{
     Choice, EvalShape, Line, ModelShape, Plan, TrainShape, choose, most_that_fits, plan,
 };
+pub use pool::PoolReading;
 pub use recorded::{GpuMeter, RecordedGpus};
 pub use shortage::Shortage;
 

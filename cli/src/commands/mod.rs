@@ -28,6 +28,7 @@ pub(crate) mod steer;
 mod train;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -36,6 +37,7 @@ use serde::Serialize;
 use crate::config::{Config, ConfigSources, FlagValue, ResolvedConfig};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::heap;
 use crate::logging::Terminal;
 use crate::output;
 use crate::state_dir::{StateDir, StateDirError};
@@ -201,8 +203,32 @@ fn without_hidden(command: clap::Command) -> clap::Command {
     shown.subcommands(subcommands.cloned().map(without_hidden))
 }
 
+/// The whole program, with the arguments of this process: what its `main` calls.
+pub fn run_program() -> ExitCode {
+    let terminal = Terminal::stderr();
+    let cli = Cli::from_arguments(&terminal);
+    if !cli.is_worker() {
+        heap::keep_pages();
+    }
+    let place = terminal.clone();
+    // As any other line, so that nothing in it acts on the terminal.
+    std::panic::set_hook(Box::new(move |panic| place.print(&format!("{panic}\n"))));
+    let as_json = cli.is_json();
+    match dispatch(cli, &terminal) {
+        Ok(exit) => exit.into(),
+        Err(failure) if as_json => {
+            terminal.print_json(&failure.render_json());
+            failure.exit.into()
+        }
+        Err(failure) => {
+            terminal.print(&failure.render(terminal.has_colour()));
+            failure.exit.into()
+        }
+    }
+}
+
 /// Does what the arguments ask.
-pub fn dispatch(cli: Cli, terminal: &Terminal) -> Result<Exit, Failure> {
+fn dispatch(cli: Cli, terminal: &Terminal) -> Result<Exit, Failure> {
     let app = App::new(cli.global, terminal)?;
     match cli.command {
         Command::Init(args) => init::init(&app, &args),

@@ -13,7 +13,7 @@ use super::bench::{product_peak, train_flops_per_token};
 use crate::config::Config;
 use crate::engine::{
     EngineError, Planning, Reader, data_options, dtype, fitting, memory_room, model_folder,
-    train_settings,
+    open_device, train_settings,
 };
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -92,7 +92,12 @@ pub(super) fn plan(app: &App, args: &PlanArgs) -> Result<Exit, Failure> {
     // What another machine computes in a second is not known.
     let flops = match args.device {
         Some(_) => None,
-        None => Some(product_peak(dtype(&config))?),
+        // A GPU that another process trains on is not measured.
+        None => match open_device(config.model.device.place(), None) {
+            Ok(device) => Some(product_peak(dtype(&config), &device)?),
+            Err(EngineError::GpuLock(_)) => None,
+            Err(error) => return Err(error.into()),
+        },
     };
     let flops_per_token = train_flops_per_token(&model, config.data.max_length);
     let speed = flops.map(|flops| flops / flops_per_token);

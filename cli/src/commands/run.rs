@@ -122,6 +122,7 @@ pub(super) fn work(
     state.create_folders()?;
     state.check_writable()?;
     let lock = crate::lock::hold(state)?;
+    engine::hold_device(config)?;
     logging::init(&config.log, terminal, Some(&state.logs()))?;
     signals::stop_on_signals(controls)?;
     if let Some(error) = lock.naming_error() {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use chandler_durable::{RealFs, create_folder_all};
 use chandler_trainer::{BoxError, Fit, Outcome, Trainer};
-use chandler_vram::{Ledger, Phase, counting};
+use chandler_vram::{Ledger, Phase};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -16,8 +16,8 @@ use crate::daemon::Controls;
 use crate::engine::{
     Around, Best, EngineError, GoneOn, Prepared, Request, Sink, Watch, Wish, base_name,
     checkpoint_bytes, clear_checkpoints, identity, leave_checkpoint, log_evaluation,
-    memory_beside_plan, memory_room, model_folder, prepare, put_best, remove_old_checkpoints,
-    resume, write_output,
+    measure_memory_anew, memory_beside_plan, memory_room, memory_room_for_copy, model_folder,
+    prepare, put_best, remove_old_checkpoints, resume, write_output,
 };
 use crate::exit::Exit;
 use crate::export::EventFile;
@@ -82,7 +82,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     let trainer = Trainer::new(model, &rows, settings, &ledger).map_err(EngineError::from)?;
     let mut trainer = trainer.within(fit);
     ledger.begin(Phase::Train);
-    counting::reset_high_water();
+    measure_memory_anew()?;
     let base_id = identity(&base)?;
     let GoneOn { resumed_at, last_eval, best } = if args.resume {
         resume(&mut trainer, &args.output, &base_id)?
@@ -96,6 +96,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     signals::stop_on_signals(&controls)?;
     let stop = || controls.stop().is_requested();
     let room = || memory_room(&config);
+    let room_for_copy = |step_bytes| memory_room_for_copy(&config, step_bytes);
     let mut sink = FileSink {
         metrics,
         config: &config,
@@ -110,6 +111,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         ledger: &ledger,
         stop: &stop,
         room: &room,
+        room_for_copy: &room_for_copy,
         on_pressure: config.memory.on_pressure,
         total_steps,
         config: &config.eval,

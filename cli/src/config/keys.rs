@@ -32,6 +32,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// An amount of memory, such as `2GiB`.
     Size,
+    /// Where a model computes.
+    Device,
     /// A list of tables, each a webhook.
     Webhooks,
 }
@@ -54,13 +56,17 @@ impl Kind {
             Self::ListOr(words) => format!("list of texts, or {}", quoted(words)),
             Self::Choice(words) => format!("one of {}", quoted(words)),
             Self::Size => "size such as \"2GiB\"".into(),
+            Self::Device => "\"auto\", \"cpu\", \"cuda\" or such as \"cuda:1\"".into(),
             Self::Webhooks => "list of tables".into(),
         }
     }
 
     /// Whether a bare word on the command line is meant as text whatever it looks like.
     pub fn is_textual(self) -> bool {
-        matches!(self, Self::Text | Self::Path | Self::ModelPath | Self::Choice(_) | Self::Size)
+        matches!(
+            self,
+            Self::Text | Self::Path | Self::ModelPath | Self::Choice(_) | Self::Size | Self::Device
+        )
     }
 }
 

@@ -14,6 +14,7 @@ use super::error::{ConfigError, Origin, Problem};
 use super::keys::{Key, Kind};
 use super::layers::{self, Entry, FlagValue};
 use super::sections::{Config, SECTIONS, key, keys};
+use super::values::Place;
 use super::webhooks;
 
 /// Where values may come from, besides the defaults. Later fields win over earlier ones.
@@ -248,6 +249,7 @@ fn accepts(kind: Kind, value: &Value) -> bool {
         Kind::Integer { .. } => value.to_i128().is_some_and(|number| i64::try_from(number).is_ok()),
         Kind::Number => numeric(value).is_some(),
         Kind::Text | Kind::Path | Kind::ModelPath | Kind::Choice(_) => value.as_str().is_some(),
+        Kind::Device => value.as_str().is_some_and(|text| Place::from_text(text).is_some()),
         Kind::Size => value.as_str().is_some_and(|text| text.parse::<Bytes>().is_ok()),
         Kind::List => list_of_texts(value),
         Kind::Webhooks => webhooks::complaint(value).is_none(),

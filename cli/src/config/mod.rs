@@ -28,5 +28,5 @@ pub use sections::{
     LogConfig, LoraConfig, LrSchedulerKwargs, MemoryConfig, ModelConfig, NotifyConfig, SECTIONS,
     Section, ServeConfig, TrainConfig, key, keys,
 };
-pub use values::{MemorySize, ModelPath};
+pub use values::{DeviceChoice, MemorySize, ModelPath, Place};
 pub use webhooks::{Format, Secret, Topic, Webhook, Webhooks};

@@ -11,7 +11,7 @@ use super::choices::{
     PackingStrategy, RampShape, TargetModules,
 };
 use super::keys::{Bounds, Key, section};
-use super::values::{MemorySize, ModelPath};
+use super::values::{DeviceChoice, MemorySize, ModelPath};
 use super::webhooks::Webhooks;
 
 section! {
@@ -24,6 +24,9 @@ section! {
         revision: Option<String> = None;
         /// The type to compute in. bf16 keeps f32 master weights.
         dtype: Dtype = Dtype::F32;
+        /// Where it computes: on the first GPU where `chandler-cuda` finds one, else on the CPU; or on
+        /// that which is named.
+        device: DeviceChoice = DeviceChoice("auto".to_owned());
     }
 }
 

@@ -3,9 +3,11 @@
 use std::fmt::{self, Write};
 
 use chandler_vram::{
-    Bytes, GpuReading, HostMeter, HostReading, Ledger, NvmlMeter, Snapshot, counting,
+    Bytes, GpuReading, HostMeter, HostReading, Ledger, NvmlMeter, PoolReading, Snapshot, counting,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::engine::device_pool;
 
 /// Every meter and the ledger at one moment; what could not be read is `None`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +24,9 @@ pub struct LiveMemory {
     pub host: HostReading,
     /// Its GPUs and who uses them.
     pub gpus: Option<Vec<GpuReading>>,
+    /// The pool that this daemon's tensors come from, where they are on a GPU.
+    #[serde(default)]
+    pub pool: Option<PoolReading>,
 }
 
 impl LiveMemory {
@@ -34,6 +39,7 @@ impl LiveMemory {
             limit: counting::limit_bytes(),
             host: HostMeter::new().read_host(),
             gpus: nvml.gpus(),
+            pool: device_pool(),
         }
     }
 }
@@ -59,6 +65,10 @@ impl fmt::Display for LiveMemory {
         }
         if !held.is_empty() {
             writeln!(f, "          {held}")?;
+        }
+        if let Some(pool) = &self.pool {
+            let [used, high, reserved] = [pool.used, pool.used_high, pool.reserved].map(Bytes);
+            writeln!(f, "          on the GPU {used}, peak {high}; {reserved} taken from it")?;
         }
         for gpu in self.gpus.iter().flatten() {
             let name = gpu.name.as_deref().unwrap_or("unknown");
@@ -106,11 +116,13 @@ mod tests {
             limit: Some(1 << 30),
             host: HostReading::default(),
             gpus: Some(vec![gpu]),
+            pool: Some(PoolReading { used: 2 << 30, used_high: 3 << 30, ..PoolReading::default() }),
         };
         let text = memory.to_string();
         for part in [
             "heap 5.00 MiB of 1.00 GiB, peak unknown; resident unknown",
             "weights 3.00 MiB",
+            "on the GPU 2.00 GiB, peak 3.00 GiB; 0 B taken from it",
             "gpu 0     RTX, 22.00 GiB of 24.00 GiB in use",
             "12.00 GiB by python (pid 7)",
             "unknown by unknown (pid 8)",

@@ -93,6 +93,25 @@ pub enum EngineError {
         /// What the reader says.
         reason: String,
     },
+    /// A GPU that cannot be opened.
+    #[error("GPU {ordinal} cannot be used: {reason}")]
+    NoGpu {
+        /// Its number.
+        ordinal: usize,
+        /// What the driver says.
+        reason: Box<candle_core::Error>,
+    },
+    /// Another process has the GPU.
+    #[error("the GPU is not free: {0}")]
+    GpuLock(#[source] LockError),
+    /// A process has one GPU.
+    #[error("this process is on GPU {ours} already, and was asked for GPU {wanted}")]
+    OtherGpu {
+        /// Its own.
+        ours: usize,
+        /// That which it was asked for.
+        wanted: usize,
+    },
     /// Too little memory for an evaluation, and `memory.on_pressure` is `stop`.
     #[error("{0}, and memory.on_pressure is \"stop\"")]
     Pressure(String),
@@ -138,7 +157,18 @@ impl EngineError {
             Self::Store(error) => error.hint(),
             Self::EvalSet(error) => error.hint(),
             Self::Queue(error) => error.hint(),
-            Self::Lock(error) => error.hint(),
+            Self::Lock(error) | Self::GpuLock(error) => error.hint(),
+            Self::NoGpu { reason, .. } => Some(match **reason {
+                candle_core::Error::NotCompiledWithCudaSupport => {
+                    "this is chandler without CUDA: use chandler-cuda, or set model.device = \"cpu\""
+                        .to_owned()
+                }
+                _ => "`nvidia-smi` lists the GPUs that there are; model.device = \"cpu\" does without"
+                    .to_owned(),
+            }),
+            Self::OtherGpu { .. } => {
+                Some("start the process anew after changing model.device".to_owned())
+            }
             Self::Binding(mismatch) => Some(mismatch.hint()),
             Self::Read { .. } => Some("check the path and that this user may read it".to_owned()),
             Self::Write { .. } => Some("check the owner, the mode and the free space".to_owned()),
@@ -164,7 +194,7 @@ impl EngineError {
                 within(error).map_or(Exit::Error, Self::exit)
             }
             Self::NoModel => Exit::Usage,
-            Self::Lock(_) => Exit::LockHeld,
+            Self::Lock(_) | Self::GpuLock(_) => Exit::LockHeld,
             Self::Worker(error) => error.exit(),
             Self::DoesNotFit { .. } | Self::Pressure(_) => Exit::DoesNotFit,
             Self::Data(error) if blames_the_file(error) => Exit::BadData,

@@ -8,11 +8,11 @@ use chandler_vram::{Bytes, HostMeter, Ledger};
 use super::EngineError;
 use super::answering::{answer, choose};
 use super::eval_set::EvalSet;
+use super::memory;
 use super::scoring::{
     row_of_loss, rows_of_loss, rows_of_samples, score_samples, share_that_matches,
 };
 use crate::config::SetScorer;
-use crate::heap;
 use crate::logging::Progress;
 use crate::store::{EvalRow, EvalSample};
 
@@ -73,7 +73,7 @@ impl Evaluator<'_> {
             peak_cache_bytes = peak_cache_bytes.max(of_set.peak_cache_bytes);
             self.enter(set, of_set, &mut all)?;
         }
-        heap::give_back();
+        memory::give_back();
         self.log_memory(before, rss(), peak_cache_bytes);
         Ok(all)
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use chandler_durable::{RealFs, is_there, require_space};
 use chandler_trainer::{Fit, Outcome, TrainError, Trainer};
-use chandler_vram::{Ledger, Phase, counting};
+use chandler_vram::{Ledger, Phase};
 use serde_json::{Value, json};
 
 use super::EngineError;
@@ -22,7 +22,6 @@ use super::watch::{Around, Watch};
 use crate::alerts::Alert;
 use crate::config::Config;
 use crate::daemon::{JobError, JobEstimate, JobOutcome, JobRunner, RunContext};
-use crate::heap;
 use crate::queue::{ClaimedJob, mark, report_of_model};
 use crate::state_dir::StateDir;
 
@@ -129,7 +128,7 @@ impl EngineRunner {
         let fit = fit.and(context.store.fit(&fit_key)?.unwrap_or_default());
         let mut trainer = Trainer::new(model, &rows, settings, &self.ledger)?.within(fit);
         self.ledger.begin(Phase::Train);
-        counting::reset_high_water();
+        memory::measure_anew()?;
         let begun = resume_or_begin_anew(&mut trainer, &checkpoints, &base_id)?;
         let GoneOn { resumed_at, last_eval, best } = begun;
         if resumed_at.is_none() {
@@ -142,6 +141,7 @@ impl EngineRunner {
             controls.stop().is_requested()
         };
         let room = || memory::room(&self.config);
+        let room_for_copy = |step_bytes| memory::room_for_copy(&self.config, step_bytes);
         let progress = context.progress;
         let mut sink = JobSink {
             context,
@@ -157,6 +157,7 @@ impl EngineRunner {
             ledger: &self.ledger,
             stop: &stop,
             room: &room,
+            room_for_copy: &room_for_copy,
             on_pressure: self.config.memory.on_pressure,
             total_steps,
             config: &self.config.eval,
@@ -282,7 +283,7 @@ impl JobRunner for EngineRunner {
             }
         };
         let outcome = self.learn(job, ready, context);
-        heap::give_back();
+        memory::give_back();
         if let Some((what, step)) = outcome.as_ref().err().and_then(EngineError::not_finite)
             && context.config.alerts.enabled
         {

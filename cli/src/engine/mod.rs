@@ -3,6 +3,7 @@
 mod answering;
 mod best;
 mod checkpoints;
+mod device;
 mod error;
 mod eval_set;
 mod evaluation;
@@ -28,6 +29,7 @@ pub(crate) use best::{Best, put_best};
 pub(crate) use checkpoints::{
     GoneOn, checkpoint_bytes, clear_checkpoints, leave_checkpoint, remove_old_checkpoints, resume,
 };
+pub(crate) use device::{hold as hold_device, open as open_device, pool as device_pool};
 pub use error::EngineError;
 pub(crate) use eval_set::EvalSet;
 pub(crate) use evaluation::{Evaluated, Evaluator};
@@ -35,7 +37,9 @@ pub(crate) use guard::{Decision, bytes_of_answers, decide};
 pub use job_runner::runner;
 pub(crate) use job_sink::log_evaluation;
 pub(crate) use memory::{
-    beside_plan as memory_beside_plan, keep_limit as keep_memory_limit, room as memory_room,
+    beside_plan as memory_beside_plan, buffers, give_back as give_memory_back,
+    keep_limit as keep_memory_limit, measure_anew as measure_memory_anew, room as memory_room,
+    room_for_copy as memory_room_for_copy,
 };
 pub(crate) use planning::{Planning, answers_shape, fitting, model_shape, train_shape};
 pub(crate) use publish::{export, in_new_folder, write_output};

@@ -6,6 +6,7 @@ use chandler_model::{CausalLm, PREFILL_TOKENS, Param, ParamId};
 use chandler_trainer::{Fit, MomentsDtype, TrainSettings};
 use chandler_vram::{Choice, EvalShape, ModelShape, Plan, TrainShape, choose, plan};
 
+use super::device::wanted;
 use super::eval_set::EvalSet;
 use super::evaluation::Evaluation;
 use super::memory;
@@ -49,7 +50,7 @@ impl<'a> Planning<'a> {
             kept_blocks: Some(choice.kept_blocks as usize),
             ..settings.clone()
         };
-        let mut pool = Rehearsal::default();
+        let mut pool = memory::buffers(wanted(self.config).is_some());
         let train = train_shape(self.model, &settings, &documents, &mut pool);
         let is_asked = |set: &EvalSet| set.writes_answers() || set.longest_row() > 0;
         let asks = self.evaluation.map_or(self.config.eval.samples > 0, |evaluation| {

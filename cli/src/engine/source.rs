@@ -5,7 +5,6 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::Device;
 use chandler_data::Tokenizer;
 use chandler_durable::{MANIFEST_NAME, is_there};
 use chandler_model::hub::{Download, HubOptions, ModelSource, resolve};
@@ -13,6 +12,7 @@ use chandler_model::{AdapterBase, CausalLm, GenerationConfig};
 use sha2::{Digest, Sha256};
 
 use super::EngineError;
+use super::device::device;
 use super::memory::keep_limit;
 use super::settings::dtype;
 use super::snapshots::names_in;
@@ -132,9 +132,10 @@ pub(crate) fn load_model<'a>(
     progress: impl Into<Option<&'a Progress>>,
 ) -> Result<CausalLm, EngineError> {
     keep_limit(config);
+    let device = device(config)?;
     let progress = progress.into();
     let tell = |done, total| progress.into_iter().for_each(|shown| shown.loading(done, total));
-    let loaded = CausalLm::load_telling(folder, Some(dtype(config)), &Device::Cpu, &tell);
+    let loaded = CausalLm::load_telling(folder, Some(dtype(config)), &device, &tell);
     progress.into_iter().for_each(Progress::end);
     let mut model = loaded?;
     if let Some(adapter) = adapter {

@@ -17,12 +17,12 @@ use super::best::{Best, Verdict};
 use super::eval_set::EvalSet;
 use super::evaluation::{Due, Evaluated, Evaluation, Evaluator};
 use super::guard::{Decision, decide};
+use super::memory;
 use super::saving::ToldFs;
 use super::sink::Sink;
 use crate::config::{EvalConfig, OnPressure};
 use crate::daemon::is_full;
 use crate::failure::in_one_line;
-use crate::heap;
 use crate::logging::{Progress, StepProgress};
 use crate::store::{EvalRow, StepRow};
 
@@ -35,6 +35,8 @@ pub(crate) struct Watch<'a> {
     pub(crate) stop: &'a dyn Fn() -> bool,
     /// Bytes that may still be allocated, as far as that is known.
     pub(crate) room: &'a dyn Fn() -> Option<u64>,
+    /// Bytes in which a checkpoint may be copied beside a step that takes so many.
+    pub(crate) room_for_copy: &'a dyn Fn(u64) -> Option<u64>,
     pub(crate) on_pressure: OnPressure,
     pub(crate) total_steps: u64,
     pub(crate) config: &'a EvalConfig,
@@ -87,7 +89,7 @@ impl<'a> Watch<'a> {
         if self.on_pressure == OnPressure::Stop {
             return Err(EngineError::Pressure(words.to_owned()).into());
         }
-        heap::give_back();
+        memory::give_back();
         self.sink.memory(&format!("{words}; what lay idle was given back"))
     }
 
@@ -124,7 +126,7 @@ impl<'a> Watch<'a> {
             let mut room = (self.room)();
             if room.is_some_and(|room| needed(&set.options) > room) {
                 // Buffers that lie idle count as used.
-                heap::give_back();
+                memory::give_back();
                 room = (self.room)();
             }
             let decision = decide(self.on_pressure, &set.options, set.prompts(), needed, room);
@@ -286,7 +288,7 @@ impl Observer for Watch<'_> {
 
     /// Taken only where it is known that the run's next peak fits beside it.
     fn has_room_for_copy(&mut self, bytes: u64) -> bool {
-        (self.room)().is_some_and(|room| room >= bytes.saturating_add(self.step_bytes))
+        (self.room_for_copy)(self.step_bytes).is_some_and(|room| room >= bytes)
     }
 
     fn file_system(&self, bytes: u64) -> Box<dyn Fs> {

@@ -18,11 +18,10 @@ use super::reader::Read;
 use super::refusal::Refusal;
 use crate::config::Config;
 use crate::engine::{
-    Decision, EngineError, bytes_of_answers, decide, dtype, keep_memory_limit, load_model,
-    memory_room, stop_ids,
+    Decision, EngineError, bytes_of_answers, decide, dtype, give_memory_back, keep_memory_limit,
+    load_model, memory_room, stop_ids,
 };
 use crate::failure::in_one_line;
-use crate::heap;
 
 /// Is told where memory did not suffice, now and again: the log has each time.
 pub(crate) type Tell = Arc<dyn Fn(&str) + Send + Sync>;
@@ -119,7 +118,7 @@ impl Host {
                         refuse(&reads, &Refusal::defect());
                     }
                     if desk.load().0 == 0 {
-                        heap::give_back();
+                        give_memory_back();
                     }
                 }
             }
@@ -131,7 +130,7 @@ impl Host {
             tracing::info!("{} is let go of", loaded.opened.offer.name);
             drop(loaded);
         }
-        heap::give_back();
+        give_memory_back();
     }
 
     fn answer(&mut self, reads: &[Read], desk: &Desk<Read>) {

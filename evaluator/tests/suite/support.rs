@@ -1,6 +1,7 @@
 //! Where the fixtures are, and how they are read.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use candle_core::{DType, Device};
 use chandler_model::CausalLm;
@@ -19,7 +20,7 @@ pub(crate) fn golden(name: &str, file: &str) -> Value {
 }
 
 pub(crate) fn load(name: &str) -> CausalLm {
-    CausalLm::load(&goldens().join("models").join(name), Some(DType::F32), &Device::Cpu).unwrap()
+    CausalLm::load(&goldens().join("models").join(name), Some(DType::F32), &device()).unwrap()
 }
 
 pub(crate) fn numbers(value: &Value) -> Vec<f64> {
@@ -28,4 +29,14 @@ pub(crate) fn numbers(value: &Value) -> Vec<f64> {
 
 pub(crate) fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
+}
+
+/// The CPU, or the GPU where `CHANDLER_TEST_DEVICE` is set: `packaging/cuda/test` does that.
+pub(crate) fn device() -> Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    let open = || match std::env::var_os("CHANDLER_TEST_DEVICE") {
+        Some(_) => chandler_kernels::device::open_cuda(0, None).unwrap(),
+        None => Device::Cpu,
+    };
+    DEVICE.get_or_init(open).clone()
 }

@@ -8,6 +8,8 @@ use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
 use crate::cpu::fast_dtype;
+#[cfg(feature = "cuda")]
+use crate::cuda::{activation as gpu, on_gpu};
 use crate::profile::{self, Op};
 
 /// The gate's activation.
@@ -28,6 +30,8 @@ pub fn forward(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Ten
     match fast_dtype(&[gate, up]) {
         Some(DType::BF16) => cpu::forward::<bf16>(gate, up, activation),
         Some(_) => cpu::forward::<f32>(gate, up, activation),
+        #[cfg(feature = "cuda")]
+        None if on_gpu(&[gate, up]) => gpu::forward(gate, up, activation),
         None => composed::forward(gate, up, activation),
     }
 }
@@ -45,6 +49,8 @@ pub fn backward(
     let [d_gate, d_up] = match fast_dtype(&[gate, up, dy]) {
         Some(DType::BF16) => cpu::backward::<bf16>(gate, up, activation, dy)?,
         Some(_) => cpu::backward::<f32>(gate, up, activation, dy)?,
+        #[cfg(feature = "cuda")]
+        None if on_gpu(&[gate, up, dy]) => gpu::backward(gate, up, activation, dy)?,
         None => return composed::backward(gate, up, activation, dy),
     };
     Ok((d_gate, d_up))
@@ -66,6 +72,8 @@ pub fn backward_with_output(
     let [gated, d_gate, d_up] = match fast_dtype(&[gate, up, dy]) {
         Some(DType::BF16) => cpu::backward_with_output::<bf16>(gate, up, activation, dy)?,
         Some(_) => cpu::backward_with_output::<f32>(gate, up, activation, dy)?,
+        #[cfg(feature = "cuda")]
+        None if on_gpu(&[gate, up, dy]) => gpu::backward_with_output(gate, up, activation, dy)?,
         None => {
             let gated = composed::forward(gate, up, activation)?;
             let (d_gate, d_up) = composed::backward(gate, up, activation, dy)?;

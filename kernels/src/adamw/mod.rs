@@ -171,20 +171,55 @@ fn decode(codes: &Tensor, scales: &Tensor, code: Code) -> Result<Tensor> {
     slices::tensor(all, codes.len())
 }
 
+/// What one tensor's step needs.
+#[derive(Debug, Clone, Copy)]
+pub struct Step<'a> {
+    /// What is moved.
+    pub weights: Weights<'a>,
+    /// Its state.
+    pub moments: &'a Moments,
+    /// Along what: f32 or bf16, of the weight's shape.
+    pub grad: &'a Tensor,
+    /// How.
+    pub params: Params,
+}
+
+impl Step<'_> {
+    fn check(&self) -> Result<()> {
+        self.weights.check()?;
+        let weight = self.weights.tensor();
+        self.moments.check(weight)?;
+        if self.grad.dims() != weight.dims() {
+            bail!("adamw of a weight {:?} along {:?}", weight.dims(), self.grad.dims());
+        }
+        Ok(())
+    }
+}
+
+/// The steps of many tensors: on a GPU in one launch for all of a kind, else one after the other.
+pub fn step_all(steps: &[Step]) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if !steps.is_empty() && steps.iter().all(|step| step.weights.tensor().device().is_cuda()) {
+        let _timer = profile::over(Op::Optimizer, 0, &[]);
+        steps.iter().try_for_each(Step::check)?;
+        return crate::cuda::adamw::step_all(steps);
+    }
+    steps.iter().try_for_each(|of| step(of.weights, of.moments, of.grad, of.params))
+}
+
 /// One step of `weights` and `moments` along `grad`, f32 or bf16 of the weight's shape.
 ///
-/// Devices other than the CPU have f32 moments and no stochastic rounding.
+/// Devices other than the CPU and NVIDIA's GPUs have f32 moments and no stochastic rounding.
 pub fn step(weights: Weights, moments: &Moments, grad: &Tensor, params: Params) -> Result<()> {
     let _timer =
         profile::over(Op::Optimizer, 0, &[weights.tensor(), grad]).moving(2 * moments.bytes());
-    weights.check()?;
-    let weight = weights.tensor();
-    moments.check(weight)?;
-    if grad.dims() != weight.dims() {
-        bail!("adamw of a weight {:?} along {:?}", weight.dims(), grad.dims());
-    }
-    if !weight.device().is_cpu() {
-        return step_composed(weights, moments, grad, params);
+    let step = Step { weights, moments, grad, params };
+    step.check()?;
+    match weights.tensor().device() {
+        candle_core::Device::Cpu => {}
+        #[cfg(feature = "cuda")]
+        candle_core::Device::Cuda(_) => return crate::cuda::adamw::step_all(&[step]),
+        _ => return step_composed(weights, moments, grad, params),
     }
     let coefficients = Coefficients::new(params);
     match grad.dtype() {
@@ -291,7 +326,7 @@ fn step_composed(weights: Weights, moments: &Moments, grad: &Tensor, params: Par
             composed::step(master, first, second, grad, params)?;
             param.slice_set(&master.to_dtype(param.dtype())?, 0, 0)
         }
-        _ => bail!("adamw with 8-bit moments or stochastic rounding needs the CPU"),
+        _ => bail!("adamw with 8-bit moments or stochastic rounding has no kernel on this device"),
     }
 }
 
@@ -299,20 +334,20 @@ fn step_composed(weights: Weights, moments: &Moments, grad: &Tensor, params: Par
 /// `m ← β₁·m + (1 − β₁)·g`, `v ← β₂·v + (1 − β₂)·g²`,
 /// `p ← (1 − lr·λ)·p − lr/(1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)`.
 #[derive(Debug, Clone, Copy)]
-struct Coefficients {
-    beta1: f32,
-    rest1: f32,
-    beta2: f32,
-    rest2: f32,
-    grad_scale: f32,
-    keep: f32,
-    step_size: f32,
-    inv_root_correction: f32,
-    eps: f32,
+pub(crate) struct Coefficients {
+    pub(crate) beta1: f32,
+    pub(crate) rest1: f32,
+    pub(crate) beta2: f32,
+    pub(crate) rest2: f32,
+    pub(crate) grad_scale: f32,
+    pub(crate) keep: f32,
+    pub(crate) step_size: f32,
+    pub(crate) inv_root_correction: f32,
+    pub(crate) eps: f32,
 }
 
 impl Coefficients {
-    fn new(params: Params) -> Self {
+    pub(crate) fn new(params: Params) -> Self {
         let Params { lr, beta1, beta2, eps, weight_decay, step, grad_scale } = params;
         let correction = |beta: f64| 1.0 - beta.powf(step as f64);
         Self {
@@ -327,6 +362,16 @@ impl Coefficients {
             eps: eps as f32,
         }
     }
+}
+
+/// [`sum_of_squares`] of all of `tensors`, added in their order; on a GPU it is waited for once.
+pub fn sum_of_all_squares(tensors: &[&Tensor]) -> Result<f64> {
+    #[cfg(feature = "cuda")]
+    if tensors.iter().all(|tensor| crate::cuda::on_gpu(&[tensor]) && tensor.is_contiguous()) {
+        let _timer = profile::over(Op::Optimizer, 0, tensors);
+        return crate::cuda::norm::sum_of_squares(tensors);
+    }
+    tensors.iter().try_fold(0.0, |sum, tensor| Ok(sum + sum_of_squares(tensor)?))
 }
 
 /// Sum of the squares of `tensor` (f32 or bf16; other dtypes and devices by candle's ops), in f64

@@ -215,7 +215,11 @@ fn probabilities(
             grouped.broadcast_add(&mask)?.reshape((kv_heads, rows, width))?
         }
     };
-    Ok((candle_nn::ops::softmax_last_dim(&scores)?, slope))
+    let softmax = match scores.device() {
+        Device::Cpu => candle_nn::ops::softmax_last_dim(&scores)?,
+        _ => candle_nn::ops::softmax(&scores, D::Minus1)?,
+    };
+    Ok((softmax, slope))
 }
 
 /// 0 where the query may see the key, −∞ elsewhere: `[C, S]`; `None` where nothing is hidden.

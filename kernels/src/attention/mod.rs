@@ -18,7 +18,10 @@ use std::ops::Range;
 use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
+#[cfg(feature = "cuda")]
+use crate::cuda::attention as gpu;
 use crate::gemm;
+use crate::gpu_sizes;
 use crate::profile::{self, Op};
 use crate::rehearsal::Rehearsal;
 use cpu::Document;
@@ -51,8 +54,80 @@ pub fn forward(
     match fast_dtype([q, k, v], params)? {
         Some(DType::BF16) => cpu::forward::<bf16>([q, k, v], &fast, params),
         Some(_) => cpu::forward::<f32>([q, k, v], &fast, params),
+        #[cfg(feature = "cuda")]
+        None if gpu::takes(q, k, v) && params.window != Some(0) => {
+            gpu::forward(q, k, v, &documents, params)
+        }
         None => composed::forward(q, k, v, &documents, params),
     }
+}
+
+/// What a forward pass leaves for its backward pass beside the output, on devices where that saves
+/// computing it again: nothing on the CPU.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// `[H, N]`, f32: the log-sum-exp of each row of scores.
+    log_sum_exp: Option<Tensor>,
+    /// `[H, N]`, f32: `Σ dy · y` of each row, once both are known.
+    delta: Option<Tensor>,
+}
+
+impl Kept {
+    /// Bytes that it keeps.
+    pub fn bytes(&self) -> usize {
+        let tensors = [&self.log_sum_exp, &self.delta].into_iter().flatten();
+        tensors.map(|tensor| 4 * tensor.elem_count()).sum()
+    }
+
+    /// Takes what [`backward_kept`] needs of the output `y [N, H, D]` and its gradient, after which
+    /// `y` may go.
+    pub fn with_output(self, y: &Tensor, dy: &Tensor) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if let Some(log_sum_exp) = self.log_sum_exp {
+            let delta = Some(gpu::delta(dy, y)?);
+            return Ok(Self { log_sum_exp: Some(log_sum_exp), delta });
+        }
+        let _ = (y, dy);
+        Ok(self)
+    }
+}
+
+/// [`forward`], and what it leaves for [`backward_kept`].
+pub fn forward_kept(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    cu_seqlens: &[u32],
+    params: Params,
+) -> Result<(Tensor, Kept)> {
+    #[cfg(feature = "cuda")]
+    if gpu::takes(q, k, v) && params.window != Some(0) {
+        let documents = documents(cu_seqlens, q.dim(0)?)?;
+        let _timer = profile::over(Op::AttentionForward, 0, &[q, k, v]);
+        let (y, log_sum_exp) = gpu::forward_kept(q, k, v, &documents, params)?;
+        return Ok((y, Kept { log_sum_exp: Some(log_sum_exp), delta: None }));
+    }
+    Ok((forward(q, k, v, cu_seqlens, params)?, Kept::default()))
+}
+
+/// [`backward`] with what the forward pass has left, completed by [`Kept::with_output`].
+pub fn backward_kept(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    cu_seqlens: &[u32],
+    params: Params,
+    dy: &Tensor,
+    kept: &Kept,
+) -> Result<[Tensor; 3]> {
+    #[cfg(feature = "cuda")]
+    if let Kept { log_sum_exp: Some(log_sum_exp), delta: Some(delta) } = kept {
+        let documents = documents(cu_seqlens, q.dim(0)?)?;
+        let _timer = profile::over(Op::AttentionBackward, 0, &[q, k, v, dy]);
+        return gpu::backward_kept([q, k, v, dy], &documents, params, [log_sum_exp, delta]);
+    }
+    let _ = kept;
+    backward(q, k, v, cu_seqlens, params, dy)
 }
 
 /// One document whose first query stands at position `query_offset` of the keys, as when decoding
@@ -73,6 +148,10 @@ pub fn forward_from(
     match fast_dtype([q, k, v], params)? {
         Some(DType::BF16) => cpu::forward::<bf16>([q, k, v], &document, params),
         Some(_) => cpu::forward::<f32>([q, k, v], &document, params),
+        #[cfg(feature = "cuda")]
+        None if gpu::takes(q, k, v) && params.window != Some(0) => {
+            gpu::forward_from(q, k, v, query_offset, params)
+        }
         None => composed::forward_from(q, k, v, query_offset, params),
     }
 }
@@ -96,6 +175,10 @@ pub fn backward(
     match fast_dtype([q, k, v], params)?.filter(|dtype| cpu::is(dy, *dtype)) {
         Some(DType::BF16) => cpu::backward::<bf16>([q, k, v, dy], &fast, params),
         Some(_) => cpu::backward::<f32>([q, k, v, dy], &fast, params),
+        #[cfg(feature = "cuda")]
+        None if gpu::takes(q, k, v) && params.window != Some(0) && dy.dtype() == q.dtype() => {
+            gpu::backward(q, k, v, &documents, params, dy)
+        }
         None => composed::backward(q, k, v, &documents, params, dy),
     }
 }
@@ -111,6 +194,9 @@ pub fn rehearse_forward(
     params: Params,
     dtype: DType,
 ) {
+    if pool.is_of_gpu() {
+        return pool.pass(gpu_sizes::attention_forward(heads, documents.iter().sum()));
+    }
     let documents = laid_end_to_end(documents);
     rehearse_forward_over(pool, heads, &documents, params, dtype);
 }
@@ -124,6 +210,9 @@ pub fn rehearse_forward_from(
     params: Params,
     dtype: DType,
 ) {
+    if pool.is_of_gpu() {
+        return pool.pass(gpu_sizes::attention_forward(heads, queries));
+    }
     let document = Document { first: 0, queries, query_offset };
     rehearse_forward_over(pool, heads, &[document], params, dtype);
 }
@@ -136,6 +225,10 @@ pub fn rehearse_backward(
     params: Params,
     dtype: DType,
 ) {
+    if pool.is_of_gpu() {
+        let tokens = documents.iter().sum();
+        return pool.pass(gpu_sizes::attention_backward(heads, tokens));
+    }
     let (documents, heads) = (laid_end_to_end(documents), Heads::from(heads));
     match dtype {
         DType::F32 => cpu::rehearse_backward::<f32>(pool, heads, &documents, params),

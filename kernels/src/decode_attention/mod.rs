@@ -14,7 +14,10 @@ use rayon::prelude::*;
 use self::attend::Attend;
 use crate::attention::{self, HeadShape, Params};
 use crate::cpu::{self, Real};
+#[cfg(feature = "cuda")]
+use crate::cuda::decode_attention as gpu;
 use crate::fresh::fresh;
+use crate::gpu_sizes;
 use crate::profile::{self, Op};
 use crate::rehearsal::Rehearsal;
 use crate::scratch::Scratch;
@@ -42,6 +45,8 @@ pub fn store(cache: &Tensor, new: &Tensor, places: &[Place]) -> Result<()> {
     match cpu::fast_dtype(&[cache, new]) {
         Some(DType::BF16) => store_cpu::<bf16>(cache, new, places, shape),
         Some(_) => store_cpu::<f32>(cache, new, places, shape),
+        #[cfg(feature = "cuda")]
+        None if gpu::takes(shape.dim, &[cache, new]) => gpu::store(cache, new, places),
         None => {
             for (i, place) in places.iter().enumerate() {
                 let token = new.narrow(0, i, 1)?.unsqueeze(2)?.contiguous()?;
@@ -85,6 +90,10 @@ pub fn forward(
     match cpu::fast_dtype(&[q, keys, values]) {
         Some(DType::BF16) => forward_cpu::<bf16>(q, keys, values, places, shape, params),
         Some(_) => forward_cpu::<f32>(q, keys, values, places, shape, params),
+        #[cfg(feature = "cuda")]
+        None if gpu::takes(shape.dim, &[q, keys, values]) && params.window != Some(0) => {
+            gpu::forward(q, keys, values, places, params)
+        }
         None => composed(q, keys, values, places, params),
     }
 }
@@ -113,6 +122,10 @@ pub fn rehearse(
     lens: &[usize],
     window: Option<usize>,
 ) {
+    if pool.is_of_gpu() {
+        let heads = [heads, kv_heads, dim];
+        return pool.pass(gpu_sizes::decode_attention(heads, lens, window));
+    }
     let places: Vec<Place> =
         lens.iter().enumerate().map(|(row, len)| Place { row, len: *len }).collect();
     let shape = Shape { heads, kv_heads, capacity: 0, dim };

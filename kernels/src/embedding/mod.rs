@@ -7,9 +7,11 @@ use half::{bf16, f16};
 
 use crate::accumulation_dtype;
 use crate::cpu::fast_dtype;
+#[cfg(feature = "cuda")]
+use crate::cuda::{embedding as gpu, on_gpu};
 use crate::profile::{self, Op};
 
-/// `table [V, E]`, `input_ids [N]` (u32) → `[N, E]`, times `scale` (Gemma's `√E`, rounded to the
+/// `table [V, E]`, `input_ids [N]` (u32, on the CPU for a table anywhere) → `[N, E]`, times `scale` (Gemma's `√E`, rounded to the
 /// table's dtype as there), in the table's dtype.
 pub fn forward(table: &Tensor, input_ids: &Tensor, scale: Option<f64>) -> Result<Tensor> {
     let _timer = profile::over(Op::Embedding, 0, &[input_ids]);
@@ -17,9 +19,13 @@ pub fn forward(table: &Tensor, input_ids: &Tensor, scale: Option<f64>) -> Result
     match fast_dtype(&[table]).filter(|_| is_id_list(input_ids)) {
         Some(DType::BF16) => return cpu::forward::<bf16>(table, input_ids, scale),
         Some(_) => return cpu::forward::<f32>(table, input_ids, scale),
+        #[cfg(feature = "cuda")]
+        None if on_gpu(&[table]) && input_ids.rank() == 1 => {
+            return gpu::forward(table, &input_ids.to_vec1::<u32>()?, scale);
+        }
         None => {}
     }
-    let rows = table.index_select(input_ids, 0)?;
+    let rows = table.index_select(&input_ids.to_device(table.device())?, 0)?;
     match scale {
         Some(scale) => rows * scale,
         None => Ok(rows),
@@ -56,6 +62,10 @@ pub fn add_gradient(
         }
         Some(DType::BF16) => cpu::add_gradient::<bf16, f32>(d_table, &ids, scale, dy, skip),
         Some(_) => cpu::add_gradient::<f32, f32>(d_table, &ids, scale, dy, skip),
+        #[cfg(feature = "cuda")]
+        None if on_gpu(&[dy]) && on_gpu(&[d_table]) => {
+            gpu::add_gradient(d_table, &ids, scale, dy, skip)
+        }
         None => add_composed(d_table, &ids, scale, dy, skip),
     }
 }

@@ -17,6 +17,8 @@ use half::bf16;
 use rayon::prelude::*;
 
 use crate::cpu::{self, Real};
+#[cfg(feature = "cuda")]
+use crate::cuda::gemv as gpu;
 use crate::fresh::fresh;
 use crate::gemm::{self, Output, Tiles};
 use crate::profile::{self, Op, Timer};
@@ -42,7 +44,16 @@ pub fn forward(x: &Tensor, layers: &[Layer]) -> Result<Vec<Tensor>> {
     match cpu::fast_dtype(&tensors).filter(|_| is_fast()) {
         Some(DType::BF16) => products::<bf16, bf16>(&tensors, layers),
         Some(_) => products::<f32, f32>(&tensors, layers),
-        None => layers.iter().map(|layer| linear::forward(x, layer.weight, layer.bias)).collect(),
+        None => layers
+            .iter()
+            .map(|layer| match layer {
+                #[cfg(feature = "cuda")]
+                Layer { weight, bias } if gpu::takes(x, weight, *bias) => {
+                    gpu::product(x, weight, *bias, x.dtype())
+                }
+                Layer { weight, bias } => linear::forward(x, weight, *bias),
+            })
+            .collect(),
     }
 }
 
@@ -54,6 +65,10 @@ pub fn forward_wide(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let products = match cpu::fast_dtype(&[x, weight]).filter(|_| is_fast()) {
         Some(DType::BF16) => products::<bf16, f32>(&[x, weight], &layers)?,
         Some(_) => products::<f32, f32>(&[x, weight], &layers)?,
+        #[cfg(feature = "cuda")]
+        None if gpu::takes(x, weight, None) => {
+            vec![gpu::product(x, weight, None, DType::F32)?]
+        }
         None => vec![linear::forward(x, weight, None)?.to_dtype(accumulation_dtype(x.dtype()))?],
     };
     products.into_iter().next().map_or_else(|| bail!("a product of one weight"), Ok)

@@ -4,6 +4,8 @@
 mod again;
 mod composed;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod softmax;
 
 use candle_core::{DType, Result, Tensor, bail};
@@ -14,7 +16,7 @@ use crate::fresh::with_room;
 use crate::gemm::Output;
 use crate::profile::{self, Op, Timer};
 use crate::rehearsal::Rehearsal;
-use crate::{accumulation_dtype, gemm};
+use crate::{accumulation_dtype, gemm, gpu_sizes};
 
 /// The target that takes no part in the loss, as in PyTorch.
 pub const IGNORE_INDEX: i64 = -100;
@@ -72,6 +74,10 @@ pub fn forward_backward(
     let (losses, d_hidden) = match head.kernel_dtype() {
         Some(DType::BF16) => head.fast_gradients::<bf16>(&trained, loss_scale, d_head)?,
         Some(_) => head.fast_gradients::<f32>(&trained, loss_scale, d_head)?,
+        #[cfg(feature = "cuda")]
+        None if head.is_on_gpu() && !trained.rows.is_empty() => {
+            gpu::gradients(&head, &trained, loss_scale, d_head)?
+        }
         None => composed::gradients(&head, &trained, loss_scale, d_head)?,
     };
     Ok((losses.score(), d_hidden))
@@ -123,6 +129,9 @@ pub fn workspace_bytes(tokens: usize, vocab: usize, hidden: usize, dtype: DType)
 
 /// Takes the buffers of [`forward`] over `[tokens, vocab, hidden]`, and gives them back.
 pub fn rehearse_forward(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
+    if pool.is_of_gpu() {
+        return pool.pass(gpu_sizes::loss(size, dtype));
+    }
     match dtype {
         DType::F32 if gemm::is_fast() => cpu::rehearse_losses::<f32>(pool, size),
         DType::BF16 if gemm::is_fast() => cpu::rehearse_losses::<bf16>(pool, size),
@@ -138,6 +147,9 @@ pub fn rehearse_forward_backward(
     dtype: DType,
     trains: bool,
 ) {
+    if pool.is_of_gpu() {
+        return pool.pass(gpu_sizes::loss(size, dtype));
+    }
     match dtype {
         DType::F32 if gemm::is_fast() => cpu::rehearse_gradients::<f32>(pool, size, trains),
         DType::BF16 if gemm::is_fast() => cpu::rehearse_gradients::<bf16>(pool, size, trains),
@@ -173,10 +185,17 @@ impl Head<'_> {
         (gemm::is_fast() && self.weight.elem_count() > 0).then_some(dtype)
     }
 
+    #[cfg(feature = "cuda")]
+    fn is_on_gpu(&self) -> bool {
+        crate::cuda::on_gpu(&[self.hidden, self.weight]) && self.weight.elem_count() > 0
+    }
+
     fn losses(&self, trained: &Trained) -> Result<Losses> {
         match self.kernel_dtype() {
             Some(DType::BF16) => self.with_slices::<bf16, _>(|head| head.losses(trained)),
             Some(_) => self.with_slices::<f32, _>(|head| head.losses(trained)),
+            #[cfg(feature = "cuda")]
+            None if self.is_on_gpu() && !trained.rows.is_empty() => gpu::losses(self, trained),
             None => composed::losses(self, trained),
         }
     }

@@ -8,6 +8,9 @@ use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
 use crate::cpu::fast_dtype;
+#[cfg(feature = "cuda")]
+use crate::cuda::{on_gpu, rms_norm as gpu};
+use crate::gpu_sizes;
 use crate::profile::{self, Op};
 use crate::rehearsal::Rehearsal;
 
@@ -30,6 +33,8 @@ pub fn forward(x: &Tensor, weight: &Tensor, params: Params) -> Result<Tensor> {
     match fast_dtype(&[x]).filter(|_| width > 0) {
         Some(DType::BF16) => cpu::forward::<bf16>(x, weight, params),
         Some(_) => cpu::forward::<f32>(x, weight, params),
+        #[cfg(feature = "cuda")]
+        None if on_gpu(&[x]) && width > 0 => gpu::forward(x, weight, params),
         None => composed::forward(x, weight, params),
     }
 }
@@ -52,6 +57,10 @@ pub fn backward(
             cpu::backward::<bf16>(x, weight, params, [dy, dy], false, wants_weight)
         }
         Some(_) => cpu::backward::<f32>(x, weight, params, [dy, dy], false, wants_weight),
+        #[cfg(feature = "cuda")]
+        None if on_gpu(&[x, dy]) && weight.elem_count() > 0 => {
+            gpu::backward(x, weight, params, dy, None, wants_weight)
+        }
         None => composed::backward(x, weight, params, dy, wants_weight),
     }
 }
@@ -76,6 +85,10 @@ pub fn backward_add(
             cpu::backward::<bf16>(x, weight, params, dy_and_residual, true, wants_weight)
         }
         Some(_) => cpu::backward::<f32>(x, weight, params, dy_and_residual, true, wants_weight),
+        #[cfg(feature = "cuda")]
+        None if on_gpu(&[x, dy, residual]) && weight.elem_count() > 0 => {
+            gpu::backward(x, weight, params, dy, Some(residual), wants_weight)
+        }
         None => {
             let (dx, dw) = composed::backward(x, weight, params, dy, wants_weight)?;
             Ok(((residual + dx)?, dw))
@@ -85,11 +98,17 @@ pub fn backward_add(
 
 /// Takes the buffers of [`forward`] over rows of `[rows, width]`, and gives them back.
 pub fn rehearse_forward(pool: &mut Rehearsal, size: [usize; 2]) {
+    if pool.is_of_gpu() {
+        return;
+    }
     cpu::rehearse_forward(pool, size);
 }
 
 /// Takes the buffers of [`backward`] over rows of `[rows, width]`, and gives them back.
 pub fn rehearse_backward(pool: &mut Rehearsal, size: [usize; 2], wants_weight: bool) {
+    if pool.is_of_gpu() {
+        return pool.pass(gpu_sizes::norm_backward(size, wants_weight));
+    }
     cpu::rehearse_backward(pool, size, wants_weight);
 }
 

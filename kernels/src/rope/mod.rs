@@ -9,6 +9,8 @@ use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
 use crate::cpu::fast_dtype;
+#[cfg(feature = "cuda")]
+use crate::cuda::{on_gpu, rope as gpu};
 use crate::profile::{self, Op};
 use crate::rms_norm;
 
@@ -18,6 +20,8 @@ pub fn forward(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     match kernel_dtype(x, cos, sin)? {
         Some(DType::BF16) => cpu::rotate::<bf16>(x, cos, sin, 1.0),
         Some(_) => cpu::rotate::<f32>(x, cos, sin, 1.0),
+        #[cfg(feature = "cuda")]
+        None if takes_on_gpu(x, cos) => gpu::rotate(x, cos, sin, 1.0),
         None => composed::rotate(x, cos, sin),
     }
 }
@@ -31,6 +35,8 @@ pub fn backward(dy: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     match kernel_dtype(dy, cos, sin)? {
         Some(DType::BF16) => cpu::rotate::<bf16>(dy, cos, sin, -1.0),
         Some(_) => cpu::rotate::<f32>(dy, cos, sin, -1.0),
+        #[cfg(feature = "cuda")]
+        None if takes_on_gpu(dy, cos) => gpu::rotate(dy, cos, sin, -1.0),
         None => composed::rotate(dy, cos, &sin.neg()?),
     }
 }
@@ -48,6 +54,8 @@ pub fn forward_normed(
     match normed_dtype(raw, weight, cos, sin)? {
         Some(DType::BF16) => normed::forward::<bf16>(raw, weight, norm, cos, sin),
         Some(_) => normed::forward::<f32>(raw, weight, norm, cos, sin),
+        #[cfg(feature = "cuda")]
+        None if takes_on_gpu(raw, cos) => gpu::forward_normed(raw, weight, norm, [cos, sin]),
         None => forward(&rms_norm::forward(raw, weight, norm)?, cos, sin),
     }
 }
@@ -73,8 +81,18 @@ pub fn backward_normed(
             normed::backward::<bf16>(raw, weight, norm, [cos, sin], dy, wants_weight)
         }
         Some(_) => normed::backward::<f32>(raw, weight, norm, [cos, sin], dy, wants_weight),
+        #[cfg(feature = "cuda")]
+        None if takes_on_gpu(raw, cos) && on_gpu(&[raw, dy]) => {
+            gpu::backward_normed(raw, weight, norm, [cos, sin], dy, wants_weight)
+        }
         None => rms_norm::backward(raw, weight, norm, &backward(dy, cos, sin)?, wants_weight),
     }
+}
+
+/// Whether there is a kernel of the GPU for these arguments, of which the shapes fit.
+#[cfg(feature = "cuda")]
+fn takes_on_gpu(x: &Tensor, cos: &Tensor) -> bool {
+    on_gpu(&[x]) && on_gpu(&[cos]) && cos.dtype() == DType::F32 && x.elem_count() > 0
 }
 
 /// The dtype of the kernel for these arguments, if there is one.

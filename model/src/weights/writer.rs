@@ -3,7 +3,8 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use candle_core::{D, DType, Tensor};
+use bytemuck::NoUninit;
+use candle_core::{CpuStorage, D, DType, Storage, Tensor};
 use chandler_durable::{Fs, write_file, write_with};
 use safetensors::tensor::{TensorInfo, View};
 use serde_json::{Map, Value, json};
@@ -129,9 +130,36 @@ fn header(tensors: &[(&str, &Tensor)], dtype: Option<DType>) -> Vec<u8> {
     header
 }
 
+/// Values that are converted and written at a time: what a tensor takes beside itself.
+const CHUNK_VALUES: usize = 1 << 18;
+
 fn write_tensor(file: &mut dyn Write, tensor: &Tensor, dtype: DType) -> io::Result<()> {
-    let tensor = tensor.to_dtype(dtype).map_err(io::Error::other)?;
-    file.write_all(&View::data(&tensor))
+    let flat = tensor.flatten_all().map_err(io::Error::other)?;
+    let count = flat.elem_count();
+    for begin in (0..count).step_by(CHUNK_VALUES) {
+        let chunk = flat.narrow(0, begin, CHUNK_VALUES.min(count - begin));
+        let chunk = chunk.and_then(|chunk| chunk.to_dtype(dtype)).map_err(io::Error::other)?;
+        write_chunk(file, &chunk)?;
+    }
+    Ok(())
+}
+
+/// Writes values that lie side by side, those of the usual types from where they lie.
+fn write_chunk(file: &mut dyn Write, chunk: &Tensor) -> io::Result<()> {
+    let (storage, layout) = chunk.storage_and_layout();
+    let (begin, end) = layout.contiguous_offsets().ok_or_else(|| io::Error::other("strided"))?;
+    match &*storage {
+        Storage::Cpu(CpuStorage::U8(values)) => file.write_all(&values[begin..end]),
+        Storage::Cpu(CpuStorage::F32(values)) => file.write_all(bytes_of(&values[begin..end])),
+        Storage::Cpu(CpuStorage::BF16(values)) => file.write_all(bytes_of(&values[begin..end])),
+        _ => file.write_all(&View::data(chunk)),
+    }
+}
+
+/// As the format has them: the low byte first.
+fn bytes_of<T: NoUninit>(values: &[T]) -> &[u8] {
+    const { assert!(cfg!(target_endian = "little"), "values lie in memory as in the file") };
+    bytemuck::cast_slice(values)
 }
 
 #[cfg(test)]

@@ -2,10 +2,10 @@
 
 use std::cell::Cell;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use chandler_model::{CausalLm, KvCache, ModelError, SequenceLayout};
 
-use crate::support::{MODELS, flat, largest_difference, load, model_folder};
+use crate::support::{MODELS, device, flat, largest_difference, load, model_folder};
 
 /// Two rows of different lengths, a prompt at once and then token by token.
 #[test]
@@ -21,7 +21,7 @@ fn decoding_is_the_forward_pass_in_pieces() {
             let hidden = model.forward(&model.input(tokens, layout).unwrap()).unwrap();
             flat(&model.logits(&hidden).unwrap().get(tokens.len() - 1).unwrap())
         };
-        let mut cache = KvCache::new(model.config(), 2, 41, DType::F32, &Device::Cpu).unwrap();
+        let mut cache = KvCache::new(model.config(), 2, 41, DType::F32, &device()).unwrap();
         let mut seen = [30, 19];
         let prompts = [(0, &texts[0][..30]), (1, &texts[1][..19])];
         let mut logits = model.forward_cached(&prompts, &mut cache).unwrap();
@@ -43,7 +43,7 @@ fn decoding_is_the_forward_pass_in_pieces() {
 #[test]
 fn a_full_cache_says_so() {
     let model = load("smol-llama");
-    let mut cache = KvCache::new(model.config(), 1, 4, DType::F32, &Device::Cpu).unwrap();
+    let mut cache = KvCache::new(model.config(), 1, 4, DType::F32, &device()).unwrap();
     let error = model.forward_cached(&[(0, &[1, 2, 3, 4, 5])], &mut cache).unwrap_err();
     assert!(matches!(error, ModelError::CacheFull { wanted: 5, capacity: 4 }), "{error}");
     assert_eq!(cache.len(0), 0);
@@ -57,7 +57,7 @@ fn steps(model: &CausalLm, rows: &[usize]) -> Vec<Vec<f64>> {
         .map(|row| (0..lens[*row] + 3).map(|i| (i * 37 + 11 * *row as u32) % 2000).collect())
         .collect();
     let (config, dtype) = (model.config(), model.dtype());
-    let mut cache = KvCache::new(config, rows.len(), 43, dtype, &Device::Cpu).unwrap();
+    let mut cache = KvCache::new(config, rows.len(), 43, dtype, &device()).unwrap();
     let mut steps = vec![vec![]; rows.len()];
     for step in 0..4 {
         let new = |text: &'_ [u32]| if step == 0 { 0 } else { text.len() - 4 + step };
@@ -79,7 +79,7 @@ fn a_row_has_the_same_bits_whatever_is_beside_it() {
     for name in ["qwen3", "gemma2", "qwen2"] {
         for dtype in [DType::F32, DType::BF16] {
             let folder = model_folder(name);
-            let model = CausalLm::load(&folder, Some(dtype), &Device::Cpu).unwrap();
+            let model = CausalLm::load(&folder, Some(dtype), &device()).unwrap();
             let together = steps(&model, &[0, 1, 2, 3]);
             for (row, beside) in together.iter().enumerate() {
                 assert!(steps(&model, &[row])[0] == *beside, "{name} {dtype:?} row {row}");
@@ -95,7 +95,7 @@ fn a_long_prompt_goes_in_pieces() {
         let model = load(name);
         let texts = [2100, 700].map(|len| (0..len).map(|i| (i * 37 + 11) % 2000).collect());
         let texts: [Vec<u32>; 2] = texts;
-        let mut cache = KvCache::new(model.config(), 2, 2100, DType::F32, &Device::Cpu).unwrap();
+        let mut cache = KvCache::new(model.config(), 2, 2100, DType::F32, &device()).unwrap();
         let inputs: [(usize, &[u32]); 2] = [(1, &texts[0]), (0, &texts[1])];
         let logits = model.forward_cached(&inputs, &mut cache).unwrap();
         assert_eq!((cache.len(1), cache.len(0)), (2100, 700));
@@ -116,7 +116,7 @@ fn a_long_prompt_can_be_stopped_between_its_pieces() {
     let model = load("qwen3");
     let text: Vec<u32> = (0..2100).map(|i| (i * 37 + 11) % 2000).collect();
     let rows: [(usize, &[u32]); 1] = [(0, &text)];
-    let cache = || KvCache::new(model.config(), 1, 2100, DType::F32, &Device::Cpu).unwrap();
+    let cache = || KvCache::new(model.config(), 1, 2100, DType::F32, &device()).unwrap();
     let expected = flat(&model.forward_cached(&rows, &mut cache()).unwrap());
     let asked = Cell::new(0);
     let goes_on = || {

@@ -5,7 +5,8 @@ use chandler_model::{CausalLm, SequenceLayout};
 use serde_json::Value;
 
 use crate::support::{
-    MODELS, flat, golden, golden_folder, ids, largest_difference, load, model_folder, numbers,
+    MODELS, device, flat, golden, golden_folder, ids, largest_difference, load, model_folder,
+    numbers,
 };
 
 fn check(model: &CausalLm, name: &str, variant: &str, tolerance: f64) {
@@ -19,7 +20,7 @@ fn check(model: &CausalLm, name: &str, variant: &str, tolerance: f64) {
         let ids: Vec<u32> = ids.to_dtype(DType::U32).unwrap().to_vec1().unwrap();
         let input = model.input(&ids, SequenceLayout::new([ids.len() as u32])).unwrap();
         let hidden = model.forward(&input).unwrap();
-        let logits = model.logits(&hidden).unwrap();
+        let logits = model.logits(&hidden).unwrap().to_device(&Device::Cpu).unwrap();
         let rows: Vec<u32> = crate::support::ids(&expected["rows"]);
         let rows = candle_core::Tensor::new(rows, &Device::Cpu).unwrap();
         let found = flat(&logits.index_select(&rows, 0).unwrap());
@@ -68,7 +69,7 @@ fn bf16_weights_widened_to_f32_have_them_too() {
 #[test]
 fn bf16_math_stays_near() {
     for name in ["qwen3-bf16", "smol-llama-bf16"] {
-        let model = CausalLm::load(&model_folder(name), None, &Device::Cpu).unwrap();
+        let model = CausalLm::load(&model_folder(name), None, &device()).unwrap();
         assert_eq!(model.dtype(), DType::BF16);
         check(&model, name, "bf16", 0.25);
     }

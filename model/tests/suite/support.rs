@@ -1,6 +1,7 @@
 //! Where the fixtures are, and how they are read.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Tensor};
 use chandler_model::CausalLm;
@@ -22,7 +23,7 @@ pub(crate) fn golden_folder(name: &str) -> PathBuf {
 }
 
 pub(crate) fn load(name: &str) -> CausalLm {
-    CausalLm::load(&model_folder(name), Some(DType::F32), &Device::Cpu).unwrap()
+    CausalLm::load(&model_folder(name), Some(DType::F32), &device()).unwrap()
 }
 
 pub(crate) fn json(path: &Path) -> Value {
@@ -75,4 +76,14 @@ pub(crate) fn assert_statistics(name: &str, tensor: &Tensor, expected: &Value, t
         let bound = tolerance * expected["absmax"].as_f64().unwrap().max(1e-3) * 10.0;
         assert!(difference <= bound, "{name}: {what} {found:?}, not {}", expected[what]);
     }
+}
+
+/// The CPU, or the GPU where `CHANDLER_TEST_DEVICE` is set: `packaging/cuda/test` does that.
+pub(crate) fn device() -> Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    let open = || match std::env::var_os("CHANDLER_TEST_DEVICE") {
+        Some(_) => chandler_kernels::device::open_cuda(0, None).unwrap(),
+        None => Device::Cpu,
+    };
+    DEVICE.get_or_init(open).clone()
 }

@@ -1,6 +1,7 @@
 //! Goldens as rows, settings and models.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use candle_core::{DType, Device};
 use chandler_data::Row;
@@ -22,7 +23,7 @@ pub(crate) fn golden(name: &str, file: &str) -> Value {
 }
 
 pub(crate) fn load(name: &str, dtype: DType) -> CausalLm {
-    CausalLm::load(&goldens().join("models").join(name), Some(dtype), &Device::Cpu).unwrap()
+    CausalLm::load(&goldens().join("models").join(name), Some(dtype), &device()).unwrap()
 }
 
 pub(crate) fn numbers(value: &Value) -> Vec<f64> {
@@ -111,4 +112,14 @@ pub(crate) fn assert_trajectory(
             assert!(off <= bound, "{name} step {step}: accuracy off by {off}");
         }
     }
+}
+
+/// The CPU, or the GPU where `CHANDLER_TEST_DEVICE` is set: `packaging/cuda/test` does that.
+pub(crate) fn device() -> Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    let open = || match std::env::var_os("CHANDLER_TEST_DEVICE") {
+        Some(_) => chandler_kernels::device::open_cuda(0, None).unwrap(),
+        None => Device::Cpu,
+    };
+    DEVICE.get_or_init(open).clone()
 }

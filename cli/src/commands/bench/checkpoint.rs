@@ -48,6 +48,8 @@ struct Found {
     tokens_per_s_with: f64,
     /// Part of the speed that they take.
     cost: f64,
+    /// Part of the time in which a step waited for a copy to be made.
+    stalled: f64,
     /// The longest that a step waited for a copy to be made.
     longest_wait_s: f64,
     /// From a copy to the manifest on the disk.
@@ -133,6 +135,9 @@ impl<'a> Watch<'a> {
             });
             tokens as f64 / seconds
         };
+        let with_checkpoints: f64 =
+            self.stretches.iter().skip(1).step_by(2).map(|(_, time)| time.as_secs_f64()).sum();
+        let waited: f64 = self.waits.iter().map(Duration::as_secs_f64).sum();
         let longest = |all: &[Duration]| all.iter().max().map_or(0.0, Duration::as_secs_f64);
         let (without, with) = (speed(0), speed(1));
         Found {
@@ -142,6 +147,7 @@ impl<'a> Watch<'a> {
             tokens_per_s_without: without,
             tokens_per_s_with: with,
             cost: 1.0 - with / without,
+            stalled: waited / with_checkpoints,
             longest_wait_s: longest(&self.waits),
             longest_write_s: longest(&self.writes),
         }
@@ -208,10 +214,12 @@ impl Found {
         format!(
             "{model}: {checkpoints} checkpoints of {}\n\
              without them {without:.1} tokens/s, with them {:.1}: they cost {:.1} %\n\
-             the longest wait for a copy {:.2} s, the longest until one was whole on the disk {:.1} s\n",
+             copies held training up for {:.1} % of the time, the longest for {:.2} s; the longest \
+             until one was whole on the disk {:.1} s\n",
             Bytes(self.checkpoint_bytes),
             self.tokens_per_s_with,
             100.0 * self.cost,
+            100.0 * self.stalled,
             self.longest_wait_s,
             self.longest_write_s,
         )

@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use chandler_evaluator::{EvalScope, GenerateOptions};
-use chandler_kernels::rehearsal::Rehearsal;
 use chandler_model::CausalLm;
 use chandler_trainer::TrainSettings;
 use chandler_vram::{Ledger, counting, plan};
@@ -14,7 +13,7 @@ use super::flops::generate_flops;
 use super::process::{self, ProcessStat};
 use super::report::{self, About, Measured};
 use super::{ModelArgs, profiled, shape, token_ids};
-use crate::engine::{EngineError, answers_shape, model_shape, train_shape};
+use crate::engine::{EngineError, answers_shape, buffers, model_shape, train_shape};
 use crate::exit::Exit;
 use crate::failure::Failure;
 
@@ -102,9 +101,10 @@ impl GenerateArgs {
     /// Weights, cache, and what an evaluation works with.
     fn planned_bytes(&self, model: &CausalLm) -> u64 {
         let (settings, length) = (TrainSettings::default(), self.prompt_len);
-        let train = train_shape(model, &settings, &[length], &mut Rehearsal::default());
+        let pool = || buffers(!model.device().is_cpu());
+        let train = train_shape(model, &settings, &[length], &mut pool());
         let tokens = [length, self.max_new_tokens];
-        let eval = answers_shape(model, self.batch_size, tokens, 0, &mut Rehearsal::default());
+        let eval = answers_shape(model, self.batch_size, tokens, 0, &mut pool());
         let plan = plan(&model_shape(model), &train, Some(&eval), None);
         // Nothing is trained: of what is always there, the weights alone are.
         plan.eval_peak - plan.resident + model.params().bytes() as u64

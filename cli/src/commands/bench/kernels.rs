@@ -320,12 +320,21 @@ fn tensor(shape: &[usize], dtype: DType) -> TensorResult<Tensor> {
 }
 
 /// FLOP/s of the best of a few large products in `dtype`: what a model's FLOP/s are held against.
-pub(in crate::commands) fn product_peak(dtype: DType) -> Result<f64, Failure> {
+pub(in crate::commands) fn product_peak(dtype: DType, device: &Device) -> Result<f64, Failure> {
+    let sizes: &[[usize; 3]] = match device {
+        Device::Cpu => &[[2048, 2048, 2048], [1024, 1024, 3072], [512, 4096, 1024]],
+        _ => &[[8192, 8192, 8192], [16384, 1024, 3072]],
+    };
     let measure = || {
         let mut peak = 0.0f64;
-        for [n, i, o] in [[2048, 2048, 2048], [1024, 1024, 3072], [512, 4096, 1024]] {
-            let (x, weight) = (tensor(&[n, i], dtype)?, tensor(&[o, i], dtype)?);
-            let seconds = best_of(|| linear::forward(&x, &weight, None))?;
+        for &[n, i, o] in sizes {
+            let x = tensor(&[n, i], dtype)?.to_device(device)?;
+            let weight = tensor(&[o, i], dtype)?.to_device(device)?;
+            let seconds = best_of(|| {
+                let y = linear::forward(&x, &weight, None)?;
+                device.synchronize()?;
+                Ok(y)
+            })?;
             peak = peak.max((2 * n * i * o) as f64 / seconds);
         }
         Ok(peak)

@@ -20,7 +20,8 @@ use serde::Serialize;
 pub(super) use self::flops::train_flops_per_token;
 pub(super) use self::kernels::product_peak;
 use self::shape::Shape;
-use crate::engine::EngineError;
+use crate::config::Place;
+use crate::engine::{EngineError, open_device};
 use crate::exit::Exit;
 use crate::failure::Failure;
 
@@ -61,6 +62,13 @@ struct ModelArgs {
     /// Train all weights, or an adapter
     #[arg(long, value_enum, default_value_t = Mode::Full)]
     mode: Mode,
+    /// Where: auto, cpu, cuda or such as cuda:1
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = place)]
+    device: Place,
+}
+
+fn place(text: &str) -> Result<Place, String> {
+    Place::from_text(text).ok_or_else(|| "auto, cpu, cuda or such as cuda:1 is wanted".to_owned())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -100,14 +108,19 @@ const SEED: u64 = 1;
 impl ModelArgs {
     /// The model, with fresh weights.
     fn build(&self) -> Result<CausalLm, Failure> {
-        let config = self.shape.config()?;
-        Ok(fresh(config, self.dtype, self.mode).map_err(EngineError::Model)?)
+        let (config, device) = (self.shape.config()?, open_device(self.device, None)?);
+        Ok(fresh(config, self.dtype, self.mode, &device).map_err(EngineError::Model)?)
     }
 }
 
 /// A model with fresh weights, and an adapter where that is what trains.
-fn fresh(config: ModelConfig, dtype: Precision, mode: Mode) -> Result<CausalLm, ModelError> {
-    let mut model = CausalLm::fresh(config, SEED, dtype.dtype(), &Device::Cpu)?;
+fn fresh(
+    config: ModelConfig,
+    dtype: Precision,
+    mode: Mode,
+    device: &Device,
+) -> Result<CausalLm, ModelError> {
+    let mut model = CausalLm::fresh(config, SEED, dtype.dtype(), device)?;
     if mode == Mode::Lora {
         let target_modules = vec![];
         let lora = LoraConfig { r: 8, lora_alpha: 16.0, use_rslora: false, target_modules };

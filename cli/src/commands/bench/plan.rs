@@ -1,19 +1,22 @@
 //! `chandler bench plan`: what the plan says beside what is allocated, for models and settings drawn
 //! at random.
 
+use candle_core::Device;
 use chandler_data::Row;
 use chandler_evaluator::{EvalScope, GenerateOptions};
-use chandler_kernels::rehearsal::Rehearsal;
-use chandler_kernels::scratch;
 use chandler_model::CausalLm;
 use chandler_trainer::Trainer;
-use chandler_vram::{Bytes, Choice, Ledger, choose, counting, plan};
+use chandler_vram::{Bytes, Choice, Ledger, PoolReading, choose, counting, plan};
 use clap::Args;
 
 use super::draws::{Dice, Draw, STEPS, Sizes};
 use super::shape::Shape;
-use super::{fresh, median, token_ids};
-use crate::engine::{EngineError, answers_shape, model_shape, train_shape};
+use super::{fresh, median, place, token_ids};
+use crate::config::Place;
+use crate::engine::{
+    EngineError, answers_shape, buffers, device_pool, give_memory_back, measure_memory_anew,
+    model_shape, open_device, train_shape,
+};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output;
@@ -29,6 +32,9 @@ pub(in crate::commands) struct PlanArgs {
     /// Models of a few MiB, and none of the shape `small`
     #[arg(long)]
     little: bool,
+    /// Where: auto, cpu, cuda or such as cuda:1
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = place)]
+    device: Place,
 }
 
 /// What was planned and what was measured, in bytes.
@@ -60,6 +66,7 @@ struct Found {
 const BOUNDS: [f64; 3] = [0.02, 0.05, 0.01];
 
 pub(super) fn run(args: &PlanArgs) -> Result<Exit, Failure> {
+    let device = open_device(args.device, None)?;
     let mut dice = Dice::new(args.seed);
     let sizes = if args.little { Sizes::LITTLE } else { Sizes::USUAL };
     let mut draws: Vec<Draw> =
@@ -69,10 +76,10 @@ pub(super) fn run(args: &PlanArgs) -> Result<Exit, Failure> {
     }
     let mut all = Vec::with_capacity(draws.len());
     for draw in draws {
-        all.push(find(draw)?);
+        all.push(find(draw, &device)?);
     }
     output::print(&tables(&all))?;
-    if chandler_kernels::instructions().f32 == "portable" {
+    if device.is_cpu() && chandler_kernels::instructions().f32 == "portable" {
         output::print("this CPU has no kernels; what candle's own ops hold is planned roughly\n")?;
         return Ok(Exit::Ok);
     }
@@ -86,10 +93,10 @@ pub(super) fn run(args: &PlanArgs) -> Result<Exit, Failure> {
     }
 }
 
-fn find(draw: Draw) -> Result<Found, Failure> {
-    let train = train(&draw)?;
-    let eval = evaluate(&draw)?;
-    let budget = under_budget(&draw)?;
+fn find(draw: Draw, device: &Device) -> Result<Found, Failure> {
+    let train = train(&draw, device)?;
+    let eval = evaluate(&draw, device)?;
+    let budget = under_budget(&draw, device)?;
     Ok(Found { draw, train, eval, budget })
 }
 
@@ -101,16 +108,21 @@ impl Pair {
 }
 
 /// What `run` allocates at most; what is there before does not count, and the ops' pool is empty.
-fn measure(run: impl FnOnce() -> Result<(), Failure>) -> Result<u64, Failure> {
-    scratch::release();
-    counting::reset_high_water();
-    let before = counting::live_bytes().unwrap_or(0);
+fn measure(device: &Device, run: impl FnOnce() -> Result<(), Failure>) -> Result<u64, Failure> {
+    give_memory_back();
+    measure_memory_anew()?;
+    let used = |of_pool: fn(PoolReading) -> u64, of_heap: fn() -> Option<u64>| match device {
+        Device::Cpu => of_heap(),
+        _ => device_pool().map(of_pool),
+    };
+    let before = used(|pool| pool.used, counting::live_bytes).unwrap_or(0);
     run()?;
-    Ok(counting::high_water_bytes().unwrap_or(0).saturating_sub(before))
+    let peak = used(|pool| pool.used_high, counting::high_water_bytes).unwrap_or(0);
+    Ok(peak.saturating_sub(before))
 }
 
-fn model(draw: &Draw) -> Result<CausalLm, Failure> {
-    Ok(fresh(draw.config()?, draw.precision, draw.mode).map_err(EngineError::Model)?)
+fn model(draw: &Draw, device: &Device) -> Result<CausalLm, Failure> {
+    Ok(fresh(draw.config()?, draw.precision, draw.mode, device).map_err(EngineError::Model)?)
 }
 
 fn rows(draw: &Draw, vocab_size: usize) -> Vec<Row> {
@@ -126,16 +138,17 @@ fn rows(draw: &Draw, vocab_size: usize) -> Vec<Row> {
 /// The plan's peak of training.
 fn planned(draw: &Draw, model: &CausalLm) -> u64 {
     let documents = draw.documents.repeat(draw.batch_size);
-    let train = train_shape(model, &draw.settings(), &documents, &mut Rehearsal::default());
+    let mut pool = buffers(!model.device().is_cpu());
+    let train = train_shape(model, &draw.settings(), &documents, &mut pool);
     plan(&model_shape(model), &train, None, None).train_peak
 }
 
-fn train(draw: &Draw) -> Result<Pair, Failure> {
-    let model = model(draw)?;
+fn train(draw: &Draw, device: &Device) -> Result<Pair, Failure> {
+    let model = model(draw, device)?;
     let rows = rows(draw, model.config().vocab_size);
     let planned = planned(draw, &model);
     let weights = model.params().bytes() as u64;
-    let measured = measure(|| {
+    let measured = measure(device, || {
         let ledger = Ledger::new();
         let mut trainer =
             Trainer::new(model, &rows, draw.settings(), &ledger).map_err(EngineError::Train)?;
@@ -147,14 +160,15 @@ fn train(draw: &Draw) -> Result<Pair, Failure> {
     Ok(Pair { planned, measured: measured + weights })
 }
 
-fn evaluate(draw: &Draw) -> Result<Pair, Failure> {
-    let model = model(draw)?;
+fn evaluate(draw: &Draw, device: &Device) -> Result<Pair, Failure> {
+    let model = model(draw, device)?;
     let vocab = model.config().vocab_size;
     let [batch, prompt, new_tokens, scored] = draw.answers;
-    let mut pool = Rehearsal::default();
+    let buffers = || buffers(!device.is_cpu());
+    let mut pool = buffers();
     let shape = answers_shape(&model, batch, [prompt, new_tokens], scored, &mut pool);
     let documents = draw.documents.repeat(draw.batch_size);
-    let train = train_shape(&model, &draw.settings(), &documents, &mut Rehearsal::default());
+    let train = train_shape(&model, &draw.settings(), &documents, &mut buffers());
     let plan = plan(&model_shape(&model), &train, Some(&shape), None);
     let weights = model.params().bytes() as u64;
     let prompts: Vec<Vec<u32>> =
@@ -167,7 +181,7 @@ fn evaluate(draw: &Draw) -> Result<Pair, Failure> {
     };
     let options =
         GenerateOptions { max_new_tokens: new_tokens, batch_size: batch, ..Default::default() };
-    let measured = measure(|| {
+    let measured = measure(device, || {
         let mut scope = EvalScope::open(&model, &Ledger::new());
         // More than once: the second time finds the pool as the first left it, and whether every
         // thread found work in something so short is chance.
@@ -183,8 +197,8 @@ fn evaluate(draw: &Draw) -> Result<Pair, Failure> {
 
 /// Trains within a budget that lies between the least and the most that the draw could need; `None`
 /// where nothing fits into it.
-fn under_budget(draw: &Draw) -> Result<Option<UnderBudget>, Failure> {
-    let model = model(draw)?;
+fn under_budget(draw: &Draw, device: &Device) -> Result<Option<UnderBudget>, Failure> {
+    let model = model(draw, device)?;
     let layers = model.num_blocks() as u64;
     let peak = |choice: &Choice| planned(&draw.with(choice), &model);
     let whole = Choice {
@@ -207,7 +221,7 @@ fn under_budget(draw: &Draw) -> Result<Option<UnderBudget>, Failure> {
     let more = Choice { kept_blocks: choice.kept_blocks + 1, ..choice };
     let next = (choice.kept_blocks < layers).then(|| peak(&more));
     drop(model);
-    Ok(Some(UnderBudget { budget, choice, pair: train(&draw.with(&choice))?, next }))
+    Ok(Some(UnderBudget { budget, choice, pair: train(&draw.with(&choice), device)?, next }))
 }
 
 impl Draw {

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::kernels::product_peak;
 use super::process::ProcessStat;
 use super::{ModelArgs, median};
+use crate::engine::{device_pool, open_device};
 use crate::failure::Failure;
 use crate::host;
 use crate::output;
@@ -93,8 +94,11 @@ pub(super) fn print_line(value: &impl Serialize) -> Result<(), Failure> {
 
 fn report(about: About, measured: &Measured, args: &ModelArgs) -> Result<Report, Failure> {
     let peak_rss_bytes = HostMeter::new().read_host().peak_rss;
-    let measured_peak_bytes = counting::high_water_bytes();
-    let gemm_peak_flops_per_s = product_peak(args.dtype.dtype())?;
+    let pool = device_pool();
+    let measured_peak_bytes =
+        pool.map_or_else(counting::high_water_bytes, |pool| Some(pool.used_high));
+    let device = open_device(args.device, None)?;
+    let gemm_peak_flops_per_s = product_peak(args.dtype.dtype(), &device)?;
     let tokens = measured.tokens as f64;
     let median_s = median(&measured.seconds);
     let best_s = measured.seconds.iter().copied().fold(f64::INFINITY, f64::min);

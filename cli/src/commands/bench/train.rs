@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use chandler_data::Row;
-use chandler_kernels::rehearsal::Rehearsal;
 use chandler_model::CausalLm;
 use chandler_trainer::{MomentsDtype, Schedule, TrainSettings, Trainer};
 use chandler_vram::{Bytes, Choice, Ledger, choose, counting, plan};
@@ -15,7 +14,7 @@ use super::flops::train_flops_per_token;
 use super::process::{self, ProcessStat};
 use super::report::{self, About, Measured};
 use super::{ModelArgs, profiled, shape, token_ids};
-use crate::engine::{EngineError, model_shape, train_shape};
+use crate::engine::{EngineError, buffers, model_shape, train_shape};
 use crate::exit::Exit;
 use crate::failure::Failure;
 
@@ -149,7 +148,8 @@ impl RunArgs {
         let mut peak = |choice: &Choice| {
             let documents = vec![self.seq_len; choice.micro_batch_rows as usize];
             let settings = self.settings(choice);
-            let train = train_shape(model, &settings, &documents, &mut Rehearsal::default());
+            let mut pool = buffers(!model.device().is_cpu());
+            let train = train_shape(model, &settings, &documents, &mut pool);
             plan(&shape, &train, None, None).train_peak + rows
         };
         let Some(Bytes(budget)) = self.budget else { return Ok((whole, peak(&whole))) };

@@ -1,5 +1,6 @@
-//! GPUs and who uses them. chandler computes on the CPU; a GPU is worth knowing of all the same.
+//! GPUs, who uses them, and whether this build does.
 
+use chandler_kernels::device;
 use chandler_vram::{GpuProcess, GpuReading, NvmlMeter};
 
 use super::check::{Check, shown};
@@ -28,14 +29,26 @@ fn of_gpus(
 ) -> Vec<Check> {
     let mut checks: Vec<Check> = gpus.iter().map(|gpu| of_gpu(gpu, own_pid, name_of)).collect();
     if !gpus.is_empty() {
-        checks.push(Check::warning(
-            "gpu build",
-            "this chandler computes on the CPU alone and leaves the GPU idle",
-            "expect the speed and memory of the CPU: `chandler bench train` and `chandler plan` \
-             tell them",
-        ));
+        checks.push(build(device::HAS_CUDA, device::cuda_devices()));
     }
     checks
+}
+
+/// Whether this program computes on the GPUs that there are, of which it finds so many.
+fn build(has_cuda: bool, found: usize) -> Check {
+    match (has_cuda, found) {
+        (false, _) => Check::warning(
+            "gpu build",
+            "this chandler computes on the CPU alone and leaves the GPU idle",
+            "chandler-cuda computes on it: `packaging/cuda/build` builds it",
+        ),
+        (true, 0) => Check::warning(
+            "gpu build",
+            "this chandler can compute on GPUs, and its CUDA finds none",
+            "check CUDA_VISIBLE_DEVICES, and that the driver is of release 580 or later",
+        ),
+        (true, found) => Check::ok("gpu build", format!("CUDA finds {found}")),
+    }
 }
 
 fn of_gpu(gpu: &GpuReading, own_pid: u32, name_of: &dyn Fn(u32) -> Option<String>) -> Check {

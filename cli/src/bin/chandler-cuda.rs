@@ -1,0 +1,15 @@
+//! chandler on NVIDIA's GPUs. A program of its own, because it does not start where the libraries of
+//! CUDA are missing.
+
+use std::alloc::System;
+use std::process::ExitCode;
+
+use chandler_vram::{CountingAllocator, TensorBlocks};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator<TensorBlocks<System>> =
+    CountingAllocator::new(TensorBlocks::new(System));
+
+fn main() -> ExitCode {
+    chandler_cli::commands::run_program()
+}

@@ -1,0 +1,157 @@
+//! The device that models are on. A GPU belongs to the one process that holds its lock, which opens
+//! it once.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use candle_core::{Device, Error};
+use chandler_daemon_lock::{Lock, lock_gpu};
+use chandler_kernels::device as kernels;
+use chandler_vram::PoolReading;
+
+use super::EngineError;
+use crate::config::{Config, MemorySize, Place};
+
+/// The GPU of this process.
+#[derive(Debug)]
+struct Gpu {
+    ordinal: usize,
+    /// `None` until a model wants it.
+    device: Option<Device>,
+    /// Held to the end of the process.
+    _lock: Lock,
+}
+
+static GPU: Mutex<Option<Gpu>> = Mutex::new(None);
+
+fn gpu() -> MutexGuard<'static, Option<Gpu>> {
+    GPU.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The GPU that the configuration means; `None` for the CPU.
+pub(crate) fn wanted(config: &Config) -> Option<usize> {
+    ordinal(config.model.device.place())
+}
+
+fn ordinal(place: Place) -> Option<usize> {
+    match place {
+        Place::Cpu => None,
+        Place::Cuda(ordinal) => Some(ordinal),
+        Place::Auto => (kernels::cuda_devices() > 0).then_some(0),
+    }
+}
+
+/// Takes the lock of the configured GPU, if it is one, for as long as this process lives.
+pub(crate) fn hold(config: &Config) -> Result<(), EngineError> {
+    let Some(ordinal) = wanted(config) else { return Ok(()) };
+    hold_gpu(&mut gpu(), ordinal).map(|_| ())
+}
+
+fn hold_gpu(held: &mut Option<Gpu>, ordinal: usize) -> Result<&mut Gpu, EngineError> {
+    match held {
+        Some(other) if other.ordinal != ordinal => {
+            Err(EngineError::OtherGpu { ours: other.ordinal, wanted: ordinal })
+        }
+        Some(ours) => Ok(ours),
+        None => {
+            let absent = || EngineError::NoGpu { ordinal, reason: Box::new(reason(ordinal)) };
+            let uuid = kernels::uuid(ordinal).ok_or_else(absent)?;
+            let lock = lock_gpu(&folder_of_locks(), &uuid).map_err(EngineError::GpuLock)?;
+            Ok(held.insert(Gpu { ordinal, device: None, _lock: lock }))
+        }
+    }
+}
+
+/// Why a GPU is not to be had.
+fn reason(ordinal: usize) -> Error {
+    match kernels::open_cuda(ordinal, None) {
+        Err(error) => error,
+        Ok(_) => Error::msg("its driver does not say which it is"),
+    }
+}
+
+/// Where all users of this machine look for the locks of its GPUs: the system's folder for locks
+/// where everybody may write, else memory that all processes see, which a unit's private `/tmp` does
+/// not hide.
+fn folder_of_locks() -> PathBuf {
+    use std::os::unix::fs::MetadataExt;
+    let is_open_to_all = |folder: &&str| {
+        Path::new(folder).metadata().is_ok_and(|found| found.is_dir() && found.mode() & 0o2 != 0)
+    };
+    let folder = ["/run/lock", "/dev/shm"].into_iter().find(is_open_to_all);
+    folder.map_or_else(std::env::temp_dir, PathBuf::from)
+}
+
+/// The device that models of this configuration are on. Tensors of a GPU take at most
+/// `memory.limit`.
+pub(crate) fn device(config: &Config) -> Result<Device, EngineError> {
+    let limit = config.memory.limit.as_ref().and_then(MemorySize::bytes);
+    open(config.model.device.place(), limit)
+}
+
+/// Opens what is meant, if this process has not done so before; tensors of a GPU take at most `limit`
+/// bytes.
+pub(crate) fn open(place: Place, limit: Option<u64>) -> Result<Device, EngineError> {
+    let Some(ordinal) = ordinal(place) else { return Ok(Device::Cpu) };
+    let mut held = gpu();
+    let gpu = hold_gpu(&mut held, ordinal)?;
+    if let Some(device) = &gpu.device {
+        return Ok(device.clone());
+    }
+    let device = kernels::open_cuda(ordinal, limit)
+        .map_err(|error| EngineError::NoGpu { ordinal, reason: Box::new(error) })?;
+    gpu.device = Some(device.clone());
+    Ok(device)
+}
+
+/// What the pool of this process's GPU holds; `None` without one.
+pub(crate) fn pool() -> Option<PoolReading> {
+    let held = gpu();
+    let now = kernels::pool(held.as_ref()?.device.as_ref()?)?;
+    Some(PoolReading {
+        used: now.used,
+        used_high: now.used_high,
+        reserved: now.reserved,
+        reserved_high: now.reserved_high,
+    })
+}
+
+/// Bytes of the GPU that this process could still have: what nobody uses, and what its pool keeps.
+pub(crate) fn room_on_gpu(device: &Device) -> Option<u64> {
+    let (free, _) = kernels::free_and_total(device)?;
+    let pool = kernels::pool(device)?;
+    Some(free + (pool.reserved - pool.used))
+}
+
+/// High-water marks of the pool begin anew, where there is one.
+pub(crate) fn reset_high_water() -> Result<(), EngineError> {
+    let held = gpu();
+    let device = held.as_ref().and_then(|gpu| gpu.device.as_ref());
+    Ok(device.map_or(Ok(()), kernels::reset_high_water)?)
+}
+
+/// Gives back what lies idle on the device.
+pub(crate) fn give_back() -> Result<(), EngineError> {
+    let held = gpu();
+    let device = held.as_ref().and_then(|gpu| gpu.device.as_ref());
+    Ok(device.map_or(Ok(()), kernels::give_back)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::DeviceChoice;
+
+    #[test]
+    fn the_cpu_needs_no_lock_and_what_is_not_there_is_named() {
+        let mut config = Config::default();
+        config.model.device = DeviceChoice("cpu".to_owned());
+        hold(&config).unwrap();
+        assert!(device(&config).unwrap().is_cpu());
+        assert_eq!(pool(), None);
+        config.model.device = DeviceChoice("cuda:63".to_owned());
+        let error = device(&config).unwrap_err();
+        assert!(error.to_string().contains("GPU 63"), "{error}");
+        assert!(error.hint().is_some());
+    }
+}

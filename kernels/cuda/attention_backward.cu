@@ -1,0 +1,272 @@
+// The backward pass of attention, which computes the probabilities again (Dao 2023,
+// arXiv:2307.08691, algorithm 2), without atomics: dq by tiles of queries, dk and dv by tiles of keys.
+// With P = softmax(S): dV = Pᵀ·dY, dP = dY·Vᵀ, dS = P ∘ (dP − delta) ∘ slope, dQ = dS·K, dK = dSᵀ·Q.
+//
+// Legend: q, k, v, y, lse as in attention_forward.cu, without an offset; dy, dq [N, H, D], dk, dv
+// [N, K, D] of T, contiguous; delta [H, N], f32: Σ dy · y of each row.
+//
+// Compiled with -DHEAD_DIM=D. Addresses are multiples of 16 bytes, strides too.
+//
+// launch, in this order:
+//   kernel                      grid                   block       shared bytes
+//   attention_delta_T           ⌈N · H / 8⌉            256         0
+//   attention_backward_q_T      (tiles, H)             2 · ROWS    (2 · ROWS + 4 · OTHERS) · (D · sizeof T + 16)
+//   attention_backward_kv_T     (tiles, K, PARTS)      2 · ROWS    the same
+// with (ROWS, OTHERS) by the bytes D · sizeof T of a head: up to 256 (64, 32), up to 512 (64, 16),
+// above (16, 16); PARTS is 2 for D > 128, one for dv and one for dk, else 1. `tiles`: one
+// {u32 start, len, first} for every ROWS tokens of each document, for both kernels. Up to 99 KiB of
+// shared memory must be allowed for. workspace: delta.
+
+#include "attention_tiles.cuh"
+#include "reduce.cuh"
+
+template <class T>
+struct Sizes {
+    static constexpr u32 ROWS = HEAD_BYTES<T> <= 512 ? 64 : 16;
+    static constexpr u32 OTHERS = HEAD_BYTES<T> <= 256 ? 32 : 16;
+};
+
+// Rows of all heads, by a warp each.
+template <class T>
+DEVICE void delta_row(const T* dy, const T* y, float* delta, u64 tokens, u32 heads) {
+    const u64 row = static_cast<u64>(blockIdx.x) * 8 + threadIdx.x / WARP;
+    if (row >= tokens * heads) return;
+    float sum = 0.0f;
+    for (u32 i = threadIdx.x % WARP; i < D; i += WARP) {
+        sum = fmaf(widen(dy[row * D + i]), widen(y[row * D + i]), sum);
+    }
+    sum = warp_sum(sum);
+    if (threadIdx.x % WARP == 0) delta[row % heads * tokens + row / heads] = sum;
+}
+
+// What the two factors of a product come from, for one head; rows from the first token of a document.
+template <class T>
+struct Pair {
+    const T *first, *second;
+    u64 first_stride, second_stride;
+    // Rows of the document.
+    u32 rows;
+
+    template <u32 ROWS>
+    DEVICE void load_later(T* tile, u32 row) const {
+        load_tile_later<ROWS>(tile, first + row * first_stride, first_stride, rows - row);
+        tile += ROWS * ROW<T>;
+        load_tile_later<ROWS>(tile, second + row * second_stride, second_stride, rows - row);
+    }
+};
+
+// The inputs, and where they lie.
+template <class T>
+struct Inputs {
+    const T *q, *k, *v, *dy;
+    const float *lse, *delta;
+    Shape shape;
+
+    DEVICE Pair<T> queries(Tile tile, u32 head) const {
+        const u64 start = tile.start;
+        const u64 dy_stride = static_cast<u64>(shape.heads) * D;
+        const T* of_head = dy + start * dy_stride + head * D;
+        return {q + start * shape.q_stride + head * D, of_head, shape.q_stride, dy_stride, tile.len};
+    }
+
+    DEVICE Pair<T> keys(Tile tile, u32 kv_head) const {
+        const u64 at = tile.start * shape.kv_stride + kv_head * shape.kv_head_stride;
+        return {k + at, v + at, shape.kv_stride, shape.kv_stride, tile.len};
+    }
+};
+
+// What is known of a query's softmax.
+struct Query {
+    // Of the log-sum-exp, as an exponent of 2.
+    float exponent, delta;
+};
+
+template <class T>
+DEVICE Query query_of(const Inputs<T>& in, Tile tile, u32 head, u32 row) {
+    if (row >= tile.len) return {0.0f, 0.0f};
+    const u64 at = head * in.shape.tokens + tile.start + row;
+    return {in.lse[at] * LOG2_E, in.delta[at]};
+}
+
+// The probability of a key, of the product q · k.
+DEVICE float probability(float product, Rule rule, Query query, bool visible) {
+    return visible ? power_of_two(rule.exponent(product) - query.exponent) : 0.0f;
+}
+
+// dq of ROWS queries of a head.
+template <class T>
+DEVICE void backward_q(const Inputs<T>& in, const Tile* tiles, T* dq) {
+    constexpr u32 ROWS = Sizes<T>::ROWS, KEYS = Sizes<T>::OTHERS, STAGE = 2 * KEYS * ROW<T>;
+    const Tile tile = tiles[blockIdx.x];
+    const u32 head = blockIdx.y, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const u32 window = in.shape.window;
+    const Rule rule = {in.shape.scale, in.shape.softcap};
+    const Pair<T> keys = in.keys(tile, in.shape.kv_head(head));
+    T *own = dynamic_shared<T>(), *stages = own + 2 * ROWS * ROW<T>;
+    in.queries(tile, head).template load_later<ROWS>(own, tile.first);
+    const T* q_rows = own + warp * WARP_ROWS * ROW<T>;
+    const T* dy_rows = q_rows + ROWS * ROW<T>;
+    const u32 row = tile.first + warp * WARP_ROWS + lane / 4;
+    const Query of_rows[2] = {query_of(in, tile, head, row), query_of(in, tile, head, row + 8)};
+
+    Fragment<D> sums = {};
+    const u32 end = least(tile.first + ROWS, tile.len);
+    u32 stage = 0;
+    u32 key = above(tile.first + 1, window) / KEYS * KEYS;
+    keys.template load_later<KEYS>(stages, key);
+    commit_copies();
+    for (; key < end; key += KEYS, stage ^= 1) {
+        if (key + KEYS < end) {
+            keys.template load_later<KEYS>(stages + (stage ^ 1) * STAGE, key + KEYS);
+        }
+        commit_copies();
+        wait_for_copies<1>();
+        __syncthreads();
+        const T *k = stages + stage * STAGE, *v = k + KEYS * ROW<T>;
+        float scores[KEYS / 8][4], slopes[KEYS / 8][4];
+        multiply_rows<KEYS>(q_rows, k, scores);
+        multiply_rows<KEYS>(dy_rows, v, slopes);
+#pragma unroll
+        for (u32 n = 0; n < KEYS / 8; ++n) {
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) {
+                const Query query = of_rows[i / 2];
+                const u32 column = key + 8 * n + 2 * (lane % 4) + i % 2;
+                const bool visible = sees(row + i / 2 * 8, column, window);
+                const float p = probability(scores[n][i], rule, query, visible);
+                slopes[n][i] = p * (slopes[n][i] - query.delta) * rule.slope(scores[n][i]);
+            }
+        }
+        add_product<KEYS>(slopes, k, sums);
+        __syncthreads();
+    }
+#pragma unroll
+    for (u32 which = 0; which < 2; ++which) {
+        if (row + 8 * which >= tile.len) continue;
+        const u64 token = static_cast<u64>(tile.start) + row + 8 * which;
+        store_row(sums, which, 1.0f, dq + (token * in.shape.heads + head) * D);
+    }
+}
+
+// Which gradients of a tile of keys are taken.
+enum class Part { Both, Values, Keys };
+
+// One tile of queries, of one head, for a warp's 16 keys from `key` on.
+template <Part PART, class T>
+DEVICE void add_queries(
+    const Inputs<T>& in, Tile tile, u32 head, u32 first_query, const T* k_rows, const T* v_rows,
+    const T* q, const T* dy, u32 key, Fragment<D>& dk, Fragment<D>& dv
+) {
+    constexpr u32 QUERIES = Sizes<T>::OTHERS;
+    const Rule rule = {in.shape.scale, in.shape.softcap};
+    const u32 t = threadIdx.x % 4;
+    float scores[QUERIES / 8][4], probabilities[QUERIES / 8][4], slopes[QUERIES / 8][4];
+    multiply_rows<QUERIES>(k_rows, q, scores);
+    if constexpr (PART != Part::Values) multiply_rows<QUERIES>(v_rows, dy, slopes);
+#pragma unroll
+    for (u32 n = 0; n < QUERIES / 8; ++n) {
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            const u32 row = first_query + 8 * n + 2 * t + i % 2;
+            const Query query = query_of(in, tile, head, row);
+            const bool visible = row < tile.len && sees(row, key + i / 2 * 8, in.shape.window);
+            const float p = probability(scores[n][i], rule, query, visible);
+            probabilities[n][i] = p;
+            if constexpr (PART != Part::Values) {
+                slopes[n][i] = p * (slopes[n][i] - query.delta) * rule.slope(scores[n][i]);
+            }
+        }
+    }
+    if constexpr (PART != Part::Keys) add_product<QUERIES>(probabilities, dy, dv);
+    if constexpr (PART != Part::Values) add_product<QUERIES>(slopes, q, dk);
+}
+
+// dk and dv of ROWS keys of a key/value head: the query heads that share it one after the other, each
+// from the first query that sees a key on.
+template <Part PART, class T>
+DEVICE void backward_kv(const Inputs<T>& in, const Tile* tiles, T* dk, T* dv) {
+    constexpr u32 ROWS = Sizes<T>::ROWS, QUERIES = Sizes<T>::OTHERS, STAGE = 2 * QUERIES * ROW<T>;
+    const Tile tile = tiles[blockIdx.x];
+    const u32 kv_head = blockIdx.y, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const u32 group = in.shape.heads / in.shape.kv_heads;
+    T *own = dynamic_shared<T>(), *stages = own + 2 * ROWS * ROW<T>;
+    in.keys(tile, kv_head).template load_later<ROWS>(own, tile.first);
+    const T* k_rows = own + warp * WARP_ROWS * ROW<T>;
+    const T* v_rows = k_rows + ROWS * ROW<T>;
+    const u32 key = tile.first + warp * WARP_ROWS + lane / 4;
+
+    // Tiles of queries that see a key of this one; the last key is seen by window − 1 more.
+    const u32 begin = tile.first / QUERIES * QUERIES;
+    const u32 last = least(tile.first + ROWS, tile.len) - 1;
+    const u32 end = tile.len - last > in.shape.window ? last + in.shape.window : tile.len;
+    const u32 of_head = (end - begin + QUERIES - 1) / QUERIES;
+    const auto load_later = [&](T* stage, u32 item) {
+        const u32 head = kv_head * group + item / of_head;
+        const u32 query = begin + item % of_head * QUERIES;
+        in.queries(tile, head).template load_later<QUERIES>(stage, query);
+    };
+
+    Fragment<D> dk_sums = {}, dv_sums = {};
+    load_later(stages, 0);
+    commit_copies();
+    for (u32 item = 0; item < group * of_head; ++item) {
+        if (item + 1 < group * of_head) load_later(stages + (item + 1) % 2 * STAGE, item + 1);
+        commit_copies();
+        wait_for_copies<1>();
+        __syncthreads();
+        const T *q = stages + item % 2 * STAGE, *dy = q + QUERIES * ROW<T>;
+        const u32 head = kv_head * group + item / of_head;
+        const u32 query = begin + item % of_head * QUERIES;
+        add_queries<PART>(
+            in, tile, head, query, k_rows, v_rows, q, dy, key, dk_sums, dv_sums
+        );
+        __syncthreads();
+    }
+#pragma unroll
+    for (u32 which = 0; which < 2; ++which) {
+        if (key + 8 * which >= tile.len) continue;
+        const u64 token = static_cast<u64>(tile.start) + key + 8 * which;
+        const u64 at = (token * in.shape.kv_heads + kv_head) * D;
+        if constexpr (PART != Part::Values) store_row(dk_sums, which, 1.0f, dk + at);
+        if constexpr (PART != Part::Keys) store_row(dv_sums, which, 1.0f, dv + at);
+    }
+}
+
+// Sums for both do not fit into the registers of a thread where heads are wide.
+template <class T>
+DEVICE void backward_kv_parts(const Inputs<T>& in, const Tile* tiles, T* dk, T* dv) {
+    if constexpr (D > 128) {
+        if (blockIdx.z == 0) {
+            backward_kv<Part::Values>(in, tiles, dk, dv);
+        } else {
+            backward_kv<Part::Keys>(in, tiles, dk, dv);
+        }
+    } else {
+        backward_kv<Part::Both>(in, tiles, dk, dv);
+    }
+}
+
+#define ATTENTION_BACKWARD(T, suffix)                                                              \
+    extern "C" __global__ void attention_delta_##suffix(                                           \
+        const T* dy, const T* y, float* delta, u64 tokens, u32 heads                               \
+    ) {                                                                                            \
+        delta_row(dy, y, delta, tokens, heads);                                                    \
+    }                                                                                              \
+    extern "C" __global__ void __launch_bounds__(2 * Sizes<T>::ROWS) attention_backward_q_##suffix(\
+        const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* delta,     \
+        const Tile* tiles, T* dq, Shape shape                                                      \
+    ) {                                                                                            \
+        const Inputs<T> in = {q, k, v, dy, lse, delta, shape};                                     \
+        backward_q(in, tiles, dq);                                                                 \
+    }                                                                                              \
+    extern "C" __global__ void __launch_bounds__(2 * Sizes<T>::ROWS)                               \
+        attention_backward_kv_##suffix(                                                            \
+            const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* delta, \
+            const Tile* tiles, T* dk, T* dv, Shape shape                                           \
+        ) {                                                                                        \
+        const Inputs<T> in = {q, k, v, dy, lse, delta, shape};                                     \
+        backward_kv_parts(in, tiles, dk, dv);                                                      \
+    }
+
+ATTENTION_BACKWARD(float, f32)
+ATTENTION_BACKWARD(bf16, bf16)

@@ -1,0 +1,78 @@
+// The norm of all gradients together, and the factor that clips them, without leaving the device.
+//
+// Legend: `tensors` is a table in device memory of {const T* values; u64 elements}, `places` one
+// {u32 tensor; u32 chunk} a block: a tensor's chunks are of 8192 elements. Squares and sums are f64,
+// in an order that the table alone decides.
+//
+// launch, one after the other:
+//   kernel                grid              block   shared bytes
+//   norm_squares_T        places            256     0
+//   norm_total            1                 256     0
+//   norm_clip             1                 1       0
+// Tensors of f32 and bf16 take a launch each, with partials that lie one after the other.
+// workspace: partials, f64, one a place. norm_total: sum = Σ partials.
+// norm_clip: norm = √sum; scale = min(max_norm / (norm + 1e-6), 1) as PyTorch has it, or 1 where
+// max_norm is 0.
+
+#include "reduce.cuh"
+#include "tensors.cuh"
+
+template <class T>
+struct Values {
+    const T* values;
+    u64 elements;
+};
+
+template <u32 LEN, class T>
+DEVICE double squares_of(const T* values, u64 begin, u64 end) {
+    double sum = 0.0;
+    for (u64 at = begin + threadIdx.x * LEN; at < end; at += CHUNK_THREADS * LEN) {
+        float x[LEN];
+        load(values + at, x);
+#pragma unroll
+        for (u32 i = 0; i < LEN; ++i) {
+            sum = fma(static_cast<double>(x[i]), static_cast<double>(x[i]), sum);
+        }
+    }
+    return sum;
+}
+
+template <class T>
+DEVICE void squares(const Values<T>* tensors, const Place* places, double* partials) {
+    const Place place = places[blockIdx.x];
+    const Values<T> of = tensors[place.tensor];
+    const u64 begin = static_cast<u64>(place.chunk) * CHUNK_ELEMENTS;
+    const u64 end = begin + CHUNK_ELEMENTS < of.elements ? begin + CHUNK_ELEMENTS : of.elements;
+    const u64 whole = aligned(of.values) ? end / VECTOR<T> * VECTOR<T> : begin;
+    double sums[1] = {squares_of<VECTOR<T>>(of.values, begin, whole)};
+    sums[0] += squares_of<1>(of.values, whole, end);
+    block_sums(sums);
+    if (threadIdx.x == 0) partials[blockIdx.x] = sums[0];
+}
+
+extern "C" __global__ void norm_squares_f32(
+    const Values<float>* tensors, const Place* places, double* partials
+) {
+    squares(tensors, places, partials);
+}
+
+extern "C" __global__ void norm_squares_bf16(
+    const Values<bf16>* tensors, const Place* places, double* partials
+) {
+    squares(tensors, places, partials);
+}
+
+extern "C" __global__ void norm_total(const double* partials, u32 places, double* sum) {
+    double sums[1] = {0.0};
+    for (u32 i = threadIdx.x; i < places; i += CHUNK_THREADS) sums[0] += partials[i];
+    block_sums(sums);
+    if (threadIdx.x == 0) *sum = sums[0];
+}
+
+extern "C" __global__ void norm_clip(
+    const double* sum, double max_norm, double* norm, float* scale
+) {
+    *norm = sqrt(*sum);
+    const double factor = max_norm > 0.0 ? fmin(max_norm / (*norm + 1e-6), 1.0) : 1.0;
+    *scale = static_cast<float>(factor);
+}

@@ -1,0 +1,131 @@
+// cuBLAS without a GPU: products in f32, f64 or bf16, summed in double and rounded once, which is at
+// least as good as any card does it.
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+// Numbers of cudaDataType.
+enum { R_32F = 0, R_64F = 1, R_16F = 2, R_16BF = 14 };
+
+double load(const void *values, int type, size_t index) {
+    if (type == R_32F) return static_cast<const float *>(values)[index];
+    if (type == R_64F) return static_cast<const double *>(values)[index];
+    uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t *>(values)[index]) << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+void store(void *values, int type, size_t index, double value) {
+    if (type == R_32F) {
+        static_cast<float *>(values)[index] = static_cast<float>(value);
+        return;
+    }
+    if (type == R_64F) {
+        static_cast<double *>(values)[index] = value;
+        return;
+    }
+    float narrow = static_cast<float>(value);
+    uint32_t bits;
+    memcpy(&bits, &narrow, sizeof bits);
+    bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
+    uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    static_cast<uint16_t *>(values)[index] =
+        static_cast<uint16_t>(is_nan ? (bits >> 16) | 64 : rounded >> 16);
+}
+
+bool is_known(int type) { return type == R_32F || type == R_64F || type == R_16BF; }
+
+size_t size_of(int type) { return type == R_64F ? 8 : type == R_32F ? 4 : 2; }
+
+int multiply(int transa, int transb, int m, int n, int k, const void *alpha, const void *a,
+             int a_type, int lda, const void *b, int b_type, int ldb, const void *beta, void *c,
+             int c_type, int ldc) {
+    if (!is_known(a_type) || !is_known(b_type) || !is_known(c_type)) return 15;
+    double scale = a_type == R_64F ? *static_cast<const double *>(alpha)
+                                   : *static_cast<const float *>(alpha);
+    double keep = a_type == R_64F ? *static_cast<const double *>(beta)
+                                  : *static_cast<const float *>(beta);
+    // Both factors with the summed index last.
+    std::vector<double> rows(static_cast<size_t>(m) * k), columns(static_cast<size_t>(n) * k);
+    for (int i = 0; i < m; i++)
+        for (int l = 0; l < k; l++)
+            rows[static_cast<size_t>(i) * k + l] =
+                load(a, a_type, transa ? static_cast<size_t>(i) * lda + l
+                                       : static_cast<size_t>(l) * lda + i);
+    for (int j = 0; j < n; j++)
+        for (int l = 0; l < k; l++)
+            columns[static_cast<size_t>(j) * k + l] =
+                load(b, b_type, transb ? static_cast<size_t>(l) * ldb + j
+                                       : static_cast<size_t>(j) * ldb + l);
+    for (int j = 0; j < n; j++)
+        for (int i = 0; i < m; i++) {
+            const double *row = &rows[static_cast<size_t>(i) * k];
+            const double *column = &columns[static_cast<size_t>(j) * k];
+            double sum = 0;
+            for (int l = 0; l < k; l++) sum += row[l] * column[l];
+            size_t place = static_cast<size_t>(j) * ldc + i;
+            // Where nothing is kept, what stands there is not read: it may be no number.
+            double before = keep == 0 ? 0 : keep * load(c, c_type, place);
+            store(c, c_type, place, scale * sum + before);
+        }
+    return 0;
+}
+
+char handle;
+
+} // namespace
+
+extern "C" {
+
+int cublasCreate_v2(void **made) { *made = &handle; return 0; }
+int cublasDestroy_v2(void *) { return 0; }
+int cublasSetStream_v2(void *, void *) { return 0; }
+int cublasSetMathMode(void *, int) { return 0; }
+int cublasGetMathMode(void *, int *mode) { *mode = 0; return 0; }
+int cublasSetPointerMode_v2(void *, int) { return 0; }
+int cublasSetWorkspace_v2(void *, void *, size_t) { return 0; }
+
+int cublasGemmEx(void *, int transa, int transb, int m, int n, int k, const void *alpha,
+                 const void *a, int a_type, int lda, const void *b, int b_type, int ldb,
+                 const void *beta, void *c, int c_type, int ldc, int, int) {
+    return multiply(transa, transb, m, n, k, alpha, a, a_type, lda, b, b_type, ldb, beta, c, c_type,
+                    ldc);
+}
+
+int cublasGemmStridedBatchedEx(void *, int transa, int transb, int m, int n, int k,
+                               const void *alpha, const void *a, int a_type, int lda,
+                               long long stride_a, const void *b, int b_type, int ldb,
+                               long long stride_b, const void *beta, void *c, int c_type, int ldc,
+                               long long stride_c, int batch, int, int) {
+    for (int i = 0; i < batch; i++) {
+        const char *of_a = static_cast<const char *>(a) + i * stride_a * size_of(a_type);
+        const char *of_b = static_cast<const char *>(b) + i * stride_b * size_of(b_type);
+        char *of_c = static_cast<char *>(c) + i * stride_c * size_of(c_type);
+        int status = multiply(transa, transb, m, n, k, alpha, of_a, a_type, lda, of_b, b_type, ldb,
+                              beta, of_c, c_type, ldc);
+        if (status) return status;
+    }
+    return 0;
+}
+
+int cublasSgemmStridedBatched(void *h, int ta, int tb, int m, int n, int k, const void *alpha,
+                              const void *a, int lda, long long sa, const void *b, int ldb,
+                              long long sb, const void *beta, void *c, int ldc, long long sc,
+                              int batch) {
+    return cublasGemmStridedBatchedEx(h, ta, tb, m, n, k, alpha, a, R_32F, lda, sa, b, R_32F, ldb, sb,
+                                      beta, c, R_32F, ldc, sc, batch, 0, 0);
+}
+
+int cublasDgemmStridedBatched(void *h, int ta, int tb, int m, int n, int k, const void *alpha,
+                              const void *a, int lda, long long sa, const void *b, int ldb,
+                              long long sb, const void *beta, void *c, int ldc, long long sc,
+                              int batch) {
+    return cublasGemmStridedBatchedEx(h, ta, tb, m, n, k, alpha, a, R_64F, lda, sa, b, R_64F, ldb, sb,
+                                      beta, c, R_64F, ldc, sc, batch, 0, 0);
+}
+
+} // extern "C"

@@ -1,0 +1,280 @@
+//! `kernels/cuda/attention_forward.cu` and `attention_backward.cu`.
+#![expect(unsafe_code, reason = "launches kernels")]
+
+use std::ops::Range;
+
+use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::empty;
+use super::launch::{Launch, address, arguments, on_gpu, suffix};
+use super::program::{Program, source};
+use crate::attention::Params;
+
+static FORWARD: Program = source!("attention_forward");
+static BACKWARD: Program = source!("attention_backward");
+
+/// `Shape` of the sources.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    heads: u32,
+    kv_heads: u32,
+    q_stride: u64,
+    kv_stride: u64,
+    kv_head_stride: u64,
+    tokens: u64,
+    query_offset: u32,
+    window: u32,
+    scale: f32,
+    softcap: f32,
+}
+
+// SAFETY: plain numbers, laid out as C does.
+unsafe impl DeviceRepr for Shape {}
+
+/// Whether the kernels take these: `q [N, H, D]`, `k` and `v` `[S, K, D]`.
+pub(crate) fn takes(q: &Tensor, k: &Tensor, v: &Tensor) -> bool {
+    let fits = match (q.dims(), k.dims()) {
+        ([n, heads, dim], [s, kv_heads, kv_dim]) => {
+            dim == kv_dim
+                && dim % 16 == 0
+                && (16..=256).contains(dim)
+                && [n, heads, s, kv_heads].iter().all(|size| **size > 0)
+                && heads % kv_heads == 0
+        }
+        _ => false,
+    };
+    fits && k.dims() == v.dims() && on_gpu(&[q, k, v])
+}
+
+/// Queries, and what they look at, where the kernels can read them.
+struct Inputs {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    shape: Shape,
+}
+
+impl Inputs {
+    fn new(q: &Tensor, k: &Tensor, v: &Tensor, offset: usize, params: Params) -> Result<Self> {
+        let (tokens, heads, dim) = q.dims3()?;
+        let line = 16 / q.dtype().size_in_bytes();
+        let is_lined = |t: &Tensor| {
+            let strides_fit = t.stride()[..2].iter().all(|stride| stride % line == 0);
+            t.stride()[2] == 1 && strides_fit && t.layout().start_offset() % line == 0
+        };
+        let q_fits = is_lined(q) && (q.stride()[1] == dim || heads == 1);
+        let q = if q_fits { q.clone() } else { q.contiguous()? };
+        let kv_fit = is_lined(k) && is_lined(v) && k.stride() == v.stride();
+        let (k, v) =
+            if kv_fit { (k.clone(), v.clone()) } else { (k.contiguous()?, v.contiguous()?) };
+        let shape = Shape {
+            heads: heads as u32,
+            kv_heads: k.dim(1)? as u32,
+            q_stride: q.stride()[0] as u64,
+            kv_stride: k.stride()[0] as u64,
+            kv_head_stride: k.stride()[1] as u64,
+            tokens: tokens as u64,
+            query_offset: offset as u32,
+            window: params.window.map_or(u32::MAX, |window| window as u32),
+            scale: params.scale as f32,
+            softcap: params.softcap.unwrap_or(0.0) as f32,
+        };
+        Ok(Self { q, k, v, shape })
+    }
+
+    fn dim(&self) -> usize {
+        self.q.dims()[2]
+    }
+
+    fn bytes_of_head(&self) -> usize {
+        self.dim() * self.q.dtype().size_in_bytes()
+    }
+
+    /// A launch without its block's threads and shared memory.
+    fn launch(&self, program: &'static Program, kernel: &str, grid: [usize; 3]) -> Launch<'static> {
+        Launch {
+            program,
+            kernel: format!("{kernel}_{}", suffix(self.q.dtype())),
+            head_dim: Some(self.dim()),
+            grid,
+            block: 0,
+            shared: 0,
+        }
+    }
+}
+
+/// `{start, len, first}` for every `rows` tokens of each document, those that see the most first.
+fn tiles(documents: &[Range<usize>], rows: usize, device: &Device) -> Result<Tensor> {
+    let mut all: Vec<[u32; 3]> = documents
+        .iter()
+        .flat_map(|document| {
+            let (start, len) = (document.start as u32, document.len() as u32);
+            (0..len).step_by(rows).map(move |first| [start, len, first])
+        })
+        .collect();
+    all.sort_by_key(|[_, _, first]| std::cmp::Reverse(*first));
+    let count = all.len();
+    Tensor::from_vec(all.into_flattened(), (count, 3), device)
+}
+
+/// Queries and keys that a block of the forward pass holds.
+fn forward_tile(bytes_of_head: usize) -> [usize; 2] {
+    match bytes_of_head {
+        0..=256 => [64, 64],
+        257..=512 => [64, 32],
+        _ => [32, 16],
+    }
+}
+
+/// Rows of its own, and of the other side, that a block of the backward pass holds.
+fn backward_tile(bytes_of_head: usize) -> [usize; 2] {
+    match bytes_of_head {
+        0..=256 => [64, 32],
+        257..=512 => [64, 16],
+        _ => [16, 16],
+    }
+}
+
+/// As [`crate::attention::forward`], of documents that follow each other.
+pub(crate) fn forward(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    documents: &[Range<usize>],
+    params: Params,
+) -> Result<Tensor> {
+    Ok(forward_kept(q, k, v, documents, params)?.0)
+}
+
+/// As [`crate::attention::forward_from`].
+pub(crate) fn forward_from(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    query_offset: usize,
+    params: Params,
+) -> Result<Tensor> {
+    let document = 0..q.dim(0)?;
+    Ok(forward_of(&Inputs::new(q, k, v, query_offset, params)?, &[document])?.0)
+}
+
+/// The output, and the log-sum-exp of every row, `[H, N]`.
+fn forward_of(inputs: &Inputs, documents: &[Range<usize>]) -> Result<(Tensor, Tensor)> {
+    let (tokens, heads, dim) = inputs.q.dims3()?;
+    let device = inputs.q.device();
+    let [queries, keys] = forward_tile(inputs.bytes_of_head());
+    let tiles = tiles(documents, queries, device)?;
+    let y = empty((tokens, heads, dim), inputs.q.dtype(), device)?;
+    let lse = empty((heads, tokens), DType::F32, device)?;
+    let launch = Launch {
+        block: 2 * queries,
+        shared: (queries + 4 * keys) * (inputs.bytes_of_head() + 16),
+        ..inputs.launch(&FORWARD, "attention_forward", [tiles.dim(0)?, heads, 1])
+    };
+    let arguments = arguments![
+        address(&inputs.q)?,
+        address(&inputs.k)?,
+        address(&inputs.v)?,
+        address(&tiles)?,
+        address(&y)?,
+        address(&lse)?,
+        inputs.shape,
+    ];
+    // SAFETY: the strides are those of the tensors, and the tiles are within the documents.
+    unsafe { launch.run(device, &arguments) }?;
+    Ok((y, lse))
+}
+
+/// As [`crate::attention::forward_kept`]: the output, and the log-sum-exp of every row.
+pub(crate) fn forward_kept(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    documents: &[Range<usize>],
+    params: Params,
+) -> Result<(Tensor, Tensor)> {
+    forward_of(&Inputs::new(q, k, v, 0, params)?, documents)
+}
+
+/// As [`crate::attention::backward`], of documents that follow each other: the output is computed again
+/// first.
+pub(crate) fn backward(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    documents: &[Range<usize>],
+    params: Params,
+    dy: &Tensor,
+) -> Result<[Tensor; 3]> {
+    let (y, lse) = forward_kept(q, k, v, documents, params)?;
+    let delta = delta(dy, &y)?;
+    drop(y);
+    backward_kept([q, k, v, dy], documents, params, [&lse, &delta])
+}
+
+/// The same with the log-sum-exp and the [`delta`] of every row.
+pub(crate) fn backward_kept(
+    [q, k, v, dy]: [&Tensor; 4],
+    documents: &[Range<usize>],
+    params: Params,
+    [lse, delta]: [&Tensor; 2],
+) -> Result<[Tensor; 3]> {
+    let inputs = Inputs::new(q, k, v, 0, params)?;
+    let dy = dy.contiguous()?;
+    let (dtype, device) = (inputs.q.dtype(), inputs.q.device());
+    let [rows, others] = backward_tile(inputs.bytes_of_head());
+    let tiles = tiles(documents, rows, device)?;
+    let (tokens, heads, dim) = inputs.q.dims3()?;
+    let (keys, kv_heads, _) = inputs.k.dims3()?;
+    let dq = empty((tokens, heads, dim), dtype, device)?;
+    let dk = empty((keys, kv_heads, dim), dtype, device)?;
+    let dv = empty((keys, kv_heads, dim), dtype, device)?;
+    let of = |kernel, grid| Launch {
+        block: 2 * rows,
+        shared: (2 * rows + 4 * others) * (inputs.bytes_of_head() + 16),
+        ..inputs.launch(&BACKWARD, kernel, grid)
+    };
+    let (q, k, v) = (address(&inputs.q)?, address(&inputs.k)?, address(&inputs.v)?);
+    let (dy, lse, delta) = (address(&dy)?, address(lse)?, address(delta)?);
+    let to_q = arguments![q, k, v, dy, lse, delta, address(&tiles)?, address(&dq)?, inputs.shape];
+    // SAFETY: as for the forward pass; dq has a row for each query.
+    unsafe { of("attention_backward_q", [tiles.dim(0)?, heads, 1]).run(device, &to_q) }?;
+    let parts = if dim > 128 { 2 } else { 1 };
+    let to_kv = arguments![
+        q,
+        k,
+        v,
+        dy,
+        lse,
+        delta,
+        address(&tiles)?,
+        address(&dk)?,
+        address(&dv)?,
+        inputs.shape,
+    ];
+    // SAFETY: as for the forward pass; dk and dv have a row for each key.
+    unsafe { of("attention_backward_kv", [tiles.dim(0)?, kv_heads, parts]).run(device, &to_kv) }?;
+    Ok([dq, dk, dv])
+}
+
+/// `Σ dy · y` of every row, `[H, N]`.
+pub(crate) fn delta(dy: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let (tokens, heads, dim) = y.dims3()?;
+    let (dy, y) = (dy.contiguous()?, y.contiguous()?);
+    let delta = empty((heads, tokens), DType::F32, y.device())?;
+    let launch = Launch {
+        program: &BACKWARD,
+        kernel: format!("attention_delta_{}", suffix(y.dtype())),
+        head_dim: Some(dim),
+        grid: [(tokens * heads).div_ceil(8), 1, 1],
+        block: 256,
+        shared: 0,
+    };
+    let arguments =
+        arguments![address(&dy)?, address(&y)?, address(&delta)?, tokens as u64, heads as u32];
+    // SAFETY: dy and y have a row of a head for each sum.
+    unsafe { launch.run(y.device(), &arguments) }?;
+    Ok(delta)
+}

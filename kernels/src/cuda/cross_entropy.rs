@@ -1,0 +1,77 @@
+//! `kernels/cuda/cross_entropy.cu`.
+#![expect(unsafe_code, reason = "launches kernels")]
+
+use candle_core::{DType, Result, Tensor};
+
+use super::launch::{Launch, address, arguments, suffix};
+use super::program::{Program, source};
+
+static PROGRAM: Program = source!("cross_entropy");
+
+const THREADS: usize = 512;
+
+/// What is found of rows of logits; all of it lies on the device.
+pub(crate) struct Rows<'a> {
+    /// `[C, V]`, f32.
+    pub(crate) logits: &'a Tensor,
+    /// `[C]`, u32, each below V.
+    pub(crate) targets: &'a Tensor,
+    /// `[C]`, f32: is written.
+    pub(crate) losses: &'a Tensor,
+    /// `[C]`, u32, 1 where the target is the most likely: is written.
+    pub(crate) hits: &'a Tensor,
+    pub(crate) softcap: Option<f64>,
+}
+
+impl Rows<'_> {
+    fn launch(&self, kernel: String) -> Result<Launch<'static>> {
+        let rows = self.logits.dim(0)?;
+        Ok(Launch {
+            program: &PROGRAM,
+            kernel,
+            head_dim: None,
+            grid: [rows, 1, 1],
+            block: THREADS,
+            shared: 0,
+        })
+    }
+
+    /// Losses and hits.
+    pub(crate) fn losses(&self) -> Result<()> {
+        let vocab = self.logits.dim(1)?;
+        let arguments = arguments![
+            address(self.logits)?,
+            address(self.targets)?,
+            address(self.losses)?,
+            address(self.hits)?,
+            vocab as u32,
+            vocab as u64,
+            self.softcap.unwrap_or(0.0) as f32,
+        ];
+        let launch = self.launch("cross_entropy_forward_f32".to_owned())?;
+        // SAFETY: there is a row of V logits, a target, a loss and a hit for each block.
+        unsafe { launch.run(self.logits.device(), &arguments) }
+    }
+
+    /// Losses, hits, and over the logits their gradient times `scale`, in `dtype`: bf16 begins where
+    /// the f32 of its row did.
+    pub(crate) fn gradients(&self, scale: f64, dtype: DType) -> Result<()> {
+        let vocab = self.logits.dim(1)?;
+        let stride = if dtype == DType::BF16 { 2 * vocab } else { vocab };
+        let arguments = arguments![
+            address(self.logits)?,
+            address(self.targets)?,
+            address(self.logits)?,
+            address(self.losses)?,
+            address(self.hits)?,
+            vocab as u32,
+            vocab as u64,
+            stride as u64,
+            self.softcap.unwrap_or(0.0) as f32,
+            scale as f32,
+        ];
+        let launch = self.launch(format!("cross_entropy_gradient_f32_{}", suffix(dtype)))?;
+        // SAFETY: as for `losses`; a row of the gradient lies within the row of logits.
+        unsafe { launch.run(self.logits.device(), &arguments) }
+    }
+}

@@ -1,0 +1,49 @@
+//! Opening a GPU.
+#![expect(unsafe_code, reason = "switches off what several streams would need")]
+
+use std::sync::Arc;
+
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, result};
+use candle_core::{Device, Result};
+
+use super::pool;
+
+/// Opens the GPU of this number; its tensors take at most `limit` bytes.
+pub(crate) fn open(ordinal: usize, limit: Option<u64>) -> Result<Device> {
+    let device = Device::new_cuda_with_stream(ordinal)?;
+    // SAFETY: events order what several streams do with a tensor. This device has one stream, for
+    // all threads, on which everything is in order; no tensor exists yet.
+    unsafe { device.as_cuda_device()?.disable_event_tracking() };
+    pool::make(&device, limit)?;
+    Ok(device)
+}
+
+/// GPUs that there are; 0 where there is no driver.
+pub(crate) fn count() -> usize {
+    CudaContext::device_count().map_or(0, |count| count.max(0) as usize)
+}
+
+fn context(device: &Device) -> Option<Arc<CudaContext>> {
+    Some(Arc::clone(device.as_cuda_device().ok()?.cuda_stream().context()))
+}
+
+pub(crate) fn uuid(ordinal: usize) -> Option<String> {
+    result::init().ok()?;
+    let bytes = result::device::get_uuid(result::device::get(ordinal as i32).ok()?).ok()?.bytes;
+    let digits = |part: &[_]| part.iter().map(|byte| format!("{:02x}", *byte as u8)).collect();
+    let parts: Vec<String> =
+        [0..4, 4..6, 6..8, 8..10, 10..16].into_iter().map(|part| digits(&bytes[part])).collect();
+    Some(format!("GPU-{}", parts.join("-")))
+}
+
+pub(crate) fn free_and_total(device: &Device) -> Option<(u64, u64)> {
+    let (free, total) = context(device)?.mem_get_info().ok()?;
+    Some((free as u64, total as u64))
+}
+
+/// Compute capability as nvrtc wants it, such as 90.
+pub(super) fn capability(device: &Device) -> Result<u32> {
+    let stream = device.as_cuda_device()?.cuda_stream();
+    let (major, minor) = stream.context().compute_capability().map_err(candle_core::Error::wrap)?;
+    Ok((10 * major + minor) as u32)
+}

@@ -1,0 +1,144 @@
+//! Matrix products by cuBLAS, which can add to what is there and write f32 from bf16 factors.
+#![expect(unsafe_code, reason = "calls into cuBLAS")]
+
+use std::ffi::c_void;
+
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::cublas::{result, sys};
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::launch::address;
+
+/// Whether a factor lies in memory as the formula has it, or the other way around.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lies {
+    AsWritten,
+    Transposed,
+}
+
+/// What becomes of what the product is written over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Before {
+    Replaced,
+    AddedTo,
+}
+
+/// A factor of a product.
+#[derive(Debug, Clone)]
+pub(crate) struct Factor {
+    /// Keeps the memory.
+    tensor: Tensor,
+    dtype: DType,
+    /// Rows and columns as they lie in memory.
+    rows: usize,
+    columns: usize,
+    /// Elements from row to row.
+    leading: usize,
+    lies: Lies,
+}
+
+impl Factor {
+    pub(crate) fn new(tensor: &Tensor) -> Result<Self> {
+        Self::of(tensor, Lies::AsWritten)
+    }
+
+    pub(crate) fn transposed(tensor: &Tensor) -> Result<Self> {
+        Self::of(tensor, Lies::Transposed)
+    }
+
+    fn of(tensor: &Tensor, lies: Lies) -> Result<Self> {
+        let (rows, columns) = tensor.dims2()?;
+        let is_in_rows = tensor.stride()[1] == 1 && tensor.stride()[0] >= columns;
+        let tensor = if is_in_rows { tensor.clone() } else { tensor.contiguous()? };
+        let (dtype, leading) = (tensor.dtype(), tensor.stride()[0].max(columns));
+        Ok(Self { tensor, dtype, rows, columns, leading, lies })
+    }
+
+    /// bf16 that a kernel has written over the f32 of `tensor [rows, columns]`, each row where it
+    /// began.
+    pub(crate) fn bf16_over(tensor: &Tensor) -> Result<Self> {
+        let factor = Self::of(tensor, Lies::AsWritten)?;
+        Ok(Self { dtype: DType::BF16, leading: 2 * factor.leading, ..factor })
+    }
+
+    #[must_use]
+    pub(crate) fn turned(self) -> Self {
+        let lies = match self.lies {
+            Lies::AsWritten => Lies::Transposed,
+            Lies::Transposed => Lies::AsWritten,
+        };
+        Self { lies, ..self }
+    }
+
+    /// Rows and columns as the formula has them.
+    fn shape(&self) -> [usize; 2] {
+        match self.lies {
+            Lies::AsWritten => [self.rows, self.columns],
+            Lies::Transposed => [self.columns, self.rows],
+        }
+    }
+}
+
+/// `product = a · b`, or that added to what `product [m, n]` holds, rounded once. Factors are both f32
+/// or both bf16; a product of bf16 factors may be either.
+pub(crate) fn multiply(product: &Tensor, a: &Factor, b: &Factor, before: Before) -> Result<()> {
+    let ([m, k], [depth, n]) = (a.shape(), b.shape());
+    let same = a.dtype == b.dtype;
+    if !same || k != depth || product.dims() != [m, n] || !product.is_contiguous() {
+        bail!("a product {:?} of {a:?} and {b:?}", product.dims());
+    }
+    if m * n == 0 || (k == 0 && before == Before::AddedTo) {
+        return Ok(());
+    }
+    if k == 0 {
+        return product.slice_set(&product.zeros_like()?, 0, 0);
+    }
+    let (factor, sum) = (data_type(a.dtype)?, data_type(product.dtype())?);
+    let [a_address, b_address] = [address(&a.tensor)?, address(&b.tensor)?];
+    let (alpha, beta) = (1f32, if before == Before::AddedTo { 1f32 } else { 0.0 });
+    // Held to the end of the call.
+    let blas = product.device().as_cuda_device()?.cublas_handle();
+    // cuBLAS counts down the columns: what is [m, n] here is [n, m] there, and the factors change
+    // places.
+    // SAFETY: the addresses are of tensors of these shapes, whose rows are `leading` elements apart;
+    // alpha and beta are read before the call returns.
+    unsafe {
+        result::gemm_ex(
+            *blas.handle(),
+            operation(b.lies),
+            operation(a.lies),
+            n as i32,
+            m as i32,
+            k as i32,
+            (&raw const alpha).cast::<c_void>(),
+            b_address as *const c_void,
+            factor,
+            b.leading as i32,
+            a_address as *const c_void,
+            factor,
+            a.leading as i32,
+            (&raw const beta).cast::<c_void>(),
+            address(product)? as *mut c_void,
+            sum,
+            n as i32,
+            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+        )
+    }
+    .w()
+}
+
+fn operation(lies: Lies) -> sys::cublasOperation_t {
+    match lies {
+        Lies::AsWritten => sys::cublasOperation_t::CUBLAS_OP_N,
+        Lies::Transposed => sys::cublasOperation_t::CUBLAS_OP_T,
+    }
+}
+
+fn data_type(dtype: DType) -> Result<sys::cudaDataType> {
+    match dtype {
+        DType::F32 => Ok(sys::cudaDataType_t::CUDA_R_32F),
+        DType::BF16 => Ok(sys::cudaDataType_t::CUDA_R_16BF),
+        other => bail!("no product on the GPU in {other:?}"),
+    }
+}

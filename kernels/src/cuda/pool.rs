@@ -1,0 +1,104 @@
+//! The pool that the tensors of a device come from.
+//!
+//! A driver's own pool gives everything back at each synchronisation, and the next step pays for it
+//! again. Ours keeps what was freed until [`trim`], and has a limit where one is wanted.
+#![expect(unsafe_code, reason = "calls into the driver")]
+
+use std::ffi::c_void;
+
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::driver::{result, sys};
+use candle_core::{Device, Result};
+use sys::CUmemPool_attribute as Attribute;
+
+use crate::device::PoolUsage;
+
+/// Makes the pool that tensors of `device` come from, and keeps what is freed in it.
+pub(super) fn make(device: &Device, limit: Option<u64>) -> Result<()> {
+    let ordinal = device.as_cuda_device()?.cuda_stream().context().ordinal();
+    // SAFETY: plain numbers and pointers, for which zero is a value: no handle, no limit.
+    let mut properties: sys::CUmemPoolProps = unsafe { std::mem::zeroed() };
+    properties.allocType = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
+    properties.location = location(ordinal);
+    properties.maxSize = limit.unwrap_or(0) as usize;
+    let handle = result::device::get(ordinal as i32).w()?;
+    // SAFETY: the properties are whole. The pool is never destroyed, so it outlives every tensor.
+    unsafe {
+        let pool = result::mem_pool::create(&raw const properties).w()?;
+        set(pool, Attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, u64::MAX)?;
+        result::device::set_mem_pool(handle, pool).w()
+    }
+}
+
+/// Where the pool lies. Releases of the bindings name the two numbers differently.
+fn location(ordinal: usize) -> sys::CUmemLocation {
+    let kind = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE as u32;
+    // SAFETY: in every release it is two numbers of 32 bits, the kind of place and which one of it.
+    unsafe { std::mem::transmute::<[u32; 2], sys::CUmemLocation>([kind, ordinal as u32]) }
+}
+
+/// The pool that `device` has now.
+fn of(device: &Device) -> Result<sys::CUmemoryPool> {
+    let cuda = device.as_cuda_device()?;
+    let ordinal = cuda.cuda_stream().context().ordinal();
+    cuda.cuda_stream().context().bind_to_thread().w()?;
+    let handle = result::device::get(ordinal as i32).w()?;
+    // SAFETY: the device is there.
+    unsafe { result::device::get_mem_pool(handle) }.w()
+}
+
+/// # Safety
+/// The pool exists, and the attribute is a number of 64 bits.
+unsafe fn get(pool: sys::CUmemoryPool, attribute: Attribute) -> Result<u64> {
+    let mut value = 0u64;
+    let place = (&raw mut value).cast::<c_void>();
+    // SAFETY: the caller's promise; the place has 64 bits.
+    unsafe { result::mem_pool::get_attribute(pool, attribute, place) }.w()?;
+    Ok(value)
+}
+
+/// # Safety
+/// As for [`get`].
+unsafe fn set(pool: sys::CUmemoryPool, attribute: Attribute, mut value: u64) -> Result<()> {
+    let place = (&raw mut value).cast::<c_void>();
+    // SAFETY: the caller's promise; the place has 64 bits.
+    unsafe { result::mem_pool::set_attribute(pool, attribute, place) }.w()
+}
+
+pub(crate) fn read(device: &Device) -> Option<PoolUsage> {
+    let pool = of(device).ok()?;
+    // SAFETY: the pool exists, and these are its counters.
+    let counter = |attribute| unsafe { get(pool, attribute) }.ok();
+    Some(PoolUsage {
+        used: counter(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?,
+        used_high: counter(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?,
+        reserved: counter(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?,
+        reserved_high: counter(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH)?,
+    })
+}
+
+pub(crate) fn reset_high_water(device: &Device) -> Result<()> {
+    if device.is_cpu() {
+        return Ok(());
+    }
+    let pool = of(device)?;
+    let marks =
+        [Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH];
+    for mark in marks {
+        // SAFETY: the pool exists; zero is what sets a mark back.
+        unsafe { set(pool, mark, 0) }?;
+    }
+    Ok(())
+}
+
+/// Gives what the pool keeps back to the device. What was freed is the pool's once the stream has
+/// come so far, so that is waited for.
+pub(crate) fn trim(device: &Device) -> Result<()> {
+    if device.is_cpu() {
+        return Ok(());
+    }
+    let pool = of(device)?;
+    device.synchronize()?;
+    // SAFETY: the pool exists.
+    unsafe { result::mem_pool::trim_to(pool, 0) }.w()
+}
