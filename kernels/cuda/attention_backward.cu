@@ -14,8 +14,8 @@
 //   attention_backward_kv_T     (tiles, K, PARTS)      2 · ROWS    the same
 // with (ROWS, OTHERS) by the bytes D · sizeof T of a head: up to 256 (64, 32), up to 512 (64, 16),
 // above (16, 16); PARTS is 2 for D > 128, one for dv and one for dk, else 1. `tiles`: one
-// {u32 start, len, first} for every ROWS tokens of each document, for both kernels. Up to 99 KiB of
-// shared memory must be allowed for. workspace: delta.
+// {u32 start, len, first} for every ROWS tokens of each document, for both kernels. A block of another
+// size traps. Up to 99 KiB of shared memory must be allowed for. workspace: delta.
 
 #include "attention_tiles.cuh"
 #include "reduce.cuh"
@@ -97,6 +97,7 @@ DEVICE float probability(float product, Rule rule, Query query, bool visible) {
 template <class T>
 DEVICE void backward_q(const Inputs<T>& in, const Tile* tiles, T* dq) {
     constexpr u32 ROWS = Sizes<T>::ROWS, KEYS = Sizes<T>::OTHERS, STAGE = 2 * KEYS * ROW<T>;
+    expect_threads(2 * ROWS);
     const Tile tile = tiles[blockIdx.x];
     const u32 head = blockIdx.y, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const u32 window = in.shape.window;
@@ -169,7 +170,8 @@ DEVICE void add_queries(
         for (u32 i = 0; i < 4; ++i) {
             const u32 row = first_query + 8 * n + 2 * t + i % 2;
             const Query query = query_of(in, tile, head, row);
-            const bool visible = row < tile.len && sees(row, key + i / 2 * 8, in.shape.window);
+            // Queries past the end are zeros, and so is what they add.
+            const bool visible = sees(row, key + i / 2 * 8, in.shape.window);
             const float p = probability(scores[n][i], rule, query, visible);
             probabilities[n][i] = p;
             if constexpr (PART != Part::Values) {
@@ -186,6 +188,7 @@ DEVICE void add_queries(
 template <Part PART, class T>
 DEVICE void backward_kv(const Inputs<T>& in, const Tile* tiles, T* dk, T* dv) {
     constexpr u32 ROWS = Sizes<T>::ROWS, QUERIES = Sizes<T>::OTHERS, STAGE = 2 * QUERIES * ROW<T>;
+    expect_threads(2 * ROWS);
     const Tile tile = tiles[blockIdx.x];
     const u32 kv_head = blockIdx.y, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const u32 group = in.shape.heads / in.shape.kv_heads;

@@ -14,7 +14,8 @@
 // with (QUERIES, KEYS) by the bytes D · sizeof T of a head: up to 256 (128, 32), up to 512 (128, 16),
 // above (32, 16). `tiles`: one {u32 start, len, first} for every QUERIES queries of each document:
 // first = 0, QUERIES, 2 · QUERIES, … below len. Long ones are best put first: those with the largest
-// `first`. Up to 99 KiB of shared memory must be allowed for. workspace: none.
+// `first`. A block of another size traps. Up to 99 KiB of shared memory must be allowed for.
+// workspace: none.
 
 #include "attention_tiles.cuh"
 
@@ -136,6 +137,7 @@ DEVICE void forward(
     const T* q, const T* k, const T* v, const Tile* tiles, T* y, float* lse, const Shape& shape
 ) {
     constexpr u32 QUERIES = Sizes<T>::QUERIES;
+    expect_threads(2 * QUERIES);
     const Tile tile = tiles[blockIdx.x];
     const u32 head = blockIdx.y, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const u64 first = static_cast<u64>(tile.start) + tile.first;

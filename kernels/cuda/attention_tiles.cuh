@@ -57,6 +57,11 @@ struct Tile {
     u32 start, len, first;
 };
 
+// Sizes of blocks depend on the dtype and the dimension: a host that has them wrong is told so.
+DEVICE void expect_threads(u32 threads) {
+    if (blockDim.x != threads) __trap();
+}
+
 // Whether the query at this position sees the key at that one.
 DEVICE bool sees(u32 query, u32 key, u32 window) { return key <= query && query - key < window; }
 

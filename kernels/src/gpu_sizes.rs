@@ -8,7 +8,7 @@ use candle_core::DType;
 use crate::attention::HeadShape;
 
 /// Rows whose gradients of a norm's weight are summed before the sums are.
-pub(crate) const NORM_CHUNK_ROWS: usize = 32;
+pub(crate) const NORM_CHUNK_ROWS: usize = 16;
 /// Keys of a piece of a row of the cache.
 pub(crate) const DECODE_PIECE: usize = 128;
 /// Logits that exist at a time: enough rows for a product to be worth reading the head for.

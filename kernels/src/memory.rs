@@ -101,7 +101,12 @@ pub fn lacking(error: &Error) -> Option<Option<usize>> {
         Error::WithBacktrace { inner, .. }
         | Error::WithPath { inner, .. }
         | Error::Context { inner, .. } => lacking(inner),
-        Error::Cuda(error) => error.to_string().contains("OUT_OF_MEMORY").then_some(None),
+        // The driver's words, and those of cuBLAS, which has memory of its own.
+        Error::Cuda(error) => {
+            let words = error.to_string();
+            let lacks = ["OUT_OF_MEMORY", "ALLOC_FAILED"].iter().any(|word| words.contains(word));
+            lacks.then_some(None)
+        }
         _ => None,
     }
 }

@@ -4,8 +4,8 @@
 // `EMULATED_KERNELS = {EMULATED(name), …};` becomes a shared object with one entry point,
 // `emulator_launch`. Blocks run one after the other. The threads of a block are fibers of one thread
 // of the CPU: each runs until it waits for others, so barriers and what a warp exchanges are exact.
-// The order of blocks, warps and lanes can be turned around or shuffled: numbers that depend on it
-// show a barrier that is missing.
+// The order of blocks, warps and lanes can be turned around or shuffled, and asynchronous copies be made
+// at once or at last: numbers that depend on it show a barrier that is missing.
 //
 // What a GPU would do something unspecified with is an error here: a barrier that not every thread
 // comes to, an exchange that not every lane of its mask takes part in, writing past the dynamic
@@ -43,7 +43,8 @@ constexpr unsigned LANES = 32;
 
 enum class State { Ready, AtBarrier, InExchange, Done };
 
-// A copy that has been asked for; nothing moves until it is waited for.
+// A copy that has been asked for. A GPU makes it at any time until it is waited for: here that is at
+// once or at last.
 struct Copy {
     void* to;
     const void* from;
@@ -76,6 +77,7 @@ struct Block {
     size_t shared_bytes;
     void (*kernel)(void**);
     void** arguments;
+    bool copies_at_once;
     const char* fault;
 };
 
@@ -146,9 +148,16 @@ T shuffle(unsigned mask, const char* what, T value, unsigned from) {
     return result;
 }
 
-// Copies `bytes` and then zeros, later.
+inline void make(const Copy& copy) {
+    std::memcpy(copy.to, copy.from, copy.bytes);
+    std::memset(static_cast<unsigned char*>(copy.to) + copy.bytes, 0, copy.zeros);
+}
+
+// Copies `bytes` and then zeros.
 inline void copy_later(void* to, const void* from, size_t bytes, size_t zeros) {
-    current->copies.back().push_back({to, from, bytes, zeros});
+    const Copy copy = {to, from, bytes, zeros};
+    if (block.copies_at_once) return make(copy);
+    current->copies.back().push_back(copy);
 }
 
 inline void commit_copies() { current->copies.emplace_back(); }
@@ -157,10 +166,7 @@ inline void commit_copies() { current->copies.emplace_back(); }
 inline void wait_for_copies(size_t groups) {
     auto& copies = current->copies;
     while (copies.size() > groups + 1) {
-        for (const Copy& copy : copies.front()) {
-            std::memcpy(copy.to, copy.from, copy.bytes);
-            std::memset(static_cast<unsigned char*>(copy.to) + copy.bytes, 0, copy.zeros);
-        }
+        for (const Copy& copy : copies.front()) make(copy);
         copies.erase(copies.begin());
     }
 }
@@ -281,6 +287,7 @@ inline const char* run_grid(Index grid, Index size, size_t shared_bytes, unsigne
     block.shared_bytes = shared_bytes;
     block.shared.resize(shared_bytes + 2 * GUARD_BYTES);
     block.fault = nullptr;
+    block.copies_at_once = seed % 2 == 1;
     lay_out_threads();
     for (unsigned number : order(grid.x * grid.y * grid.z, seed)) {
         block.index = {number % grid.x, number / grid.x % grid.y, number / grid.x / grid.y};
@@ -298,6 +305,8 @@ inline const char* run_grid(Index grid, Index size, size_t shared_bytes, unsigne
 #define gridDim (emulator::block.grid)
 
 inline void __syncthreads() { emulator::barrier(); }
+
+inline void __trap() { emulator::fail("a kernel gave up"); }
 
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
     emulator::exchange(mask, "__syncwarp", "", 0);

@@ -122,8 +122,8 @@ fn tiles(documents: &[Range<usize>], rows: usize, device: &Device) -> Result<Ten
 /// Queries and keys that a block of the forward pass holds.
 fn forward_tile(bytes_of_head: usize) -> [usize; 2] {
     match bytes_of_head {
-        0..=256 => [64, 64],
-        257..=512 => [64, 32],
+        0..=256 => [128, 32],
+        257..=512 => [128, 16],
         _ => [32, 16],
     }
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::CudaFunction;
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
+use candle_core::cuda_backend::{DeviceId, WrapErr};
 use candle_core::{Device, Error, Result};
 
 use super::device::capability;
@@ -48,9 +48,18 @@ pub(crate) struct Program {
     pub(crate) source: &'static str,
 }
 
-/// Compiled sources by module and compute capability: the driver's compiler takes up to a second for
-/// one.
-static COMPILED: Mutex<BTreeMap<(String, u32), String>> = Mutex::new(BTreeMap::new());
+/// Kernels that were loaded, by device, module and name: a step asks for each of them again and again.
+static LOADED: Mutex<Vec<(DeviceId, Module)>> = Mutex::new(Vec::new());
+
+/// A compiled source on a device, and the kernels of it that were asked for.
+struct Module {
+    program: &'static str,
+    head_dim: Option<usize>,
+    /// Of the two, as candle keeps it.
+    name: String,
+    ptx: String,
+    functions: BTreeMap<String, CudaFunction>,
+}
 
 impl Program {
     /// A kernel of this program, compiled for `device` if it was not yet.
@@ -60,21 +69,37 @@ impl Program {
         head_dim: Option<usize>,
         device: &Device,
     ) -> Result<CudaFunction> {
-        let module =
-            head_dim.map_or_else(|| self.name.to_owned(), |dim| format!("{}_{dim}", self.name));
-        let ptx = self.ptx(&module, head_dim, device)?;
         let cuda = device.as_cuda_device()?;
-        Ok(cuda.get_or_load_custom_func(name, &module, &ptx)?.into_cuda_function())
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_this = |(id, module): &&mut (DeviceId, Module)| {
+            *id == cuda.id() && module.program == self.name && module.head_dim == head_dim
+        };
+        let module = match loaded.iter_mut().find(is_this) {
+            Some((_, module)) => module,
+            None => {
+                let module = Module {
+                    program: self.name,
+                    head_dim,
+                    name: format!("{}_{}", self.name, head_dim.unwrap_or(0)),
+                    ptx: self.ptx(head_dim, device)?,
+                    functions: BTreeMap::new(),
+                };
+                loaded.push((cuda.id(), module));
+                &mut loaded.last_mut().expect("it was pushed").1
+            }
+        };
+        if let Some(function) = module.functions.get(name) {
+            return Ok(function.clone());
+        }
+        let function = cuda.get_or_load_custom_func(name, &module.name, &module.ptx)?;
+        let function = function.into_cuda_function();
+        module.functions.insert(name.to_owned(), function.clone());
+        Ok(function)
     }
 
-    fn ptx(&self, module: &str, head_dim: Option<usize>, device: &Device) -> Result<String> {
-        let capability = capability(device)?;
-        let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(ptx) = compiled.get(&(module.to_owned(), capability)) {
-            return Ok(ptx.clone());
-        }
+    fn ptx(&self, head_dim: Option<usize>, device: &Device) -> Result<String> {
         let mut options = vec![
-            format!("--gpu-architecture=compute_{capability}"),
+            format!("--gpu-architecture=compute_{}", capability(device)?),
             "--std=c++17".to_owned(),
             // Only what is written as one is one instruction.
             "--fmad=false".to_owned(),
@@ -82,12 +107,10 @@ impl Program {
         options.extend(head_dim.map(|dim| format!("-DHEAD_DIM={dim}")));
         let name = Some(format!("{}.cu", self.name));
         let options = CompileOptions { name, options, ..CompileOptions::default() };
-        let ptx = compile_ptx_with_opts(with_headers(self.source), options)
-            .w()
-            .map_err(|error| Error::context(error, format!("compiling {}.cu", self.name)))?
-            .to_src();
-        compiled.insert((module.to_owned(), capability), ptx.clone());
-        Ok(ptx)
+        let compiled = compile_ptx_with_opts(with_headers(self.source), options).w();
+        let compiled = compiled
+            .map_err(|error| Error::context(error, format!("compiling {}.cu", self.name)))?;
+        Ok(compiled.to_src())
     }
 }
 

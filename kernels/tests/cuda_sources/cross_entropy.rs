@@ -1,0 +1,166 @@
+//! Logits are the hidden states themselves under a head that is one, so that the crate's op, which has
+//! the product in it, gives their gradient.
+
+use candle_core::{DType, Device, Result, Tensor};
+use chandler_kernels::linear_cross_entropy::{self, IGNORE_INDEX};
+
+use crate::buffer::Buffer;
+use crate::compare::{DTYPES, random, suffix, within};
+use crate::emulator::{Program, program};
+
+const SCALE: f64 = 0.25;
+
+struct Case {
+    logits: Tensor,
+    targets: Vec<i64>,
+    softcap: Option<f64>,
+}
+
+/// Of each row.
+struct Scores {
+    losses: Vec<f32>,
+    hits: Vec<u32>,
+}
+
+impl Case {
+    /// Every third row has no target.
+    fn new(rows: usize, vocab: usize, softcap: Option<f64>, dtype: DType) -> Result<Self> {
+        let logits = (random(&[&[rows, vocab]], dtype)?.remove(0) * 8.0)?;
+        let target = |i: usize| if i % 3 == 2 { IGNORE_INDEX } else { (i * 31 % vocab) as i64 };
+        Ok(Self { logits, targets: (0..rows).map(target).collect(), softcap })
+    }
+
+    fn lists(&self) -> [Buffer; 3] {
+        let targets: Vec<i32> = self.targets.iter().map(|target| *target as i32).collect();
+        let rows = targets.len();
+        [Buffer::of(&targets), Buffer::unset::<f32>(rows), Buffer::unset::<u32>(rows)]
+    }
+
+    fn forward(&self, program: &Program) -> Result<Scores> {
+        let (rows, vocab) = self.logits.dims2()?;
+        let logits = Buffer::of_tensor(&self.logits)?;
+        let [targets, losses, hits] = self.lists();
+        let kernel = format!("cross_entropy_forward_{}", suffix(self.logits.dtype()));
+        let launch = program.launch(&kernel, [rows, 1, 1], 512);
+        launch
+            .buffer(&logits)
+            .buffer(&targets)
+            .buffer(&losses)
+            .buffer(&hits)
+            .value(vocab as u32)
+            .value(vocab as u64)
+            .value(self.softcap.unwrap_or(0.0) as f32)
+            .run();
+        Ok(Scores { losses: losses.values(), hits: hits.values() })
+    }
+
+    /// The gradient in `dtype` lies over the logits.
+    fn gradient(&self, program: &Program, dtype: DType) -> Result<(Scores, Tensor)> {
+        let (rows, vocab) = self.logits.dims2()?;
+        let logits = Buffer::of_tensor(&self.logits)?;
+        let [targets, losses, hits] = self.lists();
+        let from = self.logits.dtype();
+        let d_stride = vocab * from.size_in_bytes() / dtype.size_in_bytes();
+        let kernel = format!("cross_entropy_gradient_{}_{}", suffix(from), suffix(dtype));
+        let launch = program.launch(&kernel, [rows, 1, 1], 512);
+        launch
+            .buffer(&logits)
+            .buffer(&targets)
+            .buffer(&logits)
+            .buffer(&losses)
+            .buffer(&hits)
+            .value(vocab as u32)
+            .value(vocab as u64)
+            .value(d_stride as u64)
+            .value(self.softcap.unwrap_or(0.0) as f32)
+            .value(SCALE as f32)
+            .run();
+        let gradient = logits.tensor(&[rows, d_stride], dtype)?.narrow(1, 0, vocab)?;
+        Ok((Scores { losses: losses.values(), hits: hits.values() }, gradient))
+    }
+
+    /// Holds losses and hits against those of the crate's op over the same logits in f32.
+    fn check_scores(&self, scores: &Scores) -> Result<()> {
+        let (hidden, head) = self.hidden_and_head()?;
+        let log_probs =
+            linear_cross_entropy::log_probs(&hidden, &head, &self.targets, self.softcap)?;
+        let score = linear_cross_entropy::forward(&hidden, &head, &self.targets, self.softcap)?;
+        for (i, (loss, log_prob)) in scores.losses.iter().zip(log_probs).enumerate() {
+            assert!((f64::from(*loss) + log_prob).abs() <= 4e-6, "row {i}: {loss}, {log_prob}");
+        }
+        assert_eq!(scores.hits.iter().sum::<u32>() as usize, score.num_correct);
+        Ok(())
+    }
+
+    fn hidden_and_head(&self) -> Result<(Tensor, Tensor)> {
+        let head = Tensor::eye(self.logits.dim(1)?, DType::F32, &Device::Cpu)?;
+        Ok((self.logits.to_dtype(DType::F32)?, head))
+    }
+}
+
+/// In bf16 the gradient is that of f32, rounded once.
+fn agrees(rows: usize, vocab: usize, softcap: Option<f64>) -> Result<()> {
+    let Some(program) = program("cross_entropy") else { return Ok(()) };
+    for (from, to) in
+        [(DType::F32, DType::F32), (DType::BF16, DType::BF16), (DType::F32, DType::BF16)]
+    {
+        let case = Case::new(rows, vocab, softcap, from)?;
+        let (scores, gradient) = case.gradient(&program, to)?;
+        case.check_scores(&scores)?;
+        let (hidden, head) = case.hidden_and_head()?;
+        let (_, expected) = linear_cross_entropy::forward_backward(
+            &hidden,
+            &head,
+            &case.targets,
+            softcap,
+            SCALE,
+            None,
+        )?;
+        within(&gradient, &expected.to_dtype(to)?, 2.0)?;
+    }
+    for dtype in DTYPES {
+        let case = Case::new(rows, vocab, softcap, dtype)?;
+        case.check_scores(&case.forward(&program)?)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn vocabularies_of_any_size() -> Result<()> {
+    for (rows, vocab) in [(1, 1), (4, 3), (5, 100), (3, 1003), (4, 2304)] {
+        agrees(rows, vocab, None)?;
+        agrees(rows, vocab, Some(5.0))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn of_equal_logits_the_first_counts() -> Result<()> {
+    let Some(program) = program("cross_entropy") else { return Ok(()) };
+    let mut row = vec![0f32; 2500];
+    for at in [70, 75, 600, 2400] {
+        row[at] = 3.0;
+    }
+    let logits = Tensor::new(vec![row; 4], &Device::Cpu)?;
+    for dtype in DTYPES {
+        let targets = vec![70, 75, 600, 69];
+        let case = Case { logits: logits.to_dtype(dtype)?, targets, softcap: None };
+        assert_eq!(case.forward(&program)?.hits, [1, 0, 0, 0]);
+        assert_eq!(case.gradient(&program, dtype)?.0.hits, [1, 0, 0, 0]);
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_ruled_out_has_no_gradient_and_what_is_not_a_number_stays() -> Result<()> {
+    let Some(program) = program("cross_entropy") else { return Ok(()) };
+    let ruled_out = [f32::NEG_INFINITY, 1.0, f32::NEG_INFINITY, 1.0];
+    let logits = Tensor::new(&[ruled_out, [0.0, f32::NAN, 1.0, 2.0]], &Device::Cpu)?;
+    let case = Case { logits, targets: vec![1, 3], softcap: None };
+    let (scores, gradient) = case.gradient(&program, DType::F32)?;
+    let gradient = gradient.to_vec2::<f32>()?;
+    assert!((scores.losses[0] - 2f32.ln()).abs() < 1e-6 && scores.losses[1].is_nan());
+    assert_eq!(gradient[0], [0.0, -0.125, 0.0, 0.125]);
+    assert!(gradient[1].iter().all(|d| d.is_nan()));
+    Ok(())
+}
