@@ -398,6 +398,32 @@ fn everything_that_was_written_can_be_read() {
 }
 
 #[test]
+fn the_layers_of_a_run_can_be_read() {
+    let server = serve(Limits::default());
+    let run = server.store.begin_run(None, 1, &Config::default()).unwrap();
+    let layer = |name: &str, grad_norm| json!({ "layer": name, "grad_norm": grad_norm, "update_norm": 0.5, "weight_norm": null });
+    for number in 1..=100 {
+        let mut row = json!(step(number));
+        if number % 50 == 0 {
+            row["layers"] = json!([layer("layers.0", 0.256), layer("norm", number as f64)]);
+        }
+        server.store.record_step(run, &serde_json::from_value(row).unwrap()).unwrap();
+    }
+    let (_, layers) = server.get("/api/runs/1/layers?digits=2");
+    let expected = json!({
+        "run_id": run, "layers": ["layers.0", "norm"], "step": [50, 100],
+        "grad_norm": [[0.26, 0.26], [50.0, 100.0]], "update_ratio": [[null, null], [null, null]],
+    });
+    assert_eq!(layers, expected);
+    for query in ["points=1", "from=51&to=150"] {
+        assert_eq!(server.get(&format!("/api/runs/1/layers?{query}")).1["step"], json!([100]));
+    }
+    assert_eq!(server.get("/api/runs/1/layers?to=49").1["layers"], json!([]));
+    assert_eq!(server.get("/api/runs/1/layers?layer=norm").0, 400);
+    assert_eq!(server.get("/api/runs/9/layers").0, 404);
+}
+
+#[test]
 fn the_newest_lines_of_the_log_can_be_read() {
     let server = serve(Limits::default());
     let line = |level: &str, message: &str| {

@@ -2,8 +2,10 @@
 
 use serde::Serialize;
 
+use crate::LayerNorms;
+
 /// One optimizer step, with the names that TRL's trainer logs.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StepMetrics {
     /// From 1.
     pub step: u64,
@@ -21,4 +23,7 @@ pub struct StepMetrics {
     pub epoch: f64,
     /// Tokens of this step by its duration.
     pub tokens_per_s: f64,
+    /// What each layer measured, in the model's order; empty where the step was not one to look,
+    /// see [`TrainSettings::layer_norms_steps`](crate::TrainSettings::layer_norms_steps).
+    pub layers: Vec<LayerNorms>,
 }

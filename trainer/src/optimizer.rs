@@ -1,7 +1,7 @@
 //! AdamW over a model's parameters: which state each of them has, and what is kept in which type.
 
 use candle_core::{DType, Tensor};
-use chandler_kernels::adamw::{self, Moments, Weights};
+use chandler_kernels::adamw::{self, Moments, Moved, Weights};
 use chandler_model::{CausalLm, Gradients, Param, ParamId};
 
 use crate::{MomentsDtype, TrainError, TrainSettings};
@@ -78,6 +78,22 @@ impl AdamW {
             .filter_map(|(id, gradient)| self.step_of(model, id, gradient, settings, rate, clip))
             .collect();
         Ok(adamw::step_all(&steps)?)
+    }
+
+    /// How far [`step`](Self::step) has just moved a parameter, and how large it is now; `None`
+    /// where it is frozen or that is not known.
+    pub(crate) fn moved(
+        &self,
+        model: &CausalLm,
+        (id, gradient): (ParamId, &Tensor),
+        settings: &TrainSettings,
+        rate: Rate,
+    ) -> Result<Option<Moved>, TrainError> {
+        // Clipping is in the moments already.
+        match self.step_of(model, id, gradient, settings, rate, 1.0) {
+            Some(step) => Ok(adamw::moved(&step)?),
+            None => Ok(None),
+        }
     }
 
     fn step_of<'a>(

@@ -55,6 +55,9 @@ pub struct TrainSettings {
     /// Move each block's weights as soon as its gradients are there, and drop them: gradients never
     /// exist all at once, clipping is by parameter, and there is one micro-batch a step.
     pub optimizer_in_backward: bool,
+    /// Steps between those that measure every layer, of which step 1 is the first; `None` or 0
+    /// measures none. What is computed stays the same to the bit.
+    pub layer_norms_steps: Option<u64>,
 }
 
 /// The type of AdamW's moments.
@@ -91,6 +94,7 @@ impl Default for TrainSettings {
             moments: MomentsDtype::F32,
             master_weights: true,
             optimizer_in_backward: false,
+            layer_norms_steps: None,
         }
     }
 }
@@ -129,6 +133,12 @@ impl TrainSettings {
             (kept_bytes + inputs).max(inputs + recomputed) as u64 <= budget
         };
         most_that_fits(most as u64, |kept| fits(kept as usize)) as usize
+    }
+
+    /// Whether `step`, from 1, measures every layer.
+    pub(crate) fn measures_layers(&self, step: u64) -> bool {
+        let every = self.layer_norms_steps.filter(|every| *every > 0);
+        every.is_some_and(|every| step == 1 || step.is_multiple_of(every))
     }
 
     /// Steps of warm-up in a run of `total_steps`.

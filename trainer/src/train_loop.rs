@@ -114,8 +114,9 @@ impl Trainer<'_> {
             mean_token_accuracy: done.accuracy / batches.len() as f64,
             epoch: self.step as f64 / self.plan.steps_per_epoch() as f64,
             tokens_per_s: done.tokens as f64 / started.elapsed().as_secs_f64().max(1e-9),
+            layers: done.measured.layers,
         };
-        self.last_metrics = Some(metrics);
+        self.last_metrics = Some(metrics.clone());
         Ok(metrics)
     }
 

@@ -3,12 +3,14 @@
 //! Usually that comes after the backward pass. With the optimizer in the backward pass it comes
 //! after each block, and what is known then is each parameter's own norm.
 
+use candle_core::Tensor;
 use chandler_model::{CausalLm, Gradients, ModelError, ParamId, Score};
 use chandler_vram::{Category, Entry, Ledger, Shortage};
 
+use crate::layers::LayerSums;
 use crate::optimizer::{AdamW, Rate, clip_coefficient, global_norm, norm_of};
 use crate::segments::Follower;
-use crate::{TrainError, TrainSettings};
+use crate::{LayerNorms, TrainError, TrainSettings};
 
 /// The update of one step while its passes run.
 pub(crate) struct Update<'a> {
@@ -23,6 +25,8 @@ pub(crate) struct Update<'a> {
     squares: f64,
     /// Whether some weights have moved already.
     moved: bool,
+    /// What each layer measures, where this step is one to look.
+    layers: Option<LayerSums>,
     activations: Entry,
     held: Entry,
 }
@@ -31,6 +35,7 @@ pub(crate) struct Update<'a> {
 pub(crate) struct Measured {
     pub(crate) loss: f64,
     pub(crate) grad_norm: f64,
+    pub(crate) layers: Vec<LayerNorms>,
 }
 
 impl<'a> Update<'a> {
@@ -46,6 +51,7 @@ impl<'a> Update<'a> {
         let (activations, held) =
             (ledger.enter(Category::Activations, 0), ledger.enter(Category::Gradients, 0));
         let (loss_sum, squares, moved) = (0.0, 0.0, false);
+        let layers = settings.measures_layers(rate.step).then(|| LayerSums::new(model));
         Self {
             model,
             optimizer,
@@ -56,6 +62,7 @@ impl<'a> Update<'a> {
             loss_sum,
             squares,
             moved,
+            layers,
             activations,
             held,
         }
@@ -74,15 +81,35 @@ impl<'a> Update<'a> {
     }
 
     /// Moves what has not been moved yet.
-    pub(crate) fn finish(self, gradients: &Gradients) -> Result<Measured, TrainError> {
+    pub(crate) fn finish(mut self, gradients: &Gradients) -> Result<Measured, TrainError> {
         let loss = self.loss()?;
         let rest = global_norm(gradients)?;
         let grad_norm = self.rate.finite("gradient norm", (self.squares + rest * rest).sqrt())?;
         if !self.settings.optimizer_in_backward {
             let clip = clip_coefficient(grad_norm, self.settings.max_grad_norm);
-            self.optimizer.step(self.model, gradients.iter(), self.settings, self.rate, clip)?;
+            self.step(|| gradients.iter(), clip)?;
         }
-        Ok(Measured { loss, grad_norm })
+        let layers = self.layers.map_or_else(Vec::new, LayerSums::norms);
+        Ok(Measured { loss, grad_norm, layers })
+    }
+
+    /// Moves the parameters of these gradients, and looks at their layers where that is due. What
+    /// could fail for lack of memory comes first, while no weight has moved.
+    fn step<'g, G>(&mut self, gradients: impl Fn() -> G, clip: f64) -> Result<(), TrainError>
+    where
+        G: Iterator<Item = (ParamId, &'g Tensor)>,
+    {
+        let Self { model, optimizer, settings, rate, .. } = *self;
+        if let Some(layers) = &mut self.layers {
+            gradients().try_for_each(|(id, gradient)| layers.add_gradient(id, gradient))?;
+        }
+        optimizer.step(model, gradients(), settings, rate, clip)?;
+        if let Some(layers) = &mut self.layers {
+            for one in gradients() {
+                layers.add_move(one.0, optimizer.moved(model, one, settings, rate)?);
+            }
+        }
+        Ok(())
     }
 
     fn loss(&self) -> Result<f64, TrainError> {
@@ -110,8 +137,7 @@ impl Follower for Update<'_> {
             let norm = self.rate.finite("gradient norm", norm_of(&gradient)?)?;
             let clip = clip_coefficient(norm, self.settings.max_grad_norm);
             self.moved = true;
-            let one = std::iter::once((*id, &gradient));
-            self.optimizer.step(self.model, one, self.settings, self.rate, clip)?;
+            self.step(|| std::iter::once((*id, &gradient)), clip)?;
             self.squares += norm * norm;
         }
         Ok(())

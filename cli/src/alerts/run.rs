@@ -137,6 +137,7 @@ mod tests {
             tokens_per_s: Some(100.0),
             peak_bytes: None,
             memory: std::collections::BTreeMap::new(),
+            layers: vec![],
         }
     }
 

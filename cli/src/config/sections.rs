@@ -126,6 +126,9 @@ section! {
         /// Move each block's weights as soon as its gradients are there: gradients never exist all
         /// at once. Clipping is then by parameter, and there is one micro-batch a step.
         optimizer_in_backward: bool = false;
+        /// Steps between those that measure how large the gradient, the update and the weights of each
+        /// layer are, for the dashboard; the first step is one of them, and 0 measures none.
+        layer_norms_steps: usize = 50;
     } with
     /// Settings of particular schedules.
     lr_scheduler_kwargs: LrSchedulerKwargs

@@ -63,6 +63,7 @@ pub(crate) fn train_settings(config: &Config) -> TrainSettings {
         },
         master_weights: train.master_weights || config.model.dtype == config::Dtype::F32,
         optimizer_in_backward: train.optimizer_in_backward,
+        layer_norms_steps: Some(train.layer_norms_steps as u64),
     }
 }
 

@@ -259,6 +259,7 @@ impl Observer for Watch<'_> {
             tokens_per_s: Some(metrics.tokens_per_s),
             peak_bytes: host.peak_rss,
             memory: self.ledger.take_recent(),
+            layers: metrics.layers.clone(),
         };
         let per_step = self.started.elapsed().as_secs_f64() / self.steps_here as f64;
         let left = self.total_steps.saturating_sub(metrics.step) as f64;

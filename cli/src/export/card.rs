@@ -261,6 +261,7 @@ mod tests {
                     tokens_per_s: None,
                     peak_bytes: None,
                     memory: std::collections::BTreeMap::new(),
+                    layers: vec![],
                 };
                 store.record_step(run, &row).unwrap();
                 let eval = EvalRow { step, loss: Some(loss), ..EvalRow::default() };

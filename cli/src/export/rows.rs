@@ -14,6 +14,8 @@ const ROWS_AT_ONCE: usize = 4096;
 pub enum Subject {
     /// A row for each optimizer step.
     Metrics,
+    /// A row for each layer in each step that looked at them.
+    Layers,
     /// A row for each evaluation, with the figures of the job's own set.
     Evals,
     /// A row for each metric of each set in each evaluation.
@@ -43,6 +45,15 @@ impl Subject {
                 ("mean_token_accuracy", Float),
                 ("tokens_per_s", Float),
                 ("peak_bytes", Int),
+            ],
+            Self::Layers => &[
+                ("run_id", Int),
+                ("job_id", Int),
+                ("step", Int),
+                ("layer", Text),
+                ("grad_norm", Float),
+                ("update_norm", Float),
+                ("weight_norm", Float),
             ],
             Self::Evals => &[
                 ("run_id", Int),
@@ -114,7 +125,8 @@ impl Subject {
         }
         for run in selection.runs(store)? {
             match self {
-                Self::Metrics => steps(store, &run, take)?,
+                Self::Metrics => steps(store, &run, &mut |row| take(step(&run, &row)))?,
+                Self::Layers => steps(store, &run, &mut |row| layers(&run, row, take))?,
                 Self::Evals => {
                     store.evals(run.id)?.iter().try_for_each(|row| take(eval(&run, row)))?;
                 }
@@ -127,14 +139,32 @@ impl Subject {
     }
 }
 
-fn steps(store: &Store, run: &RunSummary, take: Take<'_>) -> Result<(), ExportError> {
+fn steps(
+    store: &Store,
+    run: &RunSummary,
+    take: &mut dyn FnMut(StepRow) -> Result<(), ExportError>,
+) -> Result<(), ExportError> {
     let mut last = 0;
     loop {
-        let rows = store.steps_after(run.id, last, ROWS_AT_ONCE)?;
+        let rows = store.steps_with_layers(run.id, last, ROWS_AT_ONCE)?;
         let Some(newest) = rows.last() else { return Ok(()) };
         last = newest.step;
-        rows.iter().try_for_each(|row| take(step(run, row)))?;
+        rows.into_iter().try_for_each(&mut *take)?;
     }
+}
+
+fn layers(run: &RunSummary, row: StepRow, take: Take<'_>) -> Result<(), ExportError> {
+    row.layers.into_iter().try_for_each(|one| {
+        take(vec![
+            run.id.into(),
+            run.job_id.into(),
+            row.step.into(),
+            one.layer.into(),
+            one.grad_norm.into(),
+            one.update_norm.into(),
+            one.weight_norm.into(),
+        ])
+    })
 }
 
 fn step(run: &RunSummary, row: &StepRow) -> Vec<Cell> {

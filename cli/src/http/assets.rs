@@ -40,6 +40,7 @@ const ASSETS: &[Asset] = assets![
     "/app/history.js": "app/history.js" as "text/javascript; charset=utf-8",
     "/app/kept.js": "app/kept.js" as "text/javascript; charset=utf-8",
     "/app/keyboard.js": "app/keyboard.js" as "text/javascript; charset=utf-8",
+    "/app/layers.js": "app/layers.js" as "text/javascript; charset=utf-8",
     "/app/logs.js": "app/logs.js" as "text/javascript; charset=utf-8",
     "/app/main.js": "app/main.js" as "text/javascript; charset=utf-8",
     "/app/memory.js": "app/memory.js" as "text/javascript; charset=utf-8",

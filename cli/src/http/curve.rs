@@ -75,7 +75,7 @@ impl Course {
 }
 
 /// The value in so many significant digits, from 1 to 17.
-fn rounded(value: f64, digits: usize) -> f64 {
+pub(super) fn rounded(value: f64, digits: usize) -> f64 {
     let text = format!("{value:.*e}", digits.clamp(1, 17) - 1);
     text.parse().unwrap_or(value)
 }

@@ -25,6 +25,7 @@
 mod assets;
 mod curve;
 mod guard;
+mod layers;
 mod limits;
 mod listen;
 mod logs;

@@ -118,7 +118,7 @@ impl Position {
             self.step = last;
             messages.push(self.message("gap", gap));
         }
-        let steps = store.steps_after(self.run, self.step, BATCH)?;
+        let steps = store.steps_with_layers(self.run, self.step, BATCH)?;
         let was_all = steps.len() < BATCH;
         for row in steps {
             self.step = row.step;

@@ -131,7 +131,7 @@ pub(super) async fn run(State(app): State<Arc<App>>, id: AnId) -> Answer<RunWith
     Ok(Json(RunWithConfig { run, config }))
 }
 
-fn no_run(id: i64) -> Refusal {
+pub(super) fn no_run(id: i64) -> Refusal {
     Refusal::not_found(format!("there is no run {id}"))
 }
 

@@ -14,7 +14,7 @@ use super::limits::Limits;
 use super::plan::Drawn;
 use super::reply::Refusal;
 use super::v1::{self, V1};
-use super::{assets, logs, plan, preview, prometheus, read, steer, stream};
+use super::{assets, layers, logs, plan, preview, prometheus, read, steer, stream};
 use crate::config::Config;
 use crate::control::{Handler, LiveStatus, Request, Response};
 use crate::state_dir::StateDir;
@@ -110,6 +110,7 @@ pub(super) fn router(app: Arc<App>, v1: Option<V1>) -> Router {
         .route("/api/runs", get(read::runs))
         .route("/api/runs/{id}", get(read::run))
         .route("/api/runs/{id}/metrics", get(read::metrics))
+        .route("/api/runs/{id}/layers", get(layers::layers))
         .route("/api/runs/{id}/evals", get(read::evals))
         .route("/api/runs/{id}/samples", get(read::samples))
         .route("/api/runs/{id}/answers", get(read::answers))

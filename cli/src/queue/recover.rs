@@ -238,6 +238,7 @@ mod tests {
                     tokens_per_s: None,
                     peak_bytes: None,
                     memory: BTreeMap::new(),
+                    layers: vec![],
                 };
                 self.store.record_step(run, &row).unwrap();
             }

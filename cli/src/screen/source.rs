@@ -214,6 +214,7 @@ mod tests {
             tokens_per_s: None,
             peak_bytes: None,
             memory: std::collections::BTreeMap::new(),
+            layers: vec![],
         }
     }
 

@@ -143,7 +143,7 @@ impl Store {
 }
 
 /// The smallest power of two that makes no more than `points` buckets of `low..=high`.
-fn width_for(low: u64, high: u64, points: u64) -> u64 {
+pub(super) fn width_for(low: u64, high: u64, points: u64) -> u64 {
     let mut width = 1;
     while (high - 1) / width - (low - 1) / width + 1 > points {
         width *= 2;
@@ -234,6 +234,7 @@ mod tests {
             tokens_per_s: Some(step as f64),
             peak_bytes: Some(step),
             memory: [(Category::Weights, 5), (Category::KvCache, step % 300)].into(),
+            layers: vec![],
         }
     }
 
@@ -298,7 +299,8 @@ mod tests {
         store
             .connection
             .execute_batch(
-                "DROP INDEX jobs_by_end; ALTER TABLE jobs DROP COLUMN runs_before;
+                "DROP TABLE layers;
+                 DROP INDEX jobs_by_end; ALTER TABLE jobs DROP COLUMN runs_before;
                  DROP INDEX jobs_by_path; DROP INDEX events_by_kind; DROP INDEX runs_going_on;
                  DROP TABLE outbox; DROP TABLE scores; DROP TABLE answers;
                  CREATE TABLE eval_samples (run_id, step, position, prompt, reference, text,

@@ -9,7 +9,7 @@ use super::Store;
 use super::error::{Doing, StoreError};
 
 /// The tables that grow with steps and answers.
-const TABLES: [&str; 3] = ["metrics", "curves", "answers"];
+const TABLES: [&str; 4] = ["metrics", "curves", "layers", "answers"];
 
 /// How much was deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -73,6 +73,8 @@ impl Store {
 mod tests {
     use std::path::Path;
 
+    use chandler_trainer::LayerNorms;
+
     use super::*;
     use crate::config::Config;
     use crate::priority::Priority;
@@ -89,8 +91,15 @@ mod tests {
         };
         let run = |job: i64, finished: &str| {
             let run = store.begin_run(Some(job), 1, &Config::default()).unwrap();
+            let layers = vec![LayerNorms {
+                layer: "norm".into(),
+                grad_norm: 1.0,
+                update_norm: None,
+                weight_norm: None,
+            }];
             for step in 1..=40 {
-                store.record_step(run, &StepRow { step, ..StepRow::default() }).unwrap();
+                let row = StepRow { step, layers: layers.clone(), ..StepRow::default() };
+                store.record_step(run, &row).unwrap();
             }
             store.end_run(run, RunState::Done, None).unwrap();
             let change = "UPDATE runs SET finished_at = ?2 WHERE id = ?1";
@@ -116,7 +125,8 @@ mod tests {
             let count = format!("SELECT count(*) FROM {table}");
             store.connection.query_row(&count, [], |row| row.get(0)).unwrap()
         };
-        assert_eq!([left("curves"), left("runs"), left("events")], [2, 3, 1]);
+        let counts = ["curves", "layers", "runs", "events"].map(left);
+        assert_eq!(counts, [2, 80, 3, 1]);
         assert_eq!(store.forget_before(moment).unwrap(), Forgotten::default());
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use chandler_trainer::LayerNorms;
 use chandler_vram::Category;
 use rusqlite::{OptionalExtension, params};
 use serde::{Deserialize, Serialize};
@@ -31,11 +32,24 @@ pub struct StepRow {
     /// Most bytes of each category since the step before, evaluations between included.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub memory: BTreeMap<Category, u64>,
+    /// What each layer measured, in the model's order; empty where the step was not one to look.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<LayerNorms>,
 }
 
 impl Store {
     /// Records a step; a step that is trained again after a crash replaces its row.
     pub fn record_step(&self, run_id: i64, row: &StepRow) -> Result<(), StoreError> {
+        if row.layers.is_empty() {
+            return self.record_metrics(run_id, row);
+        }
+        self.all_or_none(|| {
+            self.record_metrics(run_id, row)?;
+            self.record_layers(run_id, row.step, &row.layers)
+        })
+    }
+
+    fn record_metrics(&self, run_id: i64, row: &StepRow) -> Result<(), StoreError> {
         self.connection
             .prepare_cached(
                 "INSERT OR REPLACE INTO metrics (run_id, step, loss, grad_norm, lr, num_tokens,
@@ -60,12 +74,13 @@ impl Store {
             .map(drop)
     }
 
-    /// The steps of a run, in order.
+    /// The steps of a run, in order, without their layers.
     pub fn steps(&self, run_id: i64) -> Result<Vec<StepRow>, StoreError> {
         self.steps_after(run_id, 0, i64::MAX as usize)
     }
 
-    /// The first `limit` steps of a run after `step`, in order.
+    /// The first `limit` steps of a run after `step`, in order, without their layers: see
+    /// [`steps_with_layers`](Self::steps_with_layers).
     pub fn steps_after(
         &self,
         run_id: i64,
@@ -95,6 +110,7 @@ impl Store {
                         .get::<_, Option<String>>(8)?
                         .and_then(|text| serde_json::from_str(&text).ok())
                         .unwrap_or_default(),
+                    layers: vec![],
                 })
             })
             .doing("read steps")?;
@@ -145,6 +161,7 @@ mod tests {
             tokens_per_s: Some(5.0),
             peak_bytes: None,
             memory: [(Category::Weights, 7), (Category::KvCache, 1 << 40)].into_iter().collect(),
+            layers: vec![],
         };
         store.record_step(run, &row).unwrap();
         row.loss = 0.25;

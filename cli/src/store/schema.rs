@@ -231,6 +231,19 @@ const STEPS: &[&str] = &[
     CREATE INDEX jobs_by_end ON jobs (finished_at, id)
         WHERE state IN ('done', 'failed', 'skipped');
 ",
+    // What each layer measured in a step that was one to look; `position` is its place in the model.
+    "
+    CREATE TABLE layers (
+        run_id      INTEGER NOT NULL REFERENCES runs (id),
+        step        INTEGER NOT NULL,
+        position    INTEGER NOT NULL,
+        layer       TEXT NOT NULL,
+        grad_norm   REAL NOT NULL,
+        update_norm REAL,
+        weight_norm REAL,
+        PRIMARY KEY (run_id, step, position)
+    ) WITHOUT ROWID;
+",
 ];
 
 /// Applies the steps that the database has not seen, each in a transaction of its own.

@@ -28,7 +28,8 @@ export class Daemon {
 
   // Starts the daemon, on runs that are longer than anybody looks on.
   async start() {
-    const settings = set({ ...SHARED, "train.max_steps": 100000, "eval.eval_steps": 500, "daemon.restart": false });
+    const settings = set({ ...SHARED, "train.max_steps": 100000, "eval.eval_steps": 500,
+      "train.layer_norms_steps": 5, "daemon.restart": false });
     this.process = spawn(binary, ["run", "--dir", this.state, ...settings], { env: environment, stdio: "ignore" });
     for (let tries = 0; tries < 300; tries++) {
       await sleep(50);

@@ -83,6 +83,24 @@ const checks = {
     await until(page, (step) => Number(document.querySelector("#figures dd").firstChild.data.replace(/\D/g, "")) > step, still);
   },
 
+  async "shows what each layer measured"({ page }) {
+    const told = () => page.textContent("#layers-told");
+    await page.waitForSelector("#layers:not([hidden]) canvas");
+    const meaning = await told();
+    assert.match(await page.getAttribute("#layers-plot", "aria-label"), /^Layers, gradient norm: from \d/);
+    await page.hover("#layers-plot", { position: { x: 3, y: 3 } });
+    await until(page, () => /^step 1, embed_tokens: \d/.test(document.getElementById("layers-told").textContent));
+    await page.mouse.move(0, 0);
+    await page.selectOption("#layers-of", "update_ratio");
+    await until(page, (before) => !["", before].includes(document.getElementById("layers-told").textContent), meaning);
+    await page.focus("#layers-plot");
+    for (const key of ["ArrowLeft", "ArrowDown", "ArrowDown"]) await page.keyboard.press(key);
+    await until(page, () => /^step \d+, layers\.1: \d/.test(document.getElementById("layers-told").textContent));
+    const columns = await page.$eval("#layers-plot canvas", (canvas) => canvas.width);
+    await until(page, (before) => document.querySelector("#layers-plot canvas").width > before, columns);
+    await page.selectOption("#layers-of", "grad_norm");
+  },
+
   async "shows the bad lines of a failed file, and tries it again"({ page }) {
     await go(page, "queue");
     await page.click("#settled tr:has-text('bad.jsonl') a:has-text('report')");

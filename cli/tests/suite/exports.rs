@@ -90,7 +90,7 @@ fn tables_and_event_files_hold_what_the_database_has() {
         let told: Value = serde_json::from_str(&told).unwrap();
         (file, told["rows"].as_u64().unwrap())
     };
-    for what in ["metrics", "evals", "scores", "samples", "events"] {
+    for what in ["metrics", "layers", "evals", "scores", "samples", "events"] {
         let printed = ok(&["export", what, "--format", "jsonl", "--dir", &state]);
         let (file, count) = export(what, &format!("{what}.jsonl"));
         assert_eq!(fs::read_to_string(file).unwrap(), printed, "{what}");

@@ -53,7 +53,7 @@ fn json_error(code: i32, args: &[&str]) -> Value {
 }
 
 /// Commands that this test does not have succeed, and why.
-const ELSEWHERE: [(&str, &str); 14] = [
+const ELSEWHERE: [(&str, &str); 15] = [
     ("bench checkpoint", "bench.rs"),
     ("bench generate", "bench.rs"),
     ("bench kernels", "bench.rs"),
@@ -62,6 +62,7 @@ const ELSEWHERE: [(&str, &str); 14] = [
     ("dashboard", "needs a daemon"),
     ("eval-now", "needs a daemon"),
     ("export adapter", "exports.rs"),
+    ("export layers", "exports.rs"),
     ("notify test", "needs somebody to be told: notify.rs"),
     ("push", "needs a hub: model/tests/suite/push.rs"),
     ("quickstart", "takes a minute"),

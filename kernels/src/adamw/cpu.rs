@@ -27,7 +27,7 @@ pub(super) trait Blocks: Send + Sized {
 
 /// A whole block is copied without looking at its length.
 #[inline(always)]
-fn load<T: Real>(from: &[T], block: usize, values: &mut Values) {
+pub(super) fn load<T: Real>(from: &[T], block: usize, values: &mut Values) {
     let from = &from[block * BLOCK..];
     if let Some(whole) = from.first_chunk::<BLOCK>() {
         values.iter_mut().zip(whole).for_each(|(value, x)| *value = x.wide());

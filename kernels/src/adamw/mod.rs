@@ -7,6 +7,7 @@
 mod bytes;
 mod composed;
 mod cpu;
+mod moved;
 mod random;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use crate::memory;
 use crate::profile::{self, Op};
 use bytes::Code;
 use cpu::Blocks;
+pub use moved::{Moved, moved};
 
 /// Elements that share a scale.
 const BLOCK: usize = 256;
@@ -381,6 +383,10 @@ pub fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
     match slices::fast_dtype(&[tensor]) {
         Some(DType::BF16) => slices::with([tensor], |[x]: [&[bf16]; 1]| Ok(cpu::sum_of_squares(x))),
         Some(_) => slices::with([tensor], |[x]: [&[f32]; 1]| Ok(cpu::sum_of_squares(x))),
+        #[cfg(feature = "cuda")]
+        None if crate::cuda::on_gpu(&[tensor]) => {
+            crate::cuda::norm::sum_of_squares(&[&tensor.contiguous()?])
+        }
         None => tensor.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>(),
     }
 }

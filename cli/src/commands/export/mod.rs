@@ -33,6 +33,8 @@ enum What {
     Gguf(gguf::GgufArgs),
     /// Write the metrics of steps: CSV, JSON lines, Parquet or TensorBoard
     Metrics(tables::MetricsArgs),
+    /// Write the norms of each layer's gradient, update and weights: CSV, JSON lines or Parquet
+    Layers(tables::TableArgs),
     /// Write the results of evaluations: CSV, JSON lines or Parquet
     Evals(tables::TableArgs),
     /// Write what each eval set scored, metric by metric: CSV, JSON lines or Parquet
@@ -51,6 +53,7 @@ pub(super) fn export(app: &App, args: &ExportArgs) -> Result<Exit, Failure> {
         Some(What::Adapter(args)) => adapter::export(app, args),
         Some(What::Gguf(args)) => gguf::export(app, args),
         Some(What::Metrics(args)) => tables::metrics(app, args),
+        Some(What::Layers(args)) => tables::table(app, args, Subject::Layers),
         Some(What::Evals(args)) => tables::table(app, args, Subject::Evals),
         Some(What::Scores(args)) => tables::table(app, args, Subject::Scores),
         Some(What::Samples(args)) => tables::table(app, args, Subject::Samples),

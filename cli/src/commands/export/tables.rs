@@ -1,4 +1,4 @@
-//! `chandler export metrics|evals|scores|samples|events`.
+//! `chandler export metrics|layers|evals|scores|samples|events`.
 
 use std::path::{Path, PathBuf};
 

@@ -134,7 +134,7 @@ impl Events<'_> {
         let mut evals = store.evals(run_id)?.into_iter().peekable();
         let (mut last, mut tokens) = (0, 0);
         loop {
-            let steps = store.steps_after(run_id, last, STEPS_AT_ONCE)?;
+            let steps = store.steps_with_layers(run_id, last, STEPS_AT_ONCE)?;
             let Some(newest) = steps.last().map(|row| row.step) else { break };
             for row in &steps {
                 // Evaluations stand before the first step that comes after them.
@@ -186,6 +186,7 @@ mod tests {
             tokens_per_s: Some(50.0),
             peak_bytes: Some(1 << 30),
             memory: [(chandler_vram::Category::Weights, 7)].into_iter().collect(),
+            layers: vec![],
         }
     }
 

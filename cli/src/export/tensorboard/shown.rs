@@ -9,6 +9,12 @@ pub(super) fn of_step(row: &StepRow) -> Vec<(String, Shown)> {
     let peak = row.peak_bytes.map(|bytes| ("peak", bytes));
     let memory = peak.into_iter().chain(memory);
     let memory = memory.map(|(name, bytes)| scalar(format!("memory/{name}"), bytes as f64));
+    let layers = row.layers.iter().flat_map(|one| {
+        let curve =
+            |name: &str, value: Option<f64>| Some(scalar(format!("{name}/{}", one.layer), value?));
+        let grad_norm = curve("layer_grad_norm", Some(one.grad_norm));
+        [grad_norm, curve("layer_update_ratio", one.update_ratio())]
+    });
     [
         ("train/loss", Some(row.loss)),
         ("train/learning_rate", Some(row.lr)),
@@ -20,6 +26,7 @@ pub(super) fn of_step(row: &StepRow) -> Vec<(String, Shown)> {
     .into_iter()
     .filter_map(|(tag, value)| Some(scalar(tag.to_owned(), value?)))
     .chain(memory)
+    .chain(layers.flatten())
     .collect()
 }
 
@@ -62,8 +69,29 @@ fn as_markdown(sample: &EvalSample) -> String {
 
 #[cfg(test)]
 mod tests {
+    use chandler_trainer::LayerNorms;
+
     use super::*;
     use crate::store::ScoreRow;
+
+    #[test]
+    fn a_layer_has_its_curves() {
+        let layer = |update_norm| LayerNorms {
+            layer: "norm".into(),
+            grad_norm: 2.0,
+            update_norm,
+            weight_norm: Some(4.0),
+        };
+        let told = |update_norm| {
+            let row = StepRow { layers: vec![layer(update_norm)], ..StepRow::default() };
+            let all = of_step(&row).into_iter();
+            all.filter(|(tag, _)| tag.starts_with("layer_")).collect::<Vec<_>>()
+        };
+        let grad_norm = ("layer_grad_norm/norm".to_owned(), Shown::Scalar(2.0));
+        let ratio = ("layer_update_ratio/norm".to_owned(), Shown::Scalar(0.25));
+        assert_eq!(told(Some(1.0)), [grad_norm.clone(), ratio]);
+        assert_eq!(told(None), [grad_norm]);
+    }
 
     #[test]
     fn what_is_unknown_has_no_point_and_what_a_sample_says_stays_as_it_is() {
