@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(fs.of_file(&path("a")), None);
         assert_eq!(fs.of_file(&path("b")).unwrap().0, 1_000_000);
         // What others wrote is not known, even in the place of what was.
-        std::fs::write(path("c"), b"of another").unwrap();
+        write_file(&RealFs, &path("c"), b"of another").unwrap();
         fs.rename(&path("c"), &path("b")).unwrap();
         assert_eq!(fs.of_file(&path("b")), None);
     }
