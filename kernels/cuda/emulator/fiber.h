@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
 
 #if defined(__x86_64__) && defined(__linux__)
 
@@ -48,12 +49,18 @@ class Fiber {
 
   private:
     unsigned char* stack() {
-        if (!stack_) stack_ = static_cast<unsigned char*>(std::aligned_alloc(64, STACK_BYTES));
-        return stack_;
+        if (!stack_) {
+            stack_.reset(static_cast<unsigned char*>(std::aligned_alloc(64, STACK_BYTES)));
+        }
+        return stack_.get();
     }
 
-    // Reused by every block, and never given back: there are at most 1024.
-    unsigned char* stack_ = nullptr;
+    struct Free {
+        void operator()(unsigned char* stack) const { std::free(stack); }
+    };
+
+    // Reused by every block for as long as there is the thread.
+    std::unique_ptr<unsigned char, Free> stack_;
 #if defined(__x86_64__) && defined(__linux__)
     void *inside_ = nullptr, *outside_ = nullptr;
 #else

@@ -2,8 +2,8 @@
 // run in the emulator. It has what chandler, candle and cudarc call, and refuses the rest.
 //
 // CHANDLER_STAND_IN_MEMORY is how many bytes the device has (1 GiB without it). CHANDLER_STAND_IN_OTHERS
-// are taken by others. Freed memory is filled with 0xFF bytes, which are NaN, and so is what was just
-// allocated, so that whoever reads either is found out.
+// are taken by others. Fresh memory is filled with 0xFF bytes, which are NaN, and whoever reads what was
+// freed is ended, so that either is found out.
 
 #include <cstdarg>
 #include <cstdint>
@@ -15,6 +15,7 @@
 #include <mutex>
 #include <new>
 #include <string>
+#include <sys/mman.h>
 
 #include "candle_kernels.h"
 
@@ -108,8 +109,9 @@ int allocate(uintptr_t *address, size_t bytes, Pool *pool) {
         if (rounded > free_bytes()) return OUT_OF_MEMORY;
         device.taken += rounded;
     }
-    void *block = nullptr;
-    if (posix_memalign(&block, 512, rounded)) return OUT_OF_MEMORY;
+    // A mapping each, as the heap of a program that keeps its pages would fray.
+    void *block = mmap(nullptr, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (block == MAP_FAILED) return OUT_OF_MEMORY;
     memset(block, 0xff, rounded);
     *address = reinterpret_cast<uintptr_t>(block);
     device.blocks[*address] = Block{rounded, pool};
@@ -122,8 +124,7 @@ int release(uintptr_t address) {
     if (found == device.blocks.end()) return INVALID_VALUE;
     Block block = found->second;
     device.blocks.erase(found);
-    memset(reinterpret_cast<void *>(address), 0xff, block.bytes);
-    free(reinterpret_cast<void *>(address));
+    munmap(reinterpret_cast<void *>(address), block.bytes);
     if (block.pool) {
         block.pool->used -= block.bytes;
     } else {
