@@ -61,8 +61,8 @@ impl Inputs {
         let (tokens, heads, dim) = q.dims3()?;
         let line = 16 / q.dtype().size_in_bytes();
         let is_lined = |t: &Tensor| {
-            let strides_fit = t.stride()[..2].iter().all(|stride| stride % line == 0);
-            t.stride()[2] == 1 && strides_fit && t.layout().start_offset() % line == 0
+            let strides_fit = t.stride()[..2].iter().all(|stride| stride.is_multiple_of(line));
+            t.stride()[2] == 1 && strides_fit && t.layout().start_offset().is_multiple_of(line)
         };
         let q_fits = is_lined(q) && (q.stride()[1] == dim || heads == 1);
         let q = if q_fits { q.clone() } else { q.contiguous()? };

@@ -31,7 +31,7 @@ unsafe impl DeviceRepr for Shape {}
 
 /// Whether the kernels take heads of this dimension in these tensors.
 pub(crate) fn takes(dim: usize, tensors: &[&Tensor]) -> bool {
-    dim % 8 == 0 && (8..=512).contains(&dim) && on_gpu(tensors)
+    dim.is_multiple_of(8) && (8..=512).contains(&dim) && on_gpu(tensors)
 }
 
 fn places_on(places: &[Place], device: &Device) -> Result<Tensor> {

@@ -24,9 +24,12 @@ fn trained(device: &Device, kind: usize, narrow: bool, grad_dtype: DType) -> Vec
     let param: Vec<Tensor> = sizes.map(|size| there(noise(size, 2, DType::BF16))).into();
     let moments: Vec<Moments> = master
         .iter()
-        .map(|of| match narrow {
-            true => Moments::blockwise8_zeros(of.elem_count(), device).unwrap(),
-            false => Moments::f32_zeros(of.shape(), device).unwrap(),
+        .map(|of| {
+            if narrow {
+                Moments::blockwise8_zeros(of.elem_count(), device).unwrap()
+            } else {
+                Moments::f32_zeros(of.shape(), device).unwrap()
+            }
         })
         .collect();
     for step in 1..=3 {
