@@ -8,6 +8,12 @@ use candle_core::{Device, Result};
 
 use crate::scratch;
 
+/// The GPU's side, or what a build without it has in its place.
+#[cfg(feature = "cuda")]
+use crate::cuda::host as gpu;
+#[cfg(not(feature = "cuda"))]
+use crate::no_cuda as gpu;
+
 /// Whether this build can use GPUs.
 pub const HAS_CUDA: bool = cfg!(feature = "cuda");
 
@@ -30,80 +36,41 @@ pub struct PoolUsage {
 /// All ops of the device go to one stream, so its tensors may be used from any thread. Products of
 /// f32 matrices are computed in f32, and not in TF32.
 pub fn open_cuda(ordinal: usize, limit: Option<u64>) -> Result<Device> {
-    #[cfg(feature = "cuda")]
-    return crate::cuda::device::open(ordinal, limit);
-    #[cfg(not(feature = "cuda"))]
-    {
-        let _ = (ordinal, limit);
-        Err(candle_core::Error::NotCompiledWithCudaSupport)
-    }
+    gpu::open(ordinal, limit)
 }
 
 /// CUDA devices that [`open_cuda`] could open: 0 without a driver, or without the feature `cuda`.
 pub fn cuda_devices() -> usize {
-    #[cfg(feature = "cuda")]
-    return crate::cuda::device::count();
-    #[cfg(not(feature = "cuda"))]
-    0
+    gpu::count()
 }
 
 /// How a GPU is told from every other one, as NVIDIA's tools write it (`GPU-` and 32 hexadecimal
 /// digits); `None` where there is none of this number. Nothing is opened.
 pub fn uuid(ordinal: usize) -> Option<String> {
-    #[cfg(feature = "cuda")]
-    return crate::cuda::device::uuid(ordinal);
-    #[cfg(not(feature = "cuda"))]
-    {
-        let _ = ordinal;
-        None
-    }
+    gpu::uuid(ordinal)
 }
 
 /// Bytes of the whole device that nobody uses, and bytes that it has; `None` for the CPU, and where
 /// the driver does not say.
 pub fn free_and_total(device: &Device) -> Option<(u64, u64)> {
-    #[cfg(feature = "cuda")]
-    return crate::cuda::device::free_and_total(device);
-    #[cfg(not(feature = "cuda"))]
-    {
-        let _ = device;
-        None
-    }
+    gpu::free_and_total(device)
 }
 
 /// The counters of the device's pool; `None` for the CPU, and where the driver does not say.
 pub fn pool(device: &Device) -> Option<PoolUsage> {
-    #[cfg(feature = "cuda")]
-    return crate::cuda::pool::read(device);
-    #[cfg(not(feature = "cuda"))]
-    {
-        let _ = device;
-        None
-    }
+    gpu::read(device)
 }
 
 /// High-water marks of the pool begin anew. Nothing is done for the CPU.
 pub fn reset_high_water(device: &Device) -> Result<()> {
-    #[cfg(feature = "cuda")]
-    return crate::cuda::pool::reset_high_water(device);
-    #[cfg(not(feature = "cuda"))]
-    {
-        let _ = device;
-        Ok(())
-    }
+    gpu::reset_high_water(device)
 }
 
 /// Gives back what lies idle: the buffers of the ops, and what the pool of a GPU keeps, once the
 /// work that was begun is done.
 pub fn give_back(device: &Device) -> Result<()> {
     scratch::release();
-    #[cfg(feature = "cuda")]
-    return crate::cuda::pool::trim(device);
-    #[cfg(not(feature = "cuda"))]
-    {
-        let _ = device;
-        Ok(())
-    }
+    gpu::trim(device)
 }
 
 #[cfg(test)]

@@ -64,6 +64,8 @@ pub mod linear;
 pub mod linear_cross_entropy;
 pub mod logits;
 pub mod memory;
+#[cfg(not(feature = "cuda"))]
+mod no_cuda;
 pub mod profile;
 pub mod rehearsal;
 pub mod rms_norm;

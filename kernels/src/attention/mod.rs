@@ -10,6 +10,7 @@ mod backward;
 mod composed;
 mod cpu;
 mod forward;
+mod kept;
 mod softmax;
 mod strip;
 
@@ -25,6 +26,7 @@ use crate::gpu_sizes;
 use crate::profile::{self, Op};
 use crate::rehearsal::Rehearsal;
 use cpu::Document;
+pub use kept::{Kept, backward_kept, forward_kept};
 use strip::Heads;
 
 /// What distinguishes one layer's attention from another's.
@@ -60,74 +62,6 @@ pub fn forward(
         }
         None => composed::forward(q, k, v, &documents, params),
     }
-}
-
-/// What a forward pass leaves for its backward pass beside the output, on devices where that saves
-/// computing it again: nothing on the CPU.
-#[derive(Debug, Default)]
-pub struct Kept {
-    /// `[H, N]`, f32: the log-sum-exp of each row of scores.
-    log_sum_exp: Option<Tensor>,
-    /// `[H, N]`, f32: `Σ dy · y` of each row, once both are known.
-    delta: Option<Tensor>,
-}
-
-impl Kept {
-    /// Bytes that it keeps.
-    pub fn bytes(&self) -> usize {
-        let tensors = [&self.log_sum_exp, &self.delta].into_iter().flatten();
-        tensors.map(|tensor| 4 * tensor.elem_count()).sum()
-    }
-
-    /// Takes what [`backward_kept`] needs of the output `y [N, H, D]` and its gradient, after which
-    /// `y` may go.
-    pub fn with_output(self, y: &Tensor, dy: &Tensor) -> Result<Self> {
-        #[cfg(feature = "cuda")]
-        if let Some(log_sum_exp) = self.log_sum_exp {
-            let delta = Some(gpu::delta(dy, y)?);
-            return Ok(Self { log_sum_exp: Some(log_sum_exp), delta });
-        }
-        let _ = (y, dy);
-        Ok(self)
-    }
-}
-
-/// [`forward`], and what it leaves for [`backward_kept`].
-pub fn forward_kept(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    cu_seqlens: &[u32],
-    params: Params,
-) -> Result<(Tensor, Kept)> {
-    #[cfg(feature = "cuda")]
-    if gpu::takes(q, k, v) && params.window != Some(0) {
-        let documents = documents(cu_seqlens, q.dim(0)?)?;
-        let _timer = profile::over(Op::AttentionForward, 0, &[q, k, v]);
-        let (y, log_sum_exp) = gpu::forward_kept(q, k, v, &documents, params)?;
-        return Ok((y, Kept { log_sum_exp: Some(log_sum_exp), delta: None }));
-    }
-    Ok((forward(q, k, v, cu_seqlens, params)?, Kept::default()))
-}
-
-/// [`backward`] with what the forward pass has left, completed by [`Kept::with_output`].
-pub fn backward_kept(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    cu_seqlens: &[u32],
-    params: Params,
-    dy: &Tensor,
-    kept: &Kept,
-) -> Result<[Tensor; 3]> {
-    #[cfg(feature = "cuda")]
-    if let Kept { log_sum_exp: Some(log_sum_exp), delta: Some(delta) } = kept {
-        let documents = documents(cu_seqlens, q.dim(0)?)?;
-        let _timer = profile::over(Op::AttentionBackward, 0, &[q, k, v, dy]);
-        return gpu::backward_kept([q, k, v, dy], &documents, params, [log_sum_exp, delta]);
-    }
-    let _ = kept;
-    backward(q, k, v, cu_seqlens, params, dy)
 }
 
 /// One document whose first query stands at position `query_offset` of the keys, as when decoding

@@ -23,3 +23,9 @@ pub(crate) mod rope;
 mod table;
 
 pub(crate) use launch::{empty, on_gpu};
+
+/// What [`crate::device`] asks of a GPU.
+pub(crate) mod host {
+    pub(crate) use super::device::{count, free_and_total, open, uuid};
+    pub(crate) use super::pool::{read, reset_high_water, trim};
+}

@@ -6,6 +6,7 @@ mod composed;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod gpu;
+mod rehearse;
 mod softmax;
 
 use candle_core::{DType, Result, Tensor, bail};
@@ -15,8 +16,9 @@ use crate::cpu::{self as slices, Real, Stored};
 use crate::fresh::with_room;
 use crate::gemm::Output;
 use crate::profile::{self, Op, Timer};
-use crate::rehearsal::Rehearsal;
-use crate::{accumulation_dtype, gemm, gpu_sizes};
+use crate::{accumulation_dtype, gemm};
+
+pub use rehearse::{rehearse_forward, rehearse_forward_backward};
 
 /// The target that takes no part in the loss, as in PyTorch.
 pub const IGNORE_INDEX: i64 = -100;
@@ -125,42 +127,6 @@ pub fn workspace_bytes(tokens: usize, vocab: usize, hidden: usize, dtype: DType)
             chunk * vocab * copies + (chunk + vocab) * hidden * 8
         }
     }
-}
-
-/// Takes the buffers of [`forward`] over `[tokens, vocab, hidden]`, and gives them back.
-pub fn rehearse_forward(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
-    if pool.is_of_gpu() {
-        return pool.pass(gpu_sizes::loss(size, dtype));
-    }
-    match dtype {
-        DType::F32 if gemm::is_fast() => cpu::rehearse_losses::<f32>(pool, size),
-        DType::BF16 if gemm::is_fast() => cpu::rehearse_losses::<bf16>(pool, size),
-        _ => rehearse_composed(pool, size, dtype),
-    }
-}
-
-/// Takes the buffers of [`forward_backward`] over `[tokens, vocab, hidden]`, and gives them back;
-/// `trains` says whether the gradient of the head is wanted.
-pub fn rehearse_forward_backward(
-    pool: &mut Rehearsal,
-    size: [usize; 3],
-    dtype: DType,
-    trains: bool,
-) {
-    if pool.is_of_gpu() {
-        return pool.pass(gpu_sizes::loss(size, dtype));
-    }
-    match dtype {
-        DType::F32 if gemm::is_fast() => cpu::rehearse_gradients::<f32>(pool, size, trains),
-        DType::BF16 if gemm::is_fast() => cpu::rehearse_gradients::<bf16>(pool, size, trains),
-        _ => rehearse_composed(pool, size, dtype),
-    }
-}
-
-/// candle's own ops have no pool; what they take at most counts as one buffer.
-fn rehearse_composed(pool: &mut Rehearsal, [tokens, vocab, hidden]: [usize; 3], dtype: DType) {
-    let taken = pool.take::<u8>(workspace_bytes(tokens, vocab, hidden, dtype));
-    pool.give(taken);
 }
 
 impl Score {

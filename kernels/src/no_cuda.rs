@@ -1,0 +1,34 @@
+//! What [`device`](crate::device) finds in a build without the feature `cuda`: no GPU.
+#![expect(clippy::unnecessary_wraps, reason = "a GPU can fail at what is nothing here")]
+
+use candle_core::{Device, Error, Result};
+
+use crate::device::PoolUsage;
+
+pub(crate) fn open(_ordinal: usize, _limit: Option<u64>) -> Result<Device> {
+    Err(Error::NotCompiledWithCudaSupport)
+}
+
+pub(crate) fn count() -> usize {
+    0
+}
+
+pub(crate) fn uuid(_ordinal: usize) -> Option<String> {
+    None
+}
+
+pub(crate) fn free_and_total(_device: &Device) -> Option<(u64, u64)> {
+    None
+}
+
+pub(crate) fn read(_device: &Device) -> Option<PoolUsage> {
+    None
+}
+
+pub(crate) fn reset_high_water(_device: &Device) -> Result<()> {
+    Ok(())
+}
+
+pub(crate) fn trim(_device: &Device) -> Result<()> {
+    Ok(())
+}
