@@ -23,8 +23,23 @@ pub struct Rehearsal {
     idle: Vec<usize>,
     held: usize,
     threads: usize,
-    /// On a GPU no op keeps a buffer: what is held is the most that one takes.
-    of_gpu: bool,
+    /// On a GPU no op keeps a buffer: there is what one takes while it works.
+    of_gpu: Option<Passing>,
+}
+
+/// What ops of a GPU take while they work, in bytes: the most that one of each kind does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Passing {
+    /// The gradient of a norm's weight.
+    pub norm: usize,
+    /// The forward pass of attention; where its backward pass follows, that stays until then.
+    pub attention_forward: usize,
+    /// The backward pass of attention, with what the forward pass has left.
+    pub attention_backward: usize,
+    /// Attention of a token to a cache.
+    pub decode: usize,
+    /// The loss.
+    pub loss: usize,
 }
 
 /// A buffer in use.
@@ -44,21 +59,30 @@ impl Default for Rehearsal {
 impl Rehearsal {
     /// An empty pool that so many threads share.
     pub fn with_threads(threads: usize) -> Self {
-        Self { idle: vec![], held: 0, threads: threads.max(1), of_gpu: false }
+        Self { idle: vec![], held: 0, threads: threads.max(1), of_gpu: None }
     }
 
     /// What the ops of a GPU take.
     pub fn of_gpu() -> Self {
-        Self { of_gpu: true, ..Self::with_threads(1) }
+        Self { of_gpu: Some(Passing::default()), ..Self::with_threads(1) }
+    }
+
+    /// What the ops so far took while they worked, forgotten here; nothing on the CPU, whose ops keep
+    /// their buffers.
+    pub fn take_passing(&mut self) -> Passing {
+        self.of_gpu.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     pub(crate) fn is_of_gpu(&self) -> bool {
-        self.of_gpu
+        self.of_gpu.is_some()
     }
 
     /// An op of a GPU takes so many bytes while it works.
-    pub(crate) fn pass(&mut self, bytes: usize) {
-        self.held = self.held.max(bytes);
+    pub(crate) fn pass(&mut self, kind: fn(&mut Passing) -> &mut usize, bytes: usize) {
+        if let Some(passing) = &mut self.of_gpu {
+            let most = kind(passing);
+            *most = bytes.max(*most);
+        }
     }
 
     /// Bytes of all buffers. One thread asks for the same every time; of several, one may be ahead
@@ -113,5 +137,16 @@ mod tests {
         assert_eq!(pool.held_bytes(), 64 + 8000);
         pool.give(grown);
         assert_eq!(pool.idle, [64, 8000]);
+    }
+
+    #[test]
+    fn ops_of_a_gpu_keep_nothing() {
+        let mut pool = Rehearsal::of_gpu();
+        for bytes in [30, 70, 50] {
+            pool.pass(|passing| &mut passing.loss, bytes);
+        }
+        assert_eq!(pool.held_bytes(), 0);
+        assert_eq!(pool.take_passing(), Passing { loss: 70, ..Passing::default() });
+        assert_eq!(pool.take_passing(), Passing::default());
     }
 }

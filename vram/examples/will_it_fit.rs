@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use chandler_vram::{Bytes, Choice, ModelShape, TrainShape, choose, plan};
+use chandler_vram::{Bytes, Choice, ModelShape, Passing, TrainShape, choose, plan};
 
 const QWEN3: ModelShape = ModelShape {
     params: 596_049_920,
@@ -41,6 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             optimizer_in_backward: false,
             // What the ops' buffers take is for the engine to say; most of it is the loss's.
             workspace: 64 << 20,
+            passing: Passing::NONE,
         };
         plan(&QWEN3, &train, None, Some(budget))
     };

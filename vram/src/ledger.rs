@@ -29,11 +29,13 @@ pub enum Category {
     Workspace,
     /// The copy from which a checkpoint is written while training goes on.
     Checkpoint,
+    /// What the driver of a GPU takes for the process.
+    Context,
 }
 
 impl Category {
     /// Every category.
-    pub const ALL: [Category; 9] = [
+    pub const ALL: [Category; 10] = [
         Self::Weights,
         Self::MasterWeights,
         Self::Gradients,
@@ -43,6 +45,7 @@ impl Category {
         Self::Data,
         Self::Workspace,
         Self::Checkpoint,
+        Self::Context,
     ];
 
     /// Its name in plans, logs and JSON.
@@ -57,6 +60,7 @@ impl Category {
             Self::Data => "data",
             Self::Workspace => "workspace",
             Self::Checkpoint => "checkpoint",
+            Self::Context => "context",
         }
     }
 }

@@ -44,7 +44,7 @@ pub use host::{HostMeter, HostReading};
 pub use ledger::{Category, CategoryBytes, Entry, Ledger, Phase, PhasePeak, Snapshot};
 pub use nvml::{GpuProcess, GpuReading, NvmlMeter};
 pub use plan::{
-    Choice, EvalShape, Line, ModelShape, Plan, TrainShape, choose, most_that_fits, plan,
+    Choice, EvalShape, Line, ModelShape, Passing, Plan, TrainShape, choose, most_that_fits, plan,
 };
 pub use pool::PoolReading;
 pub use recorded::{GpuMeter, RecordedGpus};

@@ -39,6 +39,12 @@ pub(super) struct PlanArgs {
     /// What other programs hold of it
     #[arg(long, value_name = "SIZE", requires = "device")]
     others: Option<Bytes>,
+    /// It is a GPU, of another machine or of this one: plan for its ops and its context
+    #[arg(long, requires = "device")]
+    gpu: bool,
+    /// What the driver of the GPU takes for the program [default: 512MiB]
+    #[arg(long, value_name = "SIZE", requires = "gpu")]
+    context: Option<Bytes>,
     /// In place of data.max_length
     #[arg(long, value_name = "N")]
     seq_len: Option<usize>,
@@ -55,6 +61,10 @@ pub(super) struct PlanArgs {
     #[arg(long)]
     json: bool,
 }
+
+/// What is taken for granted of a card that is not there to be asked: more than a context with some
+/// kernels has on most.
+const CONTEXT_BYTES: u64 = 512 << 20;
 
 /// What `plan --json` prints.
 #[derive(Debug, Serialize)]
@@ -87,6 +97,10 @@ pub(super) fn plan(app: &App, args: &PlanArgs) -> Result<Exit, Failure> {
         }
         (None, _) => memory_room(&config),
     };
+    if args.gpu {
+        planning.on_gpu = true;
+        planning.context = args.context.map_or(CONTEXT_BYTES, |Bytes(bytes)| bytes);
+    }
     let settings = train_settings(&config);
     let (fit, plan) = fitting(&planning, &settings);
     // What another machine computes in a second is not known.

@@ -4,7 +4,7 @@ use chandler_data::Dataset;
 use chandler_kernels::rehearsal::Rehearsal;
 use chandler_model::{CausalLm, PREFILL_TOKENS, Param, ParamId};
 use chandler_trainer::{Fit, MomentsDtype, TrainSettings};
-use chandler_vram::{Choice, EvalShape, ModelShape, Plan, TrainShape, choose, plan};
+use chandler_vram::{Choice, EvalShape, ModelShape, Passing, Plan, TrainShape, choose, plan};
 
 use super::device::wanted;
 use super::eval_set::EvalSet;
@@ -22,6 +22,10 @@ pub(crate) struct Planning<'a> {
     longest: Vec<Vec<usize>>,
     /// Bytes that the run may use; `None` if unknown.
     pub(crate) budget: Option<u64>,
+    /// Whether it is to be on a GPU.
+    pub(crate) on_gpu: bool,
+    /// What the driver takes of the budget; nothing where the device is open and it has it already.
+    pub(crate) context: u64,
 }
 
 impl<'a> Planning<'a> {
@@ -36,7 +40,9 @@ impl<'a> Planning<'a> {
         let longest = longest_rows(config, config.train.per_device_train_batch_size, rows);
         // The weights are there already.
         let budget = memory::budget(config, model.params().bytes() as u64);
-        Self { config, model, shape: model_shape(model), evaluation, longest, budget }
+        let on_gpu = wanted(config).is_some();
+        let shape = model_shape(model);
+        Self { config, model, shape, evaluation, longest, budget, on_gpu, context: 0 }
     }
 
     /// The plan of micro-batches of so many rows, with so many kept blocks at most.
@@ -50,7 +56,7 @@ impl<'a> Planning<'a> {
             kept_blocks: Some(choice.kept_blocks as usize),
             ..settings.clone()
         };
-        let mut pool = memory::buffers(wanted(self.config).is_some());
+        let mut pool = memory::buffers(self.on_gpu);
         let train = train_shape(self.model, &settings, &documents, &mut pool);
         let is_asked = |set: &EvalSet| set.writes_answers() || set.longest_row() > 0;
         let asks = self.evaluation.map_or(self.config.eval.samples > 0, |evaluation| {
@@ -59,7 +65,11 @@ impl<'a> Planning<'a> {
         let evaluates = self.config.eval.eval_steps > 0 && asks;
         let eval =
             evaluates.then(|| eval_shape(self.config, self.model, self.evaluation, &mut pool));
-        plan(&self.shape, &train, eval.as_ref(), self.budget)
+        let mut plan = plan(&self.shape, &train, eval.as_ref(), self.budget);
+        if self.on_gpu {
+            plan.checkpoint = 0;
+        }
+        if self.context > 0 { plan.with_context(self.context) } else { plan }
     }
 
     /// A global batch as the settings cut it.
@@ -135,6 +145,7 @@ pub(crate) fn train_shape(
         },
         optimizer_in_backward: settings.optimizer_in_backward,
         workspace: pool.held_bytes() as u64,
+        passing: passing(pool),
     }
 }
 
@@ -184,6 +195,19 @@ pub(crate) fn answers_shape(
         prefill_tokens: PREFILL_TOKENS as u64,
         scored_tokens: scored as u64,
         workspace: pool.held_bytes() as u64,
+        passing: passing(pool),
+    }
+}
+
+/// What the ops that were rehearsed take while they work.
+fn passing(pool: &mut Rehearsal) -> Passing {
+    let most = pool.take_passing();
+    Passing {
+        norm: most.norm as u64,
+        attention_forward: most.attention_forward as u64,
+        attention_backward: most.attention_backward as u64,
+        decode: most.decode as u64,
+        loss: most.loss as u64,
     }
 }
 

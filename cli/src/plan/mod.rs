@@ -53,6 +53,9 @@ struct Kept {
     train_peak: u64,
     eval_peak: u64,
     peak: u64,
+    /// Earlier versions did not say.
+    #[serde(default)]
+    checkpoint: u64,
     budget: Option<u64>,
     fits: Option<bool>,
 }
@@ -77,6 +80,7 @@ pub(crate) fn kept_plan(json: serde_json::Value) -> Option<Plan> {
         train_peak: kept.train_peak,
         eval_peak: kept.eval_peak,
         peak: kept.peak,
+        checkpoint: kept.checkpoint,
         budget: kept.budget,
         fits: kept.fits,
     })
@@ -96,6 +100,7 @@ mod tests {
             train_peak: 9,
             eval_peak: 7,
             peak: 9,
+            checkpoint: 4,
             budget: Some(10),
             fits: Some(true),
         };

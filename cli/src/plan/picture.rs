@@ -56,6 +56,7 @@ fn colour(category: Category, paper: Paper) -> &'static str {
         Category::Data => "#f0e442",
         Category::Workspace => "#999999",
         Category::Checkpoint => paper.ink(),
+        Category::Context => "#6b7d8f",
     }
 }
 

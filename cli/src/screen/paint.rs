@@ -55,6 +55,7 @@ impl Paint {
             Category::Data => Color::LightBlue,
             Category::Workspace => Color::LightYellow,
             Category::Checkpoint => Color::LightMagenta,
+            Category::Context => Color::DarkGray,
         })
     }
 }

@@ -110,3 +110,33 @@ fn the_incident_is_foreseen() {
         assert!(sentence.contains(part), "{sentence}");
     }
 }
+
+/// A card of another machine: what its driver takes, and ops that keep no buffers.
+#[test]
+fn a_card_has_a_context() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = json!({
+        "model_type": "qwen3", "vocab_size": 151_936, "hidden_size": 1024,
+        "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
+        "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": true,
+    });
+    put(&folder.path().join("config.json"), config.to_string());
+    let plan = |more: &[&str]| -> Value {
+        let mut args = vec!["plan", "--model", text_of(folder.path()), "--device", "80GiB"];
+        args.extend(["--set", "model.dtype=bf16", "--json"]);
+        args.extend(more);
+        serde_json::from_str(&ok(&args)).unwrap()
+    };
+    let context = |plan: &Value| {
+        let lines = plan["lines"].as_array().unwrap();
+        let line = lines.iter().find(|line| line["category"] == "context");
+        line.map(|line| line["bytes"].as_u64().unwrap())
+    };
+    let (usual, less) = (plan(&["--gpu"]), plan(&["--gpu", "--context", "300MiB"]));
+    assert_eq!(context(&plan(&[])), None);
+    assert_eq!((context(&usual), context(&less)), (Some(512 << 20), Some(300 << 20)));
+    for key in ["resident", "train_peak", "eval_peak", "peak"] {
+        let bytes = |plan: &Value| plan[key].as_u64().unwrap();
+        assert_eq!(bytes(&usual) - bytes(&less), 212 << 20, "{key}");
+    }
+}

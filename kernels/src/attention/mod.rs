@@ -129,7 +129,8 @@ pub fn rehearse_forward(
     dtype: DType,
 ) {
     if pool.is_of_gpu() {
-        return pool.pass(gpu_sizes::attention_forward(heads, documents.iter().sum()));
+        let bytes = gpu_sizes::attention_forward(heads, documents.iter().sum());
+        return pool.pass(|passing| &mut passing.attention_forward, bytes);
     }
     let documents = laid_end_to_end(documents);
     rehearse_forward_over(pool, heads, &documents, params, dtype);
@@ -145,7 +146,8 @@ pub fn rehearse_forward_from(
     dtype: DType,
 ) {
     if pool.is_of_gpu() {
-        return pool.pass(gpu_sizes::attention_forward(heads, queries));
+        let bytes = gpu_sizes::attention_forward(heads, queries);
+        return pool.pass(|passing| &mut passing.attention_forward, bytes);
     }
     let document = Document { first: 0, queries, query_offset };
     rehearse_forward_over(pool, heads, &[document], params, dtype);
@@ -160,8 +162,8 @@ pub fn rehearse_backward(
     dtype: DType,
 ) {
     if pool.is_of_gpu() {
-        let tokens = documents.iter().sum();
-        return pool.pass(gpu_sizes::attention_backward(heads, tokens));
+        let bytes = gpu_sizes::attention_backward(heads, documents.iter().sum());
+        return pool.pass(|passing| &mut passing.attention_backward, bytes);
     }
     let (documents, heads) = (laid_end_to_end(documents), Heads::from(heads));
     match dtype {

@@ -123,8 +123,8 @@ pub fn rehearse(
     window: Option<usize>,
 ) {
     if pool.is_of_gpu() {
-        let heads = [heads, kv_heads, dim];
-        return pool.pass(gpu_sizes::decode_attention(heads, lens, window));
+        let bytes = gpu_sizes::decode_attention([heads, kv_heads, dim], lens, window);
+        return pool.pass(|passing| &mut passing.decode, bytes);
     }
     let places: Vec<Place> =
         lens.iter().enumerate().map(|(row, len)| Place { row, len: *len }).collect();

@@ -107,7 +107,8 @@ pub fn rehearse_forward(pool: &mut Rehearsal, size: [usize; 2]) {
 /// Takes the buffers of [`backward`] over rows of `[rows, width]`, and gives them back.
 pub fn rehearse_backward(pool: &mut Rehearsal, size: [usize; 2], wants_weight: bool) {
     if pool.is_of_gpu() {
-        return pool.pass(gpu_sizes::norm_backward(size, wants_weight));
+        let bytes = gpu_sizes::norm_backward(size, wants_weight);
+        return pool.pass(|passing| &mut passing.norm, bytes);
     }
     cpu::rehearse_backward(pool, size, wants_weight);
 }

@@ -29,18 +29,23 @@ fn piece(model: &ModelShape, eval: &EvalShape, past: u64) -> u64 {
     let keys = if past > 0 { past + tokens } else { 0 };
     let waiting = eval.batch.saturating_sub(rows) * model.hidden;
     let elements = waiting + Widths::of(model).prefill(tokens, keys, rows > 1);
-    elements * model.element_bytes + tokens * (model.angle_bytes() + 8)
+    let passing = eval.passing.attention_forward;
+    elements * model.element_bytes + tokens * (model.angle_bytes() + 8) + passing
 }
 
 /// New logits beside those of the token before, which are chosen from.
 fn decode(model: &ModelShape, eval: &EvalShape) -> u64 {
     let before = 4 * eval.batch * model.vocab;
     let hidden = 2 * eval.batch * model.hidden * model.element_bytes;
-    if eval.batch == 0 { 0 } else { before + hidden + model.logit_bytes(eval.batch) }
+    let at_work = model.logit_bytes(eval.batch).max(eval.passing.decode);
+    if eval.batch == 0 { 0 } else { before + hidden + at_work }
 }
 
-/// The forward pass over a row whose loss is measured.
+/// The forward pass over a row whose loss is measured, and the loss.
 fn scoring(model: &ModelShape, eval: &EvalShape) -> u64 {
-    let token = Widths::of(model).forward() * model.element_bytes + model.angle_bytes() + 40;
-    eval.scored_tokens * token
+    let tokens =
+        |width: u64| eval.scored_tokens * (width * model.element_bytes + model.angle_bytes() + 40);
+    let in_blocks = tokens(Widths::of(model).forward()) + eval.passing.attention_forward;
+    let at_loss = tokens(2 * model.hidden) + eval.passing.loss;
+    if eval.scored_tokens == 0 { 0 } else { in_blocks.max(at_loss) }
 }

@@ -4,7 +4,7 @@
 //! `drop` there moves it here. A moment counts, for one token, the elements of the tensors that are
 //! alive, the block's input and the gradient of its output included.
 
-use super::ModelShape;
+use super::{ModelShape, Passing};
 
 /// The widths of a block: E, F, Q, K, the rank of its adapters, and 1 or 0 for what it may have.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +25,8 @@ pub(super) struct Moment {
     pub(super) width: u64,
     /// Parameters of this block that have a gradient.
     pub(super) gradients: u64,
+    /// Bytes of the op at work, and of what attention has left.
+    pub(super) passing: u64,
 }
 
 impl Widths {
@@ -73,7 +75,12 @@ impl Widths {
 
     /// The moments of the backward pass. `below` says whether the gradient of the block's input is
     /// wanted.
-    pub(super) fn backward(self, model: &ModelShape, below: bool) -> [Moment; 9] {
+    pub(super) fn backward(
+        self,
+        model: &ModelShape,
+        passing: &Passing,
+        below: bool,
+    ) -> [Moment; 9] {
         let Self { e, f, q, k, r, post, qk } = self;
         let heads = 2 * q + 2 * k;
         // Of the feed-forward, down is a third; of attention, o has Q of 2Q + 2K.
@@ -82,26 +89,27 @@ impl Widths {
         let o = all + model.trainable_attention_params * q / heads.max(1);
         let block = model.trainable_block_params();
         let dx = u64::from(below);
-        let moment = |width, gradients| Moment { width, gradients };
+        let &Passing { norm, attention_forward: left, attention_backward, .. } = passing;
+        let moment = |width, gradients, passing| Moment { width, gradients, passing };
         [
             // The feed-forward: x, middle, dy; gate, up, the gradient of their product, and what
             // becomes of the three.
-            moment((3 + 2 * post) * e + heads + 6 * f + r, 0),
+            moment((3 + 2 * post) * e + heads + 6 * f + r, 0, left),
             // The weight of down.
-            moment((3 + 2 * post) * e + heads + 3 * f + 3 * r, down),
+            moment((3 + 2 * post) * e + heads + 3 * f + 3 * r, down, left),
             // The weight of gate, then of up: normed, and the gradient of it.
-            moment((5 + post) * e + heads + 2 * f + 3 * r, two),
-            moment((5 + post) * e + heads + f + 3 * r, all),
+            moment((5 + post) * e + heads + 2 * f + 3 * r, two, left),
+            moment((5 + post) * e + heads + f + 3 * r, all, left),
             // The norm before it: the gradient of the sum in the middle.
-            moment((6 + post) * e + heads, all),
+            moment((6 + post) * e + heads, all, left + norm),
             // The output projection: x, dy, the gradient of the middle.
-            moment((3 + post) * e + 3 * q + 2 * k + 3 * r, o),
+            moment((3 + post) * e + 3 * q + 2 * k + 3 * r, o, left),
             // Attention, with queries and keys made again where they have norms.
-            moment(3 * e + (3 + qk) * q + (4 + qk) * k, o),
+            moment(3 * e + (3 + qk) * q + (4 + qk) * k, o, attention_backward.max(norm)),
             // The three projections: normed, and the gradient of it.
-            moment((4 + dx) * e + q + 2 * k + 3 * r, block),
+            moment((4 + dx) * e + q + 2 * k + 3 * r, block, 0),
             // The norm before them.
-            moment((4 + 2 * dx) * e, block),
+            moment((4 + 2 * dx) * e, block, norm),
         ]
     }
 }

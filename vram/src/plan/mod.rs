@@ -8,8 +8,9 @@
 //! | b | bytes of an element that the model computes with |
 //!
 //! A peak is that of the moment which holds the most: `step` goes through the moments of a training
-//! step, `block` through those within a block, `answers` through those of an evaluation. The
-//! buffers of the ops stay in their pool from one op to the next, so they count at every moment.
+//! step, `block` through those within a block, `answers` through those of an evaluation. On the CPU
+//! the buffers of the ops stay in their pool from one op to the next, so they count at every moment;
+//! on a GPU they count at that of their op.
 
 mod answers;
 mod block;
@@ -22,7 +23,7 @@ use std::fmt;
 use serde::Serialize;
 
 pub use choose::{Choice, choose, most_that_fits};
-pub use shapes::{EvalShape, ModelShape, TrainShape};
+pub use shapes::{EvalShape, ModelShape, Passing, TrainShape};
 
 use crate::{Bytes, Category};
 
@@ -39,6 +40,10 @@ pub struct Plan {
     pub eval_peak: u64,
     /// The larger of the two.
     pub peak: u64,
+    /// The copy from which a checkpoint is written while training goes on: the trained weights as
+    /// precisely as there are, and the optimizer's state. It is only made where it fits beside the
+    /// peak, and is no part of it. 0 on a GPU, whose checkpoints are copied into the machine's memory.
+    pub checkpoint: u64,
     /// Bytes that may be used, where that is known.
     pub budget: Option<u64>,
     /// Whether the peak is within the budget.
@@ -120,7 +125,30 @@ pub fn plan(
     let eval_peak = if eval.is_some() { resident + kv + answers } else { 0 };
     let peak = train_peak.max(eval_peak);
     let fits = budget.map(|budget| peak <= budget);
-    Plan { lines, resident, train_peak, eval_peak, peak, budget, fits }
+    let precise = if b < 4 && !train.master_weights {
+        matrices * b + 4 * vectors
+    } else {
+        4 * model.trainable_params
+    };
+    let checkpoint = precise + moments;
+    Plan { lines, resident, train_peak, eval_peak, peak, checkpoint, budget, fits }
+}
+
+impl Plan {
+    /// With what the driver takes of a GPU for the process: the CUDA context, the code of kernels, what
+    /// cuBLAS works with.
+    #[must_use]
+    pub fn with_context(mut self, bytes: u64) -> Self {
+        let (category, phase) = (Category::Context, "always");
+        let formula = "taken for granted: the driver's, for kernels and cuBLAS";
+        self.lines.insert(0, Line { category, bytes, formula, phase });
+        self.resident += bytes;
+        self.train_peak += bytes;
+        self.eval_peak += if self.eval_peak > 0 { bytes } else { 0 };
+        self.peak += bytes;
+        self.fits = self.budget.map(|budget| self.peak <= budget);
+        self
+    }
 }
 
 impl fmt::Display for Plan {
@@ -129,13 +157,23 @@ impl fmt::Display for Plan {
             let bytes = Bytes(line.bytes).to_string();
             writeln!(f, "  {:<16}{bytes:>12}  {:<7} {}", line.category, line.phase, line.formula)?;
         }
-        let mut total =
-            |name: &str, bytes: u64| writeln!(f, "  {name:<16}{:>12}", Bytes(bytes).to_string());
-        total("training peak", self.train_peak)?;
-        total("eval peak", self.eval_peak)?;
+        let total =
+            |name: &str, bytes: u64| format!("  {name:<16}{:>12}", Bytes(bytes).to_string());
+        writeln!(f, "{}", total("training peak", self.train_peak))?;
+        writeln!(f, "{}", total("eval peak", self.eval_peak))?;
+        if self.checkpoint > 0 {
+            let beside = match self.budget.map(|budget| self.peak + self.checkpoint <= budget) {
+                Some(true) => {
+                    "fits beside the peak: checkpoints are written while training goes on"
+                }
+                Some(false) => "does not fit beside the peak: training waits for its checkpoints",
+                None => "beside the peak, where there is room",
+            };
+            writeln!(f, "{}  {beside}", total("checkpoint copy", self.checkpoint))?;
+        }
         match self.budget {
             Some(budget) => {
-                total("available", budget)?;
+                writeln!(f, "{}", total("available", budget))?;
                 let verdict = if self.peak <= budget { "fits" } else { "does NOT fit" };
                 write!(f, "  {verdict}")
             }
@@ -180,6 +218,7 @@ mod tests {
         moment_bytes_per_256: 2048,
         optimizer_in_backward: false,
         workspace: 0,
+        passing: Passing::NONE,
     };
 
     fn bytes(plan: &Plan, category: Category) -> u64 {
@@ -195,11 +234,13 @@ mod tests {
             prefill_tokens: 1024,
             scored_tokens: 0,
             workspace: 70_000,
+            passing: Passing::default(),
         };
         let full = plan(&small(), &TRAIN, Some(&eval), Some(1));
         assert_eq!(bytes(&full, Category::Weights), 4000);
         assert_eq!(bytes(&full, Category::OptimizerState), 8000);
         assert_eq!(full.resident, 12_000);
+        assert_eq!(full.checkpoint, 4000 + 8000);
         assert_eq!(bytes(&full, Category::KvCache), 2 * 4 * 2 * 100 * 4 * 4);
         assert_eq!(full.fits, Some(false));
         // Both prompts at once: x, normed, middle, normed again, the product of down; q, the
@@ -230,6 +271,17 @@ mod tests {
         let train = TrainShape { master_weights: false, optimizer_in_backward: true, ..TRAIN };
         // Of the embedding, which is the head, and of a block.
         assert!(bytes(&plan(&model, &train, None, None), Category::Gradients) <= 2 * (200 + 200));
+    }
+
+    #[test]
+    fn a_context_is_there_all_the_time() {
+        let bare = plan(&small(), &TRAIN, None, Some(30_000));
+        let on_gpu = bare.clone().with_context(1000);
+        assert_eq!(bytes(&on_gpu, Category::Context), 1000);
+        assert_eq!(on_gpu.resident, bare.resident + 1000);
+        assert_eq!((on_gpu.peak, on_gpu.eval_peak), (bare.peak + 1000, 0));
+        let exact = Plan { budget: Some(bare.peak), ..bare };
+        assert_eq!(exact.with_context(1).fits, Some(false));
     }
 
     #[test]

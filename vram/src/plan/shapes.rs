@@ -88,6 +88,30 @@ pub struct TrainShape {
     pub optimizer_in_backward: bool,
     /// What the pool of the ops' buffers comes to hold.
     pub workspace: u64,
+    /// What ops take beside that while they work.
+    pub passing: Passing,
+}
+
+/// Bytes that an op takes while it works and that are free for the next one: what there is on a GPU
+/// in place of buffers that stay. For the tokens of a micro-batch, or of a piece of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Passing {
+    /// The gradient of a norm's weight.
+    pub norm: u64,
+    /// The forward pass of attention in a block; a kept block keeps them.
+    pub attention_forward: u64,
+    /// The backward pass of attention, those of the forward pass included.
+    pub attention_backward: u64,
+    /// A token's attention to the cache.
+    pub decode: u64,
+    /// The loss.
+    pub loss: u64,
+}
+
+impl Passing {
+    /// On the CPU.
+    pub const NONE: Self =
+        Self { norm: 0, attention_forward: 0, attention_backward: 0, decode: 0, loss: 0 };
 }
 
 /// The shape of an evaluation.
@@ -105,4 +129,6 @@ pub struct EvalShape {
     pub scored_tokens: u64,
     /// What the pool of the ops' buffers comes to hold, what training left there included.
     pub workspace: u64,
+    /// What ops take beside that while they work.
+    pub passing: Passing,
 }

@@ -20,6 +20,11 @@ impl Held {
     pub(super) fn bytes(self) -> u64 {
         self.gradients + self.activations + self.workspace
     }
+
+    /// With what an op takes meanwhile.
+    fn beside(self, bytes: u64) -> Self {
+        Self { workspace: self.workspace + bytes, ..self }
+    }
 }
 
 /// Bytes of a token's id and label, in each row of the step.
@@ -71,8 +76,8 @@ impl Pass<'_> {
     fn waiting(&self, count: u64) -> u64 {
         let kept = self.train.kept_blocks.min(self.model.layers);
         let recomputed = count.min(self.model.layers - kept);
-        recomputed * self.bytes(self.model.hidden)
-            + (count - recomputed) * self.bytes(self.widths.saved())
+        let kept = self.bytes(self.widths.saved()) + self.train.passing.attention_forward;
+        recomputed * self.bytes(self.model.hidden) + (count - recomputed) * kept
     }
 
     /// Bytes of the gradients of so many parameters, of those that exist now.
@@ -100,7 +105,8 @@ impl Pass<'_> {
     }
 
     fn forward(&self, index: u64) -> Held {
-        self.held(self.gradients(0), self.waiting(index), self.widths.forward())
+        let held = self.held(self.gradients(0), self.waiting(index), self.widths.forward());
+        held.beside(self.train.passing.attention_forward)
     }
 
     /// The last output, normed, and the gradients of both.
@@ -113,7 +119,8 @@ impl Pass<'_> {
         );
         // Rows, targets and losses of the tokens.
         let tokens = 16 * self.train.micro_batch_tokens;
-        Held { workspace: held.workspace + tokens, ..held }
+        let passing = &self.train.passing;
+        held.beside(tokens + passing.loss.max(passing.norm))
     }
 
     fn backward(&self, index: u64) -> Vec<Held> {
@@ -122,9 +129,11 @@ impl Pass<'_> {
         let (saved, waiting) = (self.widths.saved(), self.waiting(index));
         let recomputed = index < self.model.layers - self.train.kept_blocks.min(self.model.layers);
         // The gradient of its output waits meanwhile.
-        let again =
-            self.held(self.gradients(done), waiting, self.widths.forward() + self.model.hidden);
-        let moments = self.widths.backward(self.model, below).into_iter().map(|moment| {
+        let passing = &self.train.passing;
+        let again = self
+            .held(self.gradients(done), waiting, self.widths.forward() + self.model.hidden)
+            .beside(passing.attention_forward);
+        let moments = self.widths.backward(self.model, passing, below).into_iter().map(|moment| {
             // What was saved counts as activations as long as it is there.
             let own = moment.width.min(saved);
             self.held(
@@ -132,6 +141,7 @@ impl Pass<'_> {
                 waiting + self.bytes(own),
                 moment.width - own,
             )
+            .beside(moment.passing)
         });
         moments.chain(recomputed.then_some(again)).collect()
     }
@@ -148,6 +158,7 @@ impl Pass<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Passing;
     use super::super::tests::{TRAIN, small};
     use super::*;
 
@@ -178,6 +189,23 @@ mod tests {
         assert_eq!(held.gradients, 4 * (200 + 3 * 200));
         // dy; the gradient of the gated product, the product, and the gradients of gate and up.
         assert_eq!(held.workspace, TOKENS + N * B * (8 + 4 * 16));
+    }
+
+    #[test]
+    fn what_ops_take_counts_at_their_moment() {
+        let held = |passing| most(&small(), &TrainShape { passing, ..TRAIN });
+        let none = held(Passing::NONE);
+        // The fullest moment is neither the loss nor a norm, until they take more than the rest.
+        let some = Passing { norm: 100, loss: 100, ..Passing::NONE };
+        assert_eq!(held(some), none);
+        let loss = Passing { loss: 1 << 20, ..Passing::NONE };
+        assert!(held(loss).workspace > 1 << 20);
+        // What attention leaves waits in each kept block.
+        let rows = Passing { attention_forward: 40, attention_backward: 80, ..Passing::NONE };
+        assert_eq!(held(rows).bytes() - none.bytes(), 4 * 40);
+        let again = TrainShape { kept_blocks: 0, passing: rows, ..TRAIN };
+        let before = most(&small(), &TrainShape { passing: Passing::NONE, ..again });
+        assert_eq!(most(&small(), &again).bytes() - before.bytes(), 40);
     }
 
     #[test]

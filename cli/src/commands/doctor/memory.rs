@@ -193,6 +193,7 @@ mod tests {
                 train_peak,
                 eval_peak: peak,
                 peak,
+                checkpoint: 0,
                 budget,
                 fits: None,
             };

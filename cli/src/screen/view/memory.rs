@@ -86,6 +86,7 @@ fn letter(category: Category) -> &'static str {
         Category::Data => "D",
         Category::Workspace => "S",
         Category::Checkpoint => "C",
+        Category::Context => "X",
     }
 }
 
