@@ -39,6 +39,26 @@ pub fn write_with<T>(
     Ok(value)
 }
 
+/// From here on a file is written past the page cache.
+const LARGE_BYTES: u64 = 64 << 20;
+
+/// [`write_with`] for a file of about so many bytes.
+pub fn write_sized_with<T>(
+    fs: &dyn Fs,
+    path: &Path,
+    bytes: u64,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<T>,
+) -> Result<T, DurableError> {
+    if bytes < LARGE_BYTES {
+        return write_with(fs, path, fill);
+    }
+    let create = |name: &Path| fs.create_large(name, SHARED_MODE);
+    let mut file = DurableFile::create_by(fs, parent_of(path)?, path.to_owned(), create)?;
+    let value = fill(&mut file).at(Operation::Write, path)?;
+    file.commit()?;
+    Ok(value)
+}
+
 /// Writes what `fill` writes to the first of `places` that nothing stands at, whole or not at all;
 /// all are in `folder`. Nothing is replaced; the place is returned with what `fill` did.
 pub fn write_to_free_place<T>(
@@ -88,8 +108,16 @@ impl<'fs> DurableFile<'fs> {
         mode: u32,
         destination: PathBuf,
     ) -> Result<Self, DurableError> {
-        let (temporary, file) =
-            under_temporary_name(folder, Operation::Create, |name| fs.create_new(name, mode))?;
+        Self::create_by(fs, folder, destination, |name| fs.create_new(name, mode))
+    }
+
+    fn create_by(
+        fs: &'fs dyn Fs,
+        folder: &Path,
+        destination: PathBuf,
+        create: impl Fn(&Path) -> io::Result<Box<dyn FsFile>>,
+    ) -> Result<Self, DurableError> {
+        let (temporary, file) = under_temporary_name(folder, Operation::Create, create)?;
         let writer = Some(BufWriter::with_capacity(BUFFER_BYTES, file));
         Ok(Self { fs, writer, temporary, destination })
     }

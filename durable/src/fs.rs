@@ -10,6 +10,9 @@ use std::path::Path;
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
+#[cfg(target_os = "linux")]
+use crate::direct::DirectFile;
+
 /// A file open for writing that can be brought to the disk.
 pub trait FsFile: Write + Send {
     /// Returns once the bytes written so far would survive a power cut.
@@ -31,6 +34,11 @@ pub struct FolderEntry {
 pub trait Fs: Send + Sync {
     /// Creates a file that must not exist, with the given mode less the process's umask.
     fn create_new(&self, path: &Path, mode: u32) -> io::Result<Box<dyn FsFile>>;
+    /// The same for a file of many megabytes that nobody reads soon: it need not pass through the page
+    /// cache.
+    fn create_large(&self, path: &Path, mode: u32) -> io::Result<Box<dyn FsFile>> {
+        self.create_new(path, mode)
+    }
     /// Opens a file for reading.
     fn open(&self, path: &Path) -> io::Result<Box<dyn Read + Send>>;
     /// Renames a file or folder; a file that is in the way is replaced in one step.
@@ -65,6 +73,11 @@ impl Fs for RealFs {
     fn create_new(&self, path: &Path, mode: u32) -> io::Result<Box<dyn FsFile>> {
         let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
         Ok(Box::new(file))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn create_large(&self, path: &Path, mode: u32) -> io::Result<Box<dyn FsFile>> {
+        Ok(Box::new(DirectFile::create_new(path, mode)?))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn Read + Send>> {

@@ -1,14 +1,12 @@
-//! A file system that knows the SHA-256 of what was written through it.
+//! A file system that knows the hash of what was written through it.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sha2::{Digest, Sha256};
-
-use crate::digest::hexadecimal;
-use crate::{FolderEntry, Fs, FsFile};
+use crate::digest::blake3_of;
+use crate::{FileHash, FolderEntry, Fs, FsFile};
 
 /// Size and hash of each file, by its present name, while it is written and after.
 type Written = Arc<Mutex<BTreeMap<PathBuf, Progress>>>;
@@ -16,7 +14,7 @@ type Written = Arc<Mutex<BTreeMap<PathBuf, Progress>>>;
 #[derive(Clone, Debug, Default)]
 struct Progress {
     bytes: u64,
-    hash: Sha256,
+    hash: blake3::Hasher,
 }
 
 /// Passes everything on, and hashes what the files made through it are given.
@@ -33,10 +31,16 @@ impl<'fs> HashedFs<'fs> {
         Self { inner, written: Written::default() }
     }
 
-    /// Bytes and hexadecimal SHA-256 of what was written to `path`, if that was done through here.
-    pub(crate) fn of_file(&self, path: &Path) -> Option<(u64, String)> {
-        let Progress { bytes, hash } = locked(&self.written).get(path)?.clone();
-        Some((bytes, hexadecimal(&hash.finalize())))
+    /// Bytes and hash of what was written to `path`, if that was done through here.
+    pub(crate) fn of_file(&self, path: &Path) -> Option<(u64, FileHash)> {
+        let written = locked(&self.written);
+        let Progress { bytes, hash } = written.get(path)?;
+        Some((*bytes, blake3_of(hash)))
+    }
+
+    fn hashed(&self, inner: Box<dyn FsFile>, path: &Path) -> Box<dyn FsFile> {
+        let (path, written) = (path.to_owned(), Arc::clone(&self.written));
+        Box::new(HashedFile { inner, path, progress: Progress::default(), written })
     }
 
     /// What was known of `from` is known of `to`.
@@ -62,10 +66,23 @@ struct HashedFile {
     written: Written,
 }
 
+/// From here on several threads hash a piece.
+const WORTH_SHARING_BYTES: usize = 1 << 20;
+
+/// Large pieces are hashed by all threads of the pool, between what else they do: this thread alone
+/// would take its time from one of them, and the others would wait for that one.
+fn hash(hash: &mut blake3::Hasher, bytes: &[u8]) {
+    if bytes.len() < WORTH_SHARING_BYTES {
+        hash.update(bytes);
+    } else {
+        hash.update_rayon(bytes);
+    }
+}
+
 impl Write for HashedFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.inner.write(bytes)?;
-        self.progress.hash.update(&bytes[..count]);
+        hash(&mut self.progress.hash, &bytes[..count]);
         self.progress.bytes += count as u64;
         Ok(count)
     }
@@ -85,9 +102,11 @@ impl FsFile for HashedFile {
 
 impl Fs for HashedFs<'_> {
     fn create_new(&self, path: &Path, mode: u32) -> io::Result<Box<dyn FsFile>> {
-        let inner = self.inner.create_new(path, mode)?;
-        let (path, written) = (path.to_owned(), Arc::clone(&self.written));
-        Ok(Box::new(HashedFile { inner, path, progress: Progress::default(), written }))
+        Ok(self.hashed(self.inner.create_new(path, mode)?, path))
+    }
+
+    fn create_large(&self, path: &Path, mode: u32) -> io::Result<Box<dyn FsFile>> {
+        Ok(self.hashed(self.inner.create_large(path, mode)?, path))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn Read + Send>> {

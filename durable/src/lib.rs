@@ -5,7 +5,7 @@
 //! never a mixture, whether the disk filled up, the process was killed or the power went.
 //!
 //! A folder of files (a checkpoint, a snapshot) is written the same way by [`SealedFolder`]: its
-//! manifest, with the size and the SHA-256 of every file, is written last, and the folder is then
+//! manifest, with the size and the hash of every file, is written last, and the folder is then
 //! renamed into place. [`verify`] reads such a folder back, [`newest_good`] picks the newest one
 //! that is whole and moves the others to `quarantine/`, where nothing is ever overwritten.
 //!
@@ -34,6 +34,8 @@
 #![deny(missing_docs)]
 
 mod digest;
+#[cfg(target_os = "linux")]
+mod direct;
 mod error;
 pub mod faults;
 mod file;
@@ -50,14 +52,15 @@ mod temporary;
 mod verify;
 
 pub use error::{DurableError, Operation};
-pub use file::{DurableFile, write, write_file, write_to_free_place, write_with};
+pub use file::{DurableFile, write, write_file, write_sized_with, write_to_free_place, write_with};
 pub use fs::{FolderEntry, Fs, FsFile, RealFs};
-pub use manifest::{FileRecord, MANIFEST_NAME, Manifest};
+pub use manifest::{FileHash, FileRecord, MANIFEST_NAME, Manifest};
 pub use natural_order::natural_cmp;
 pub use quarantine::{QUARANTINE_FOLDER, quarantine};
 pub use recovery::{NewestGood, Quarantined, newest_good};
 pub use rename::{
-    create_folder_all, is_there, remove_folder, rename_durably, rename_to_free_place,
+    Removal, create_folder_all, is_there, remove_folder, remove_folder_meanwhile, rename_durably,
+    rename_to_free_place,
 };
 pub use sealed_folder::SealedFolder;
 pub use space::{free_space, require_space};

@@ -8,7 +8,7 @@ pub const MANIFEST_NAME: &str = "manifest.json";
 /// What a sealed folder holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Version of this format: 1.
+    /// Version of this format: 2. In 1 the hashes were all SHA-256.
     pub version: u32,
     /// The files, in the order of their names.
     pub files: Vec<FileRecord>,
@@ -23,6 +23,17 @@ pub struct FileRecord {
     pub name: String,
     /// Its size.
     pub bytes: u64,
-    /// SHA-256 of its bytes, in hexadecimal.
-    pub sha256: String,
+    /// Of its bytes.
+    #[serde(flatten)]
+    pub hash: FileHash,
+}
+
+/// A hash of a file's bytes, in hexadecimal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileHash {
+    /// What is written: several times as fast as the other, and as sure.
+    Blake3(String),
+    /// What earlier versions wrote.
+    Sha256(String),
 }

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use crate::error::At;
 use crate::temporary::{parent_of, under_temporary_name};
-use crate::{DurableError, Fs, Operation};
+use crate::{DurableError, Fs, Operation, RealFs};
 
 /// Mode of an ordinary new folder, less the umask.
 pub(crate) const FOLDER_MODE: u32 = 0o777;
@@ -78,17 +79,48 @@ pub fn create_folder_all(fs: &dyn Fs, path: &Path) -> Result<(), DurableError> {
 /// It is first renamed to a temporary name, which [`sweep_temporaries`](crate::sweep_temporaries)
 /// finishes off after a crash.
 pub fn remove_folder(fs: &dyn Fs, path: &Path) -> Result<(), DurableError> {
+    let temporary = taken_away(fs, path)?;
+    fs.remove_folder_all(&temporary).at(Operation::Remove, &temporary)
+}
+
+/// The same, and large files are given back to the disk, which takes its time, while the caller goes
+/// on.
+pub fn remove_folder_meanwhile(path: &Path) -> Result<Removal, DurableError> {
+    let temporary = taken_away(&RealFs, path)?;
+    let thread = std::thread::Builder::new().name("removal".to_owned()).spawn(move || {
+        // What stays is swept at the next start.
+        let _unheard = RealFs.remove_folder_all(&temporary);
+    });
+    Ok(Removal { thread: Some(thread.at(Operation::Remove, path)?) })
+}
+
+/// A folder whose name is gone, and whose bytes are going.
+#[derive(Debug)]
+#[must_use]
+pub struct Removal {
+    /// `None` once joined.
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Removal {
+    /// Whoever ends has removed what it said it would.
+    fn drop(&mut self) {
+        let _unheard = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Renames a folder to a temporary name, for good.
+fn taken_away(fs: &dyn Fs, path: &Path) -> Result<PathBuf, DurableError> {
     let parent = parent_of(path)?;
     let (temporary, ()) =
         under_temporary_name(parent, Operation::Rename, |name| fs.rename_new(path, name))?;
     fs.sync_folder(parent).at(Operation::SyncFolder, parent)?;
-    fs.remove_folder_all(&temporary).at(Operation::Remove, &temporary)
+    Ok(temporary)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::RealFs;
 
     #[test]
     fn a_claimed_file_moves_and_replaces() {
@@ -140,5 +172,18 @@ mod tests {
         remove_folder(&RealFs, &doomed).unwrap();
         assert!(RealFs.list(folder.path()).unwrap().is_empty());
         assert!(remove_folder(&RealFs, &doomed).is_err());
+    }
+
+    #[test]
+    fn a_folder_is_gone_at_once_and_its_bytes_soon() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("checkpoint-5");
+        create_folder_all(&RealFs, &folder).unwrap();
+        crate::write(&folder.join("weights"), &[1; 100_000]).unwrap();
+        let removal = remove_folder_meanwhile(&folder).unwrap();
+        assert!(!is_there(&folder).unwrap());
+        drop(removal);
+        assert!(RealFs.list(parent.path()).unwrap().is_empty());
+        assert!(remove_folder_meanwhile(&folder).is_err());
     }
 }

@@ -68,13 +68,13 @@ impl<'fs> SealedFolder<'fs> {
                 return Err(DurableError::BadName { name });
             }
             let path = self.temporary.join(&name);
-            let (bytes, sha256) = match self.fs.of_file(&path) {
+            let (bytes, hash) = match self.fs.of_file(&path) {
                 Some(known) => known,
                 None => digest::of_file(&self.fs, &path).at(Operation::Read, &path)?,
             };
-            files.push(FileRecord { name, bytes, sha256 });
+            files.push(FileRecord { name, bytes, hash });
         }
-        let manifest = Manifest { version: 1, files, extra };
+        let manifest = Manifest { version: 2, files, extra };
         let json = serde_json::to_vec_pretty(&manifest)
             .map_err(|source| DurableError::Encode { path: self.destination.clone(), source })?;
         write_file(&self.fs, &self.temporary.join(MANIFEST_NAME), &json)?;

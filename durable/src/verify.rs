@@ -70,13 +70,13 @@ pub fn verify(fs: &dyn Fs, folder: &Path) -> Result<Verdict, DurableError> {
             return Ok(Verdict::Broken(Broken::BadManifest { reason }));
         }
         let path = folder.join(&name);
-        let broken = match digest::of_file(fs, &path) {
+        let broken = match digest::like(&record.hash, fs, &path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Broken::Missing { name },
             Err(error) => return Err(error).at(Operation::Read, &path),
             Ok((bytes, _)) if bytes != record.bytes => {
                 Broken::Size { name, sealed: record.bytes, found: bytes }
             }
-            Ok((_, sha256)) if sha256 != record.sha256 => Broken::Hash { name },
+            Ok((_, hash)) if hash != record.hash => Broken::Hash { name },
             Ok(_) => continue,
         };
         return Ok(Verdict::Broken(broken));

@@ -71,4 +71,6 @@ pub use kv_cache::KvCache;
 pub use layout::SequenceLayout;
 pub use lora::{AdapterBase, LoraConfig, write_adapter};
 pub use params::{Gradients, Param, ParamId, Params};
-pub use weights::{MAX_SHARD_BYTES, SafetensorsFile, write_safetensors, write_shards};
+pub use weights::{
+    MAX_SHARD_BYTES, SafetensorsFile, SafetensorsImage, write_safetensors, write_shards,
+};

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use chandler_durable::RealFs;
 use chandler_vram::{Category, Entry, Phase};
 
-use crate::checkpoint::Image;
+use crate::checkpoint::ImageCopy;
 use crate::{Observer, TrainError, Trainer};
 
 /// A checkpoint that a thread is writing.
@@ -15,29 +15,37 @@ pub(crate) struct Background {
     step: u64,
     path: PathBuf,
     /// `None` once joined.
-    thread: Option<JoinHandle<Result<(), TrainError>>>,
-    /// The copy that is being written.
-    _copy: Entry,
+    thread: Option<JoinHandle<Written>>,
+    /// Of the copy that is being written.
+    entry: Option<Entry>,
 }
+
+/// What was written, and how that went.
+type Written = (ImageCopy, Result<(), TrainError>);
 
 impl Background {
     fn is_over(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    fn join(&mut self) -> Result<(), TrainError> {
-        let joined = self.thread.take().map_or(Ok(Ok(())), JoinHandle::join);
-        joined.unwrap_or_else(|_| {
-            let reason = "writing it panicked".to_owned();
-            Err(TrainError::BadCheckpoint { path: self.path.clone(), reason })
-        })
+    /// Waits for the thread; the copy comes back unless it panicked.
+    fn join(&mut self) -> (Option<(ImageCopy, Entry)>, Result<(), TrainError>) {
+        let joined = self.thread.take().map(JoinHandle::join);
+        match joined {
+            None => (None, Ok(())),
+            Some(Ok((copy, written))) => (self.entry.take().map(|entry| (copy, entry)), written),
+            Some(Err(_)) => {
+                let reason = "writing it panicked".to_owned();
+                (None, Err(TrainError::BadCheckpoint { path: self.path.clone(), reason }))
+            }
+        }
     }
 }
 
 impl Drop for Background {
     /// A run that ends with an error leaves no thread behind that still writes.
     fn drop(&mut self) {
-        let _ = self.join();
+        let _unheard = self.join();
     }
 }
 
@@ -57,25 +65,33 @@ impl Trainer<'_> {
         let path = observer.checkpoint_path(self.step).map_err(TrainError::Observer)?;
         let Some(path) = path else { return Ok(()) };
         let image = self.image(observer.checkpoint_extra());
-        if observer.has_room_for_copy(image.bytes()) {
-            // Where the copy fails after all, it is written without one.
-            if let Ok(copy) = image.copied() {
-                return self.write_beside(copy, path);
-            }
+        let bytes = image.bytes();
+        let enter = || self.ledger.enter(Category::Checkpoint, bytes);
+        let copy = self.spare.copy(&image, enter, || observer.has_room_for_copy(bytes));
+        // Where copying fails after all, it is written without a copy.
+        if let Ok(Some(copy)) = copy {
+            return self.write_beside(copy, path);
         }
         let written = image.write(&*observer.file_system(image.bytes()), &path);
         settle(observer, self.step, &path, written)
     }
 
-    fn write_beside(&mut self, image: Image, path: PathBuf) -> Result<(), TrainError> {
-        let copy = self.ledger.enter(Category::Checkpoint, image.bytes());
+    fn write_beside(
+        &mut self,
+        (copy, entry): (ImageCopy, Entry),
+        path: PathBuf,
+    ) -> Result<(), TrainError> {
         let place = path.clone();
         let thread = std::thread::Builder::new()
             .name("checkpoint".to_owned())
-            .spawn(move || image.write(&RealFs, &place))
+            .spawn(move || {
+                stand_back();
+                let written = copy.write(&RealFs, &place);
+                (copy, written)
+            })
             .map_err(|source| TrainError::Thread { source })?;
         self.background =
-            Some(Background { step: self.step, path, thread: Some(thread), _copy: copy });
+            Some(Background { step: self.step, path, thread: Some(thread), entry: Some(entry) });
         Ok(())
     }
 
@@ -88,8 +104,20 @@ impl Trainer<'_> {
     ) -> Result<(), TrainError> {
         let over = self.background.take_if(|background| must || background.is_over());
         let Some(mut background) = over else { return Ok(()) };
-        let written = background.join();
+        let (copy, written) = background.join();
+        if let Some(copy) = copy {
+            self.spare.take_back(copy);
+        }
         settle(observer, background.step, &background.path, written)
+    }
+}
+
+/// This thread gets the time that training leaves, and a tenth of a core at least.
+fn stand_back() {
+    // Elsewhere a process has one priority.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, 10) {
+        tracing::debug!(%error, "checkpoints are written at the priority of training");
     }
 }
 

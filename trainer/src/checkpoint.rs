@@ -9,8 +9,8 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use chandler_durable::{Fs, RealFs, SealedFolder, Verdict, verify};
-use chandler_model::{SafetensorsFile, write_safetensors};
-use rayon::prelude::*;
+use chandler_kernels::memory;
+use chandler_model::{SafetensorsFile, SafetensorsImage, write_safetensors};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -29,8 +29,8 @@ pub fn checkpoint_step(folder: &Path) -> Option<u64> {
 
 /// The format that this version writes. Earlier ones are read, later ones refused.
 ///
-/// 1 had no number and did not say which instructions had computed it.
-const FORMAT: u32 = 2;
+/// 1 had no number and did not say which instructions had computed it; 2 had files hashed by SHA-256.
+const FORMAT: u32 = 3;
 
 /// The trained parameters in the checkpoint at `folder`, by name, as precisely as the run had them:
 /// of an adapter its matrices alone.
@@ -75,7 +75,7 @@ struct State {
     extra: Value,
 }
 
-/// A checkpoint in memory: of the run's own tensors, or of copies.
+/// A checkpoint of the run's own tensors.
 #[derive(Debug)]
 pub(crate) struct Image {
     weights: Vec<(String, Tensor)>,
@@ -92,28 +92,55 @@ impl Image {
         self.weights.iter().chain(&self.moments).map(bytes).sum()
     }
 
-    /// The same with tensors of its own in the machine's memory, which the steps to come do not
-    /// change.
-    pub(crate) fn copied(&self) -> Result<Self, TrainError> {
-        let copied = |tensors: &Vec<(String, Tensor)>| {
-            let copy = |(name, tensor): &(String, Tensor)| {
-                let is_here = tensor.device().is_cpu();
-                let copy = if is_here { tensor.copy() } else { tensor.to_device(&Device::Cpu) };
-                Ok((name.clone(), copy?))
-            };
-            tensors.par_iter().map(copy).collect::<Result<_, TrainError>>()
-        };
-        let (weights, moments) = (copied(&self.weights)?, copied(&self.moments)?);
-        Ok(Self { weights, moments, state: self.state.clone() })
+    /// Its files in the machine's memory, which the steps to come do not change.
+    pub(crate) fn copied(&self) -> Result<ImageCopy, TrainError> {
+        let files = self.files().map(|(_, tensors)| tensors);
+        let bytes = files.iter().map(|tensors| SafetensorsImage::bytes_needed(tensors)).sum();
+        memory::request(bytes)?;
+        let [weights, moments] = files;
+        let files = [SafetensorsImage::new(&weights)?, SafetensorsImage::new(&moments)?];
+        Ok(ImageCopy { files, state: self.state.clone() })
+    }
+
+    /// The same in the memory of an earlier copy of the same run.
+    pub(crate) fn copied_into(&self, earlier: ImageCopy) -> Result<ImageCopy, TrainError> {
+        let ImageCopy { mut files, .. } = earlier;
+        for (file, (_, tensors)) in files.iter_mut().zip(self.files()) {
+            file.update(&tensors)?;
+        }
+        Ok(ImageCopy { files, state: self.state.clone() })
+    }
+
+    fn files(&self) -> [(&'static str, Vec<(&str, &Tensor)>); 2] {
+        [(WEIGHTS, &self.weights), (OPTIMIZER, &self.moments)].map(|(file, tensors)| {
+            (file, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect())
+        })
     }
 
     /// Writes it to `path`, where nothing may be yet.
     pub(crate) fn write(&self, fs: &dyn Fs, path: &Path) -> Result<(), TrainError> {
         let folder = SealedFolder::begin(fs, path)?;
-        for (file, tensors) in [(WEIGHTS, &self.weights), (OPTIMIZER, &self.moments)] {
-            let tensors: Vec<(&str, &Tensor)> =
-                tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        for (file, tensors) in self.files() {
             write_safetensors(folder.fs(), &folder.path().join(file), &tensors, None)?;
+        }
+        folder.seal(json!(self.state))?;
+        Ok(())
+    }
+}
+
+/// A checkpoint in memory as its files will be on the disk.
+#[derive(Debug)]
+pub(crate) struct ImageCopy {
+    files: [SafetensorsImage; 2],
+    state: State,
+}
+
+impl ImageCopy {
+    /// Writes it to `path`, where nothing may be yet.
+    pub(crate) fn write(&self, fs: &dyn Fs, path: &Path) -> Result<(), TrainError> {
+        let folder = SealedFolder::begin(fs, path)?;
+        for (name, file) in [WEIGHTS, OPTIMIZER].into_iter().zip(&self.files) {
+            file.write(folder.fs(), &folder.path().join(name))?;
         }
         folder.seal(json!(self.state))?;
         Ok(())
@@ -246,5 +273,43 @@ impl Trainer<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_in_the_memory_of_an_earlier_one_has_the_values_of_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let weights = |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap();
+        let state = |step| State {
+            format: FORMAT,
+            instructions: None,
+            step,
+            num_tokens: 0,
+            fit: Fit::default(),
+            fingerprint: Value::Null,
+            extra: Value::Null,
+        };
+        let image = |step, values: &[f32], codes: &[u8]| Image {
+            weights: vec![("a".to_owned(), weights(values))],
+            moments: vec![("a".to_owned(), Tensor::new(codes, &Device::Cpu).unwrap())],
+            state: state(step),
+        };
+        let earlier = image(1, &[1.0, 2.0], &[3, 4]).copied().unwrap();
+        let now = image(2, &[5.0, 6.0], &[7, 8]);
+        let copy = now.copied_into(earlier).unwrap();
+        let path = |name: &str| folder.path().join(name);
+        now.write(&RealFs, &path("between")).unwrap();
+        // A step goes on meanwhile.
+        now.weights[0].1.slice_set(&weights(&[9.0, 9.0]), 0, 0).unwrap();
+        copy.write(&RealFs, &path("beside")).unwrap();
+        for file in [WEIGHTS, OPTIMIZER, "manifest.json"] {
+            let [between, beside] = ["between", "beside"]
+                .map(|checkpoint| std::fs::read(path(checkpoint).join(file)).unwrap());
+            assert!(between == beside, "{file}");
+        }
     }
 }

@@ -50,6 +50,7 @@ mod rows;
 mod schedule;
 mod segments;
 mod settings;
+mod spare;
 mod train_loop;
 mod update;
 

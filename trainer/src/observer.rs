@@ -41,7 +41,8 @@ pub trait Observer {
     fn checkpoint_path(&mut self, step: u64) -> Result<Option<std::path::PathBuf>, BoxError>;
 
     /// Whether `bytes` of memory may be taken for a copy from which a checkpoint is written while
-    /// training goes on. Without one, training waits until it is written.
+    /// training goes on. Without one, training waits until it is written. 0 asks whether memory that is
+    /// kept for the next copy may stay.
     fn has_room_for_copy(&mut self, _bytes: u64) -> bool {
         false
     }

@@ -11,6 +11,7 @@ use chandler_vram::{Category, Entry, Ledger, Shortage};
 use crate::background::Background;
 use crate::optimizer::{AdamW, Rate};
 use crate::segments::forward_backward;
+use crate::spare::Spare;
 use crate::update::{Measured, Update};
 use crate::{
     BatchPlan, Control, Fit, MicroBatch, Observer, Rows, StepMetrics, TrainError, TrainSettings,
@@ -34,6 +35,7 @@ pub struct Trainer<'a> {
     last_metrics: Option<StepMetrics>,
     /// The checkpoint that is being written.
     pub(crate) background: Option<Background>,
+    pub(crate) spare: Spare,
     pub(crate) ledger: Ledger,
     /// Weights, master weights and moments, entered as long as the run lives.
     resident: Vec<Entry>,
@@ -60,6 +62,7 @@ struct Done {
 impl Trainer<'_> {
     /// Trains until the last step or until the observer says stop.
     pub fn train(&mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+            self.spare.review(observer);
         loop {
             self.settle_checkpoint(observer, false)?;
             let control =
@@ -69,6 +72,7 @@ impl Trainer<'_> {
             }
             let is_stopped = control == Control::Stop;
             let is_last = control == Control::Finish || self.step >= self.plan.total_steps();
+                self.spare.release();
             if is_stopped || is_last {
                 self.settle_checkpoint(observer, true)?;
                 return Ok(if is_stopped { Outcome::Stopped } else { Outcome::Finished });
@@ -95,8 +99,9 @@ impl Trainer<'_> {
         let done = loop {
             match self.try_step(&batches, items) {
                 Err(TrainError::OutOfMemory { step, shortage, moved }) => {
-                    let cut = self.tighten(&batches, &shortage);
-                    if moved || !cut {
+                    // What waits for the next checkpoint goes first.
+                    let eased = self.spare.release() || self.tighten(&batches, &shortage);
+                    if moved || !eased {
                         return Err(TrainError::OutOfMemory { step, shortage, moved });
                     }
                 }
@@ -211,6 +216,7 @@ impl<'a> Trainer<'a> {
             plan,
             step,
             num_tokens,
+            spare: Spare::default(),
             fit: Fit::default(),
             shortage: None,
             last_metrics,

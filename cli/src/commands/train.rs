@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use chandler_durable::{RealFs, create_folder_all};
+use chandler_durable::{RealFs, Removal, create_folder_all};
 use chandler_trainer::{BoxError, Fit, Outcome, Trainer};
 use chandler_vram::{Ledger, Phase};
 use clap::Args;
@@ -103,6 +103,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         progress: &progress,
         controls: &controls,
         keep: config.train.save_total_limit,
+        removals: vec![],
         events: EventFile::wanted(&config, events_folder(&args.output)),
     };
     let mut watch = Watch {
@@ -210,6 +211,8 @@ struct FileSink<'a> {
     controls: &'a Controls,
     /// Checkpoints that stay; `None` keeps all.
     keep: Option<usize>,
+    /// Of old checkpoints.
+    removals: Vec<Removal>,
     events: Option<EventFile>,
 }
 
@@ -257,7 +260,7 @@ impl Sink for FileSink<'_> {
     fn checkpoint(&mut self, step: u64, path: &Path, best: &Best) -> Result<(), BoxError> {
         tracing::info!(step, "checkpoint {}", path.display());
         if let Some(keep) = self.keep {
-            remove_old_checkpoints(path, keep, 0, &self.config.eval, best)?;
+            self.removals = remove_old_checkpoints(path, keep, 0, &self.config.eval, best)?;
         }
         Ok(())
     }

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use chandler_durable::{Manifest, RealFs, is_there, newest_good, remove_folder};
+use chandler_durable::{
+    Manifest, RealFs, Removal, is_there, newest_good, remove_folder, remove_folder_meanwhile,
+};
 use chandler_evaluator::Better;
 use chandler_trainer::{CHECKPOINT_PREFIX, TrainError, Trainer, checkpoint_step};
 use serde_json::Value;
@@ -115,24 +117,23 @@ pub(crate) fn leave_checkpoint(
     Ok(step)
 }
 
-/// Removes the checkpoints beside `newest` that are neither among the newest nor among the best.
+/// Removes the checkpoints beside `newest` that are neither among the newest nor among the best: their
+/// names now, their bytes while training goes on.
 pub(crate) fn remove_old_checkpoints(
     newest: &Path,
     keep_last: usize,
     keep_best: usize,
     config: &EvalConfig,
     best: &Best,
-) -> Result<(), EngineError> {
-    let Some(folder) = newest.parent() else { return Ok(()) };
+) -> Result<Vec<Removal>, EngineError> {
+    let Some(folder) = newest.parent() else { return Ok(vec![]) };
     let (facts, keep_best) = (
         checkpoint_facts(folder, &config.metric_for_best_model, best),
         keep_best.max(usize::from(config.load_best_model_at_end)),
     );
     let better = Better::of_metric(&config.metric_for_best_model);
-    for old in checkpoints_to_remove(&facts, keep_last, keep_best, better) {
-        remove_folder(&RealFs, &old)?;
-    }
-    Ok(())
+    let old = checkpoints_to_remove(&facts, keep_last, keep_best, better).into_iter();
+    Ok(old.map(|old| remove_folder_meanwhile(&old)).collect::<Result<_, _>>()?)
 }
 
 /// What decides about the checkpoints of a folder, by this metric. One that was left by a stop

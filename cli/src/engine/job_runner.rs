@@ -150,6 +150,7 @@ impl EngineRunner {
             keep_last: self.config.daemon.keep_checkpoints,
             requeues: self.config.eval.requeue_wrong && !is_requeued(&job.job.file_name),
             checkpoints: checkpoints.clone(),
+            removals: vec![],
         };
         let mut watch = Watch {
             evaluation: &evaluation,

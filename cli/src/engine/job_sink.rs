@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use chandler_durable::Removal;
 use chandler_evaluator::Better;
 use chandler_trainer::{BoxError, Fit};
 
@@ -27,6 +28,8 @@ pub(super) struct JobSink<'a, 'c> {
     /// Whether wrong answers become a training file.
     pub(super) requeues: bool,
     pub(super) checkpoints: PathBuf,
+    /// Of old checkpoints.
+    pub(super) removals: Vec<Removal>,
 }
 
 impl Sink for JobSink<'_, '_> {
@@ -78,8 +81,9 @@ impl Sink for JobSink<'_, '_> {
     fn checkpoint(&mut self, step: u64, path: &Path, best: &Best) -> Result<(), BoxError> {
         tracing::info!(step, "checkpoint {}", path.display());
         let config = self.context.config;
-        remove_old_checkpoints(path, self.keep_last, config.daemon.keep_best, &config.eval, best)
-            .map_err(BoxError::from)
+        let (last, bests) = (self.keep_last, config.daemon.keep_best);
+        self.removals = remove_old_checkpoints(path, last, bests, &config.eval, best)?;
+        Ok(())
     }
 
     fn wish(&mut self) -> Wish {

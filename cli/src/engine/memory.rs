@@ -48,11 +48,11 @@ pub(crate) fn buffers(on_gpu: bool) -> Rehearsal {
 }
 
 /// Bytes of the machine's memory in which a checkpoint may be copied, while the next step takes
-/// `step_bytes` of the device's.
+/// `step_bytes` of the device's; `None` where even the step does not fit, and where nothing is known.
 pub(crate) fn room_for_copy(config: &Config, step_bytes: u64) -> Option<u64> {
     let room = room_of_host(config)?;
     let shares = device::wanted(config).is_none();
-    Some(if shares { room.saturating_sub(step_bytes) } else { room })
+    if shares { room.checked_sub(step_bytes) } else { Some(room) }
 }
 
 fn room_of_host(config: &Config) -> Option<u64> {

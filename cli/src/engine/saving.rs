@@ -62,6 +62,11 @@ impl Fs for ToldFs {
         Ok(Box::new(ToldFile { file, telling: self.telling.clone() }))
     }
 
+    fn create_large(&self, path: &Path, mode: u32) -> io::Result<Box<dyn FsFile>> {
+        let file = RealFs.create_large(path, mode)?;
+        Ok(Box::new(ToldFile { file, telling: self.telling.clone() }))
+    }
+
     fn open(&self, path: &Path) -> io::Result<Box<dyn Read + Send>> {
         RealFs.open(path)
     }

@@ -28,7 +28,7 @@ fn every_format_is_resumed_and_goes_the_same_way() {
             assert!(difference.abs() < TOLERANCE, "{}: {expected}, {found}", folder.display());
         }
     }
-    assert_eq!(formats, 2, "one for each format");
+    assert_eq!(formats, 3, "one for each format");
 }
 
 /// The steps after a golden checkpoint.

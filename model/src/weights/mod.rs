@@ -4,9 +4,11 @@
 //! offset in them is believed, and tensors are read one at a time, never mapped.
 
 mod header;
+mod image;
 mod reader;
 mod writer;
 
+pub use image::SafetensorsImage;
 pub use reader::SafetensorsFile;
 pub(crate) use reader::WeightFiles;
 pub(crate) use writer::is_beyond_f16;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bytemuck::NoUninit;
 use candle_core::{CpuStorage, D, DType, Storage, Tensor};
-use chandler_durable::{Fs, write_file, write_with};
+use chandler_durable::{Fs, write_file, write_sized_with};
 use safetensors::tensor::{TensorInfo, View};
 use serde_json::{Map, Value, json};
 
@@ -33,7 +33,9 @@ fn write_one(
     dtype: Option<DType>,
 ) -> Result<(), ModelError> {
     let header = header(tensors, dtype);
-    write_with(fs, path, |file| {
+    let size_of = |tensor: &Tensor| dtype.unwrap_or(tensor.dtype()).size_in_bytes();
+    let bytes = |(_, tensor): &(&str, &Tensor)| (tensor.elem_count() * size_of(tensor)) as u64;
+    write_sized_with(fs, path, tensors.iter().map(bytes).sum(), |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
         for (_, tensor) in tensors {
@@ -109,7 +111,7 @@ fn check_range(tensors: &[(&str, &Tensor)], dtype: Option<DType>) -> Result<(), 
     Ok(())
 }
 
-fn header(tensors: &[(&str, &Tensor)], dtype: Option<DType>) -> Vec<u8> {
+pub(super) fn header(tensors: &[(&str, &Tensor)], dtype: Option<DType>) -> Vec<u8> {
     let mut header = Map::new();
     header.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
     let mut begin = 0;
@@ -157,7 +159,7 @@ fn write_chunk(file: &mut dyn Write, chunk: &Tensor) -> io::Result<()> {
 }
 
 /// As the format has them: the low byte first.
-fn bytes_of<T: NoUninit>(values: &[T]) -> &[u8] {
+pub(super) fn bytes_of<T: NoUninit>(values: &[T]) -> &[u8] {
     const { assert!(cfg!(target_endian = "little"), "values lie in memory as in the file") };
     bytemuck::cast_slice(values)
 }

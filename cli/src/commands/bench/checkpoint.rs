@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use chandler_durable::{Removal, remove_folder_meanwhile};
 use chandler_model::CausalLm;
 use chandler_trainer::{BoxError, Control, Observer, StepMetrics, TrainSettings, Trainer};
 use chandler_vram::{Bytes, Ledger};
@@ -50,6 +51,9 @@ struct Found {
     cost: f64,
     /// Part of the time in which a step waited for a copy to be made.
     stalled: f64,
+    /// What the first copy of the run took, in memory fresh from the operating system; it is not
+    /// among the others.
+    first_wait_s: f64,
     /// The longest that a step waited for a copy to be made.
     longest_wait_s: f64,
     /// From a copy to the manifest on the disk.
@@ -97,10 +101,13 @@ struct Watch<'a> {
     /// When each checkpoint was asked for that is not yet whole, by its step.
     asked: BTreeMap<u64, Instant>,
     bytes: u64,
+    /// How long the first copy took.
+    first: Option<Duration>,
     waits: Vec<Duration>,
     writes: Vec<Duration>,
     /// The one before, which goes when the next is there.
     written: Option<PathBuf>,
+    removal: Option<Removal>,
 }
 
 impl<'a> Watch<'a> {
@@ -117,9 +124,11 @@ impl<'a> Watch<'a> {
             copying: None,
             asked: BTreeMap::new(),
             bytes: 0,
+            first: None,
             waits: vec![],
             writes: vec![],
             written: None,
+            removal: None,
         }
     }
 
@@ -148,6 +157,7 @@ impl<'a> Watch<'a> {
             tokens_per_s_with: with,
             cost: 1.0 - with / without,
             stalled: waited / with_checkpoints,
+            first_wait_s: self.first.map_or(0.0, |first| first.as_secs_f64()),
             longest_wait_s: longest(&self.waits),
             longest_write_s: longest(&self.writes),
         }
@@ -158,8 +168,14 @@ impl Observer for Watch<'_> {
     fn at_boundary(&mut self, step: u64, _: &CausalLm) -> Result<Control, BoxError> {
         let now = Instant::now();
         let Some(begun) = self.begun else {
-            // The first step finds nothing where it will be.
-            if step > 0 {
+            // The first step finds nothing where it will be, and the first copy no memory.
+            let is_first = step > 0 && self.asked.is_empty() && self.written.is_none();
+            if is_first {
+                self.copying = Some(now);
+                self.asked.insert(step, now);
+                return Ok(Control::Checkpoint);
+            }
+            if self.written.is_some() {
                 (self.begun, self.tokens_at_begin) = (Some(now), self.tokens);
             }
             return Ok(Control::Continue);
@@ -184,7 +200,11 @@ impl Observer for Watch<'_> {
         let step = (metrics.num_tokens - self.tokens) as f64 / metrics.tokens_per_s;
         self.tokens = metrics.num_tokens;
         if let Some(since) = self.copying.take() {
-            self.waits.push(since.elapsed().saturating_sub(Duration::from_secs_f64(step)));
+            let wait = since.elapsed().saturating_sub(Duration::from_secs_f64(step));
+            match self.first {
+                None => self.first = Some(wait),
+                Some(_) => self.waits.push(wait),
+            }
         }
         Ok(())
     }
@@ -195,14 +215,15 @@ impl Observer for Watch<'_> {
     }
 
     fn has_room_for_copy(&mut self, bytes: u64) -> bool {
-        self.bytes = bytes;
+        self.bytes = self.bytes.max(bytes);
         true
     }
 
     fn checkpoint_written(&mut self, step: u64, path: &Path) -> Result<(), BoxError> {
-        self.writes.extend(self.asked.remove(&step).map(|asked| asked.elapsed()));
+        let asked = self.asked.remove(&step).filter(|_| self.written.is_some());
+        self.writes.extend(asked.map(|asked| asked.elapsed()));
         if let Some(before) = self.written.replace(path.to_owned()) {
-            std::fs::remove_dir_all(before)?;
+            self.removal = Some(remove_folder_meanwhile(&before)?);
         }
         Ok(())
     }
@@ -214,13 +235,15 @@ impl Found {
         format!(
             "{model}: {checkpoints} checkpoints of {}\n\
              without them {without:.1} tokens/s, with them {:.1}: they cost {:.1} %\n\
-             copies held training up for {:.1} % of the time, the longest for {:.2} s; the longest \
-             until one was whole on the disk {:.1} s\n",
+             copies held training up for {:.1} % of the time, the longest for {:.2} s, the run's \
+             first, which is not counted, for {:.2} s; the longest until one was whole on the disk \
+             {:.1} s\n",
             Bytes(self.checkpoint_bytes),
             self.tokens_per_s_with,
             100.0 * self.cost,
             100.0 * self.stalled,
             self.longest_wait_s,
+            self.first_wait_s,
             self.longest_write_s,
         )
     }
