@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
-use chandler_model::logits::log_sum_exp;
+use candle_core::Tensor;
+use chandler_model::logits::{log_sum_exp, most_probable_of_rows, with_rows};
 use chandler_model::{CausalLm, KvCache};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -151,17 +151,19 @@ fn extend(
     options: &GenerateOptions,
     watcher: Watcher,
 ) -> Result<(), EvalError> {
-    let logits = logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
-    let (_, vocab_size) = logits.dims2()?;
-    let (storage, layout) = logits.storage_and_layout();
-    let values = match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => &values[start..end],
-        _ => return Err(candle_core::Error::Msg("logits in f32 on the CPU".to_owned()).into()),
-    };
-    let open = answers.iter_mut().filter(|answer| answer.ended.is_none());
-    let mut open: Vec<(&mut Answer, &[f32])> = open.zip(values.chunks_exact(vocab_size)).collect();
-    open.par_iter_mut().try_for_each(|(answer, logits)| answer.choose(logits, options))?;
-    for (answer, _) in open {
+    let mut open: Vec<&mut Answer> =
+        answers.iter_mut().filter(|answer| answer.ended.is_none()).collect();
+    if options.sampling.takes_the_most_probable() {
+        for (answer, (id, logprob)) in open.iter_mut().zip(most_probable_of_rows(logits)?) {
+            answer.take(id, logprob);
+        }
+    } else {
+        with_rows(logits, |rows| {
+            let each = open.par_iter_mut().zip(rows);
+            each.try_for_each(|(answer, logits)| answer.choose(logits, options))
+        })?;
+    }
+    for answer in open {
         answer.end(options, watcher);
     }
     Ok(())
@@ -197,9 +199,13 @@ impl Answer {
         let place = Place { seen, prompt_len, stop_ids: &options.stop_ids };
         let id = self.sampler.next(logits, &place)?;
         let logit = logits.get(id as usize).copied().unwrap_or(f32::NAN);
-        self.logprobs.push(f64::from(logit) - log_sum_exp(logits));
-        self.seen.push(id);
+        self.take(id, f64::from(logit) - log_sum_exp(logits));
         Ok(())
+    }
+
+    fn take(&mut self, id: u32, logprob: f64) {
+        self.logprobs.push(logprob);
+        self.seen.push(id);
     }
 
     /// Sees whether the newest token is the last.

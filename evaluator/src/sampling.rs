@@ -131,6 +131,11 @@ impl SamplingOptions {
         self.temperature_ramp.map_or(self.temperature, |ramp| ramp.at(self.temperature, token))
     }
 
+    /// Whether every token of an answer is the one with the largest logit.
+    pub(crate) fn takes_the_most_probable(&self) -> bool {
+        self.temperature <= 0.0 && self.temperature_ramp.is_none() && !self.changes_logits()
+    }
+
     /// What scores are divided by.
     pub(crate) fn divisor(&self) -> f64 {
         if self.temperature > 0.0 { self.temperature } else { 1.0 }

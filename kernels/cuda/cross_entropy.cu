@@ -6,12 +6,15 @@
 //   losses [C], f32: log Σ exp(z) − z[target], in nats
 //   hits [C]: 1 where the target is the first of the largest z, else 0
 //   d_logits [C, V], of D: (softmax(z) − onehot(target)) · scale · dz/dlogit
+//   ids [C]: the first of the largest logits, 0 where none is above −∞; logprobs [C], f32: its own
+//   log softmax
 // Sums are f32, each thread's own and then those of the threads.
 //
 // launch:
 //   kernel                        grid    block   shared bytes
 //   cross_entropy_forward_X       C       512     0
 //   cross_entropy_gradient_X_D    C       512     0
+//   most_probable_f32             C       512     0
 // X, D: f32_f32, bf16_bf16, f32_bf16. `stride` and `d_stride` are the elements from row to row (V
 // where it is contiguous). d_logits may be logits: with the same dtype and stride, or as bf16 over
 // f32 with d_stride = 2 · stride, where each row begins where it did. workspace: none.
@@ -204,6 +207,20 @@ DEVICE void gradient(
     } else {
         gradient_row<1>(logits, target, d_logits, score, vocab, softcap, scale);
     }
+}
+
+extern "C" __global__ void most_probable_f32(
+    const float* logits, u32* ids, float* logprobs, u32 vocab
+) {
+    const u64 row = blockIdx.x;
+    const bool together = vocab % VECTOR<float> == 0 && aligned(logits);
+    logits += row * vocab;
+    const Softcap none(0.0f);
+    const Softmax softmax = together ? softmax_of<VECTOR<float>>(logits, vocab, none)
+                                     : softmax_of<1>(logits, vocab, none);
+    if (threadIdx.x != 0) return;
+    ids[row] = softmax.argmax == NOWHERE ? 0 : softmax.argmax;
+    logprobs[row] = -logf(softmax.sum);
 }
 
 #define CROSS_ENTROPY_FORWARD(X, suffix)                                                           \

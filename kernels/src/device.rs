@@ -4,6 +4,9 @@
 //! [`pool`] reads its counters, [`give_back`] empties it: after that the process holds what its
 //! tensors take and no more.
 
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+
 use candle_core::{Device, Result};
 
 use crate::scratch;
@@ -28,6 +31,41 @@ pub struct PoolUsage {
     pub reserved: u64,
     /// The most that was taken since [`reset_high_water`].
     pub reserved_high: u64,
+}
+
+/// Keeps what the driver's compiler makes of the kernels' sources, so that the next process need not
+/// wait for it: seconds, before the first step.
+pub trait Translations: fmt::Debug + Send + Sync {
+    /// What was put for exactly this text, if it is still there.
+    fn get(&self, source: &str) -> Option<String>;
+
+    /// Keeps the translation of a text, which names the compiler and its options too. What cannot be
+    /// kept is made again.
+    fn put(&self, source: &str, translation: &str);
+}
+
+static TRANSLATIONS: RwLock<Option<Arc<dyn Translations>>> = RwLock::new(None);
+
+/// Where translations are kept from now on; without, they last as long as the process.
+pub fn set_translations(place: Option<Arc<dyn Translations>>) {
+    *TRANSLATIONS.write().unwrap_or_else(PoisonError::into_inner) = place;
+}
+
+/// The translation of `source`, from where it is kept, or by `translate`.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "there is nothing to translate"))]
+pub(crate) fn translation(
+    source: &str,
+    translate: impl FnOnce() -> Result<String>,
+) -> Result<String> {
+    let place = TRANSLATIONS.read().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(kept) = place.as_ref().and_then(|place| place.get(source)) {
+        return Ok(kept);
+    }
+    let made = translate()?;
+    if let Some(place) = place {
+        place.put(source, &made);
+    }
+    Ok(made)
 }
 
 /// Opens the CUDA device of this number, whose tensors take at most `limit` bytes, where there is a
@@ -75,6 +113,8 @@ pub fn give_back(device: &Device) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     #[test]
@@ -83,6 +123,34 @@ mod tests {
         assert_eq!((pool(&cpu), free_and_total(&cpu)), (None, None));
         reset_high_water(&cpu)?;
         give_back(&cpu)
+    }
+
+    #[derive(Debug, Default)]
+    struct InMemory(Mutex<Vec<(String, String)>>);
+
+    impl Translations for InMemory {
+        fn get(&self, source: &str) -> Option<String> {
+            let all = self.0.lock().unwrap();
+            all.iter().find(|(kept, _)| kept == source).map(|(_, made)| made.clone())
+        }
+
+        fn put(&self, source: &str, translation: &str) {
+            self.0.lock().unwrap().push((source.to_owned(), translation.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_source_is_translated_once() -> Result<()> {
+        let made = || Ok("made".to_owned());
+        let not_again = || candle_core::bail!("it was kept");
+        assert!(translation("a", not_again).is_err());
+        set_translations(Some(Arc::new(InMemory::default())));
+        assert_eq!(translation("a", made)?, "made");
+        assert_eq!(translation("a", not_again)?, "made");
+        assert!(translation("b", not_again).is_err());
+        set_translations(None);
+        assert!(translation("a", not_again).is_err());
+        Ok(())
     }
 
     #[test]

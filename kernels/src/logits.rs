@@ -1,11 +1,52 @@
 //! What a sampler asks of a row of logits: the best token, and sums of exponentials over a
 //! vocabulary of any size.
 
+use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor};
+use rayon::prelude::*;
+
+#[cfg(feature = "cuda")]
+use crate::cuda::cross_entropy as gpu;
 use crate::simd;
 
 const LANES: usize = 16;
 /// Exponentials that are summed in f32 before their sum is added in f64.
 const RUN: usize = 512;
+
+/// The most probable token of each row of `logits [rows, V]` and its log-probability in nats, as
+/// [`most_probable`] and [`log_sum_exp`] have them. Logits of a GPU stay there.
+pub fn most_probable_of_rows(logits: &Tensor) -> Result<Vec<(u32, f64)>> {
+    let logits = logits.to_dtype(DType::F32)?;
+    #[cfg(feature = "cuda")]
+    if logits.device().is_cuda() {
+        let found = gpu::most_probable(&logits)?;
+        return Ok(found.into_iter().map(|(id, logprob)| (id, f64::from(logprob))).collect());
+    }
+    with_rows(&logits, |rows| {
+        let of_row = |row: &&[f32]| {
+            let id = most_probable(row);
+            let logit = row.get(id).copied().unwrap_or(f32::NAN);
+            (id as u32, f64::from(logit) - log_sum_exp(row))
+        };
+        Ok(rows.par_iter().map(of_row).collect())
+    })
+}
+
+/// Calls `f` with the rows of `logits [rows, V]` in f32, which are copied where they are not on the CPU
+/// in one piece.
+pub fn with_rows<T, E: From<candle_core::Error>>(
+    logits: &Tensor,
+    f: impl FnOnce(&[&[f32]]) -> std::result::Result<T, E>,
+) -> std::result::Result<T, E> {
+    let logits = logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
+    let (_, vocab_size) = logits.dims2()?;
+    let (storage, layout) = logits.storage_and_layout();
+    let values = match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => &values[start..end],
+        _ => return Err(candle_core::Error::msg("logits in f32 on the CPU").into()),
+    };
+    let rows: Vec<&[f32]> = values.chunks_exact(vocab_size.max(1)).collect();
+    f(&rows)
+}
 
 /// The first of the largest; 0 where there is none.
 pub fn most_probable(logits: &[f32]) -> usize {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use chandler_kernels::linear_cross_entropy::{self, Score};
+use chandler_kernels::linear_cross_entropy::{self, Pending, Score};
 use chandler_kernels::{accumulation_dtype, attention, embedding, gemv, rms_norm};
 
 use crate::block::{BackwardPass, Block, SavedBlock};
@@ -318,20 +318,21 @@ impl CausalLm {
         Ok(linear_cross_entropy::forward(&hidden, self.params.value(self.head), targets, softcap)?)
     }
 
-    /// The same with gradients of `loss_sum · loss_scale`; returns that of `x`.
+    /// The same with gradients of `loss_sum · loss_scale`; returns that of `x`. A GPU is not waited for:
+    /// its score is on its way.
     pub fn loss_backward(
         &self,
         x: &Tensor,
         targets: &[i64],
         loss_scale: f64,
         gradients: &mut Gradients,
-    ) -> Result<(Score, Tensor), ModelError> {
+    ) -> Result<(Pending, Tensor), ModelError> {
         let hidden = self.final_norm.forward(&self.params, x)?;
         let head = self.params.value(self.head);
         let trains = self.params.trains(self.head);
         let d_head = if trains { Some(gradients.sum_of(self.head, head)?) } else { None };
         let softcap = self.config.final_logit_softcap;
-        let (score, d_hidden) = linear_cross_entropy::forward_backward(
+        let (score, d_hidden) = linear_cross_entropy::begin_forward_backward(
             &hidden, head, targets, softcap, loss_scale, d_head,
         )?;
         Ok((score, self.final_norm.backward(&self.params, x, &d_hidden, gradients)?))

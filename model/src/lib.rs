@@ -31,7 +31,7 @@
 //! {
 //!     model.embed_backward(&input, &dx0, &mut gradients)?;
 //! }
-//! assert_eq!(score.num_targets, 2);
+//! assert_eq!(score.wait()?.num_targets, 2);
 //! assert_eq!(gradients.iter().count(), model.params().len());
 //! # Ok(())
 //! # }
@@ -62,7 +62,7 @@ mod weights;
 pub use block::SavedBlock;
 pub use cached::PREFILL_TOKENS;
 pub use causal_lm::{CausalLm, Input};
-pub use chandler_kernels::linear_cross_entropy::{IGNORE_INDEX, Score};
+pub use chandler_kernels::linear_cross_entropy::{IGNORE_INDEX, Pending, Score};
 pub use chandler_kernels::logits;
 pub use config::{Attended, Family, LayerConfig, ModelConfig, RopeParameters, RopeScaling};
 pub use error::ModelError;

@@ -5,7 +5,7 @@
 //! activations live the shortest.
 
 use candle_core::Tensor;
-use chandler_model::{CausalLm, Gradients, Input, ParamId, SavedBlock, Score};
+use chandler_model::{CausalLm, Gradients, Input, ParamId, Pending, SavedBlock};
 
 use crate::{MicroBatch, TrainError};
 
@@ -20,8 +20,8 @@ pub(crate) trait Follower {
     /// Activations and gradients that are alive, in bytes, whenever that changes.
     fn holds(&mut self, activations: usize, gradients: usize);
 
-    /// The loss is known; the backward pass comes next.
-    fn scored(&mut self, score: &Score) -> Result<(), TrainError>;
+    /// The loss is known, or will be when the device has come so far; the backward pass comes next.
+    fn scored(&mut self, score: Pending) -> Result<(), TrainError>;
 
     /// The gradients of these parameters are complete for this micro-batch.
     fn complete(&mut self, ids: &[ParamId], gradients: &mut Gradients) -> Result<(), TrainError>;
@@ -35,7 +35,7 @@ pub(crate) fn forward_backward(
     kept_blocks: usize,
     gradients: &mut Gradients,
     follower: &mut dyn Follower,
-) -> Result<Score, TrainError> {
+) -> Result<(), TrainError> {
     let input = model.input(&batch.input_ids, batch.layout.clone())?;
     let mut x = model.embed(&input)?;
     let mut segments = Vec::with_capacity(model.num_blocks());
@@ -48,7 +48,7 @@ pub(crate) fn forward_backward(
         x = y;
     }
     let (score, dx) = model.loss_backward(&x, &batch.targets, loss_scale, gradients)?;
-    follower.scored(&score)?;
+    follower.scored(score)?;
     drop(x);
     follower.complete(&model.params_of_loss_alone(), gradients)?;
     let mut dx = Some(dx);
@@ -65,8 +65,7 @@ pub(crate) fn forward_backward(
     if let Some(dx) = dx {
         model.embed_backward(&input, &dx, gradients)?;
     }
-    follower.complete(&[model.embedding_param()], gradients)?;
-    Ok(score)
+    follower.complete(&[model.embedding_param()], gradients)
 }
 
 fn forward(

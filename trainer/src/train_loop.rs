@@ -5,7 +5,7 @@ use std::time::Instant;
 use candle_core::Tensor;
 use chandler_data::Row;
 use chandler_kernels::device;
-use chandler_model::{CausalLm, Score};
+use chandler_model::CausalLm;
 use chandler_vram::{Category, Entry, Ledger, Shortage};
 
 use crate::background::Background;
@@ -54,17 +54,15 @@ pub enum Outcome {
 struct Done {
     measured: Measured,
     lr: f64,
-    /// Sum over the micro-batches.
-    accuracy: f64,
     tokens: u64,
 }
 
 impl Trainer<'_> {
     /// Trains until the last step or until the observer says stop.
     pub fn train(&mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
-            self.spare.review(observer);
         loop {
             self.settle_checkpoint(observer, false)?;
+            self.spare.review(observer);
             let control =
                 observer.at_boundary(self.step, &self.model).map_err(TrainError::Observer)?;
             if control == Control::Checkpoint {
@@ -72,9 +70,9 @@ impl Trainer<'_> {
             }
             let is_stopped = control == Control::Stop;
             let is_last = control == Control::Finish || self.step >= self.plan.total_steps();
-                self.spare.release();
             if is_stopped || is_last {
                 self.settle_checkpoint(observer, true)?;
+                self.spare.release();
                 return Ok(if is_stopped { Outcome::Stopped } else { Outcome::Finished });
             }
             let at = self.step;
@@ -116,7 +114,7 @@ impl Trainer<'_> {
             grad_norm: done.measured.grad_norm,
             lr: done.lr,
             num_tokens: self.num_tokens,
-            mean_token_accuracy: done.accuracy / batches.len() as f64,
+            mean_token_accuracy: done.measured.accuracy,
             epoch: self.step as f64 / self.plan.steps_per_epoch() as f64,
             tokens_per_s: done.tokens as f64 / started.elapsed().as_secs_f64().max(1e-9),
             layers: done.measured.layers,
@@ -132,22 +130,20 @@ impl Trainer<'_> {
         let rate = Rate { lr: self.learning_rate(), step: self.step + 1 };
         let mut gradients = optimizer.no_gradients(model);
         let mut update = Update::new(model, optimizer, settings, ledger, rate, items);
-        let (mut accuracy, mut tokens) = (0.0, 0);
+        let mut tokens = 0;
         for rows in batches {
-            let mut score = Score::default();
+            update.begin_batch();
             for rows in rows.chunks(fit.rows_of(rows.len())) {
                 let batch = MicroBatch::new(rows);
                 let kept = fit.kept_of(settings.kept_blocks_of(model, batch.num_tokens()));
                 let scale = 1.0 / items as f64;
-                let pass =
-                    forward_backward(model, &batch, scale, kept, &mut gradients, &mut update);
-                score.add(pass.map_err(|error| update.failed(error))?);
+                forward_backward(model, &batch, scale, kept, &mut gradients, &mut update)
+                    .map_err(|error| update.failed(error))?;
                 tokens += batch.num_tokens() as u64;
             }
-            accuracy += score.num_correct as f64 / score.num_targets.max(1) as f64;
         }
         let measured = update.finish(&gradients)?;
-        Ok(Done { measured, lr: rate.lr, accuracy, tokens })
+        Ok(Done { measured, lr: rate.lr, tokens })
     }
 
     /// Makes room after memory ran out; whether there is anything left to cut.
@@ -216,11 +212,11 @@ impl<'a> Trainer<'a> {
             plan,
             step,
             num_tokens,
-            spare: Spare::default(),
             fit: Fit::default(),
             shortage: None,
             last_metrics,
             background: None,
+            spare: Spare::default(),
             ledger,
             resident,
         })

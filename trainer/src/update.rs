@@ -4,7 +4,7 @@
 //! after each block, and what is known then is each parameter's own norm.
 
 use candle_core::Tensor;
-use chandler_model::{CausalLm, Gradients, ModelError, ParamId, Score};
+use chandler_model::{CausalLm, Gradients, ModelError, ParamId, Pending, Score};
 use chandler_vram::{Category, Entry, Ledger, Shortage};
 
 use crate::layers::LayerSums;
@@ -21,6 +21,10 @@ pub(crate) struct Update<'a> {
     rate: Rate,
     items: usize,
     loss_sum: f64,
+    /// Of each micro-batch.
+    scores: Vec<Score>,
+    /// Those which a GPU is still at, and of which micro-batch they are a part.
+    pending: Vec<(usize, Pending)>,
     /// Squares of the norms of the gradients that were used already.
     squares: f64,
     /// Whether some weights have moved already.
@@ -35,6 +39,8 @@ pub(crate) struct Update<'a> {
 pub(crate) struct Measured {
     pub(crate) loss: f64,
     pub(crate) grad_norm: f64,
+    /// Mean over the micro-batches.
+    pub(crate) accuracy: f64,
     pub(crate) layers: Vec<LayerNorms>,
 }
 
@@ -60,12 +66,19 @@ impl<'a> Update<'a> {
             rate,
             items,
             loss_sum,
+            scores: vec![],
+            pending: vec![],
             squares,
             moved,
             layers,
             activations,
             held,
         }
+    }
+
+    /// The passes to come are of the next micro-batch.
+    pub(crate) fn begin_batch(&mut self) {
+        self.scores.push(Score::default());
     }
 
     /// The error of a pass, in which memory that was lacking is told from everything else.
@@ -82,15 +95,30 @@ impl<'a> Update<'a> {
 
     /// Moves what has not been moved yet.
     pub(crate) fn finish(mut self, gradients: &Gradients) -> Result<Measured, TrainError> {
-        let loss = self.loss()?;
+        // The device has to be waited for here, and nowhere before.
         let rest = global_norm(gradients)?;
+        for (batch, score) in std::mem::take(&mut self.pending) {
+            self.add(batch, score.wait().map_err(ModelError::from)?);
+        }
+        let loss = self.loss()?;
         let grad_norm = self.rate.finite("gradient norm", (self.squares + rest * rest).sqrt())?;
         if !self.settings.optimizer_in_backward {
             let clip = clip_coefficient(grad_norm, self.settings.max_grad_norm);
             self.step(|| gradients.iter(), clip)?;
         }
+        let accuracy = self.accuracy();
         let layers = self.layers.map_or_else(Vec::new, LayerSums::norms);
-        Ok(Measured { loss, grad_norm, layers })
+        Ok(Measured { loss, grad_norm, accuracy, layers })
+    }
+
+    fn add(&mut self, batch: usize, score: Score) {
+        self.loss_sum += score.loss_sum;
+        self.scores[batch].add(score);
+    }
+
+    fn accuracy(&self) -> f64 {
+        let of_batch = |score: &Score| score.num_correct as f64 / score.num_targets.max(1) as f64;
+        self.scores.iter().map(of_batch).sum::<f64>() / self.scores.len() as f64
     }
 
     /// Moves the parameters of these gradients, and looks at their layers where that is due. What
@@ -123,9 +151,15 @@ impl Follower for Update<'_> {
         self.held.set(gradients as u64);
     }
 
-    fn scored(&mut self, score: &Score) -> Result<(), TrainError> {
-        self.loss_sum += score.loss_sum;
-        self.loss().map(|_| ())
+    fn scored(&mut self, score: Pending) -> Result<(), TrainError> {
+        let batch = self.scores.len() - 1;
+        // Weights that move in this pass must not follow a loss that is NaN.
+        if score.is_known() || self.settings.optimizer_in_backward {
+            self.add(batch, score.wait().map_err(ModelError::from)?);
+            return self.loss().map(|_| ());
+        }
+        self.pending.push((batch, score));
+        Ok(())
     }
 
     fn complete(&mut self, ids: &[ParamId], gradients: &mut Gradients) -> Result<(), TrainError> {

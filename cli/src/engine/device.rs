@@ -2,14 +2,15 @@
 //! it once.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{Device, Error};
 use chandler_daemon_lock::{Lock, lock_gpu};
-use chandler_kernels::device as kernels;
+use chandler_kernels::device::{self as kernels, Translations};
 use chandler_vram::PoolReading;
 
 use super::EngineError;
+use super::translations::InFolder;
 use crate::config::{Config, MemorySize, Place};
 
 /// The GPU of this process.
@@ -98,6 +99,8 @@ pub(crate) fn open(place: Place, limit: Option<u64>) -> Result<Device, EngineErr
     if let Some(device) = &gpu.device {
         return Ok(device.clone());
     }
+    let translations = InFolder::of_user().map(|folder| Arc::new(folder) as Arc<dyn Translations>);
+    kernels::set_translations(translations);
     let device = kernels::open_cuda(ordinal, limit)
         .map_err(|error| EngineError::NoGpu { ordinal, reason: Box::new(error) })?;
     gpu.device = Some(device.clone());

@@ -22,6 +22,7 @@ mod settings;
 mod sink;
 mod snapshots;
 mod source;
+mod translations;
 mod watch;
 
 pub(crate) use answering::{stop_watcher, text_of};

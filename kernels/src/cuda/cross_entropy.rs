@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::launch::{Launch, address, arguments, suffix};
+use super::launch::{Launch, address, arguments, empty, suffix};
 use super::program::{Program, source};
 
 static PROGRAM: Program = source!("cross_entropy");
@@ -23,17 +23,31 @@ pub(crate) struct Rows<'a> {
     pub(crate) softcap: Option<f64>,
 }
 
+/// The most probable token of each row of `logits [C, V]`, f32, and its log-probability. Waits for the
+/// device.
+pub(crate) fn most_probable(logits: &Tensor) -> Result<Vec<(u32, f32)>> {
+    let (rows, vocab) = logits.dims2()?;
+    let logits = logits.contiguous()?;
+    // Ids, then the bits of the log-probabilities: one copy brings both.
+    let found = empty((2, rows), DType::U32, logits.device())?;
+    let ids = address(&found)?;
+    let arguments = arguments![address(&logits)?, ids, ids + 4 * rows as u64, vocab as u32];
+    let launch = launch("most_probable_f32".to_owned(), rows);
+    // SAFETY: there is a row of V logits and a place in both rows of `found` for each block.
+    unsafe { launch.run(logits.device(), &arguments) }?;
+    let found = found.flatten_all()?.to_vec1::<u32>()?;
+    let (ids, logprobs) = found.split_at(rows);
+    Ok(ids.iter().zip(logprobs).map(|(id, bits)| (*id, f32::from_bits(*bits))).collect())
+}
+
+fn launch(kernel: String, rows: usize) -> Launch<'static> {
+    let grid = [rows, 1, 1];
+    Launch { program: &PROGRAM, kernel, head_dim: None, grid, block: THREADS, shared: 0 }
+}
+
 impl Rows<'_> {
     fn launch(&self, kernel: String) -> Result<Launch<'static>> {
-        let rows = self.logits.dim(0)?;
-        Ok(Launch {
-            program: &PROGRAM,
-            kernel,
-            head_dim: None,
-            grid: [rows, 1, 1],
-            block: THREADS,
-            shared: 0,
-        })
+        Ok(launch(kernel, self.logits.dim(0)?))
     }
 
     /// Losses and hits.

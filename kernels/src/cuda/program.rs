@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::cuda_backend::cudarc::driver::CudaFunction;
-use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
+use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts, sys};
 use candle_core::cuda_backend::{DeviceId, WrapErr};
 use candle_core::{Device, Error, Result};
 
 use super::device::capability;
+use crate::device::translation;
 
 macro_rules! header {
     ($name:literal) => {
@@ -105,13 +106,25 @@ impl Program {
             "--fmad=false".to_owned(),
         ];
         options.extend(head_dim.map(|dim| format!("-DHEAD_DIM={dim}")));
-        let name = Some(format!("{}.cu", self.name));
-        let options = CompileOptions { name, options, ..CompileOptions::default() };
-        let compiled = compile_ptx_with_opts(with_headers(self.source), options).w();
-        let compiled = compiled
-            .map_err(|error| Error::context(error, format!("compiling {}.cu", self.name)))?;
-        Ok(compiled.to_src())
+        let source = with_headers(self.source);
+        let of = format!("// NVRTC {} {}\n{source}", compiler()?, options.join(" "));
+        translation(&of, || {
+            let name = Some(format!("{}.cu", self.name));
+            let options = CompileOptions { name, options, ..CompileOptions::default() };
+            let compiled = compile_ptx_with_opts(source, options).w();
+            let compiled = compiled
+                .map_err(|error| Error::context(error, format!("compiling {}.cu", self.name)))?;
+            Ok(compiled.to_src())
+        })
     }
+}
+
+/// The release of the driver's compiler.
+fn compiler() -> Result<String> {
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: both are places for a number.
+    unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) }.result().w()?;
+    Ok(format!("{major}.{minor}"))
 }
 
 /// A source with the text of its headers in the place of their names, each once: the driver's

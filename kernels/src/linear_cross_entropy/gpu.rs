@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::{Head, Losses, Trained};
+use super::{Head, Losses, Pending, Trained};
 use crate::cuda::cross_entropy::Rows;
 use crate::cuda::gemm::{Before, Factor, multiply};
 use crate::cuda::{embedding, empty};
@@ -21,7 +21,7 @@ pub(super) fn losses(head: &Head, trained: &Trained) -> Result<Losses> {
         )?;
         found.losses()
     })?;
-    work.found()
+    found(&work.losses, &work.hits)
 }
 
 /// The loss of each trained token, and the gradient of `hidden`; that of the head is added to
@@ -31,7 +31,7 @@ pub(super) fn gradients(
     trained: &Trained,
     loss_scale: f64,
     d_head: Option<&Tensor>,
-) -> Result<(Losses, Tensor)> {
+) -> Result<(Pending, Tensor)> {
     let work = Work::over(head, trained)?;
     let d_hidden = head.hidden.zeros_like()?;
     let dtype = head.hidden.dtype();
@@ -65,7 +65,7 @@ pub(super) fn gradients(
             None => Ok(()),
         }
     })?;
-    Ok((work.found()?, d_hidden))
+    Ok((Pending::on_gpu(work.losses, work.hits), d_hidden))
 }
 
 /// The first of rows that follow each other, and how many there are.
@@ -129,14 +129,14 @@ impl<'a> Work<'a> {
         }
         Ok(())
     }
+}
 
-    /// Waits for the device.
-    fn found(&self) -> Result<Losses> {
-        let losses = self.losses.to_vec1::<f32>()?;
-        let hits = self.hits.to_vec1::<u32>()?;
-        Ok(Losses {
-            of_token: losses.into_iter().map(f64::from).collect(),
-            num_correct: hits.into_iter().sum::<u32>() as usize,
-        })
-    }
+/// Waits for the device.
+pub(super) fn found(losses: &Tensor, hits: &Tensor) -> Result<Losses> {
+    let losses = losses.to_vec1::<f32>()?;
+    let hits = hits.to_vec1::<u32>()?;
+    Ok(Losses {
+        of_token: losses.into_iter().map(f64::from).collect(),
+        num_correct: hits.into_iter().sum::<u32>() as usize,
+    })
 }

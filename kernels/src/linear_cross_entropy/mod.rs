@@ -6,6 +6,7 @@ mod composed;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod gpu;
+mod pending;
 mod rehearse;
 mod softmax;
 
@@ -18,6 +19,7 @@ use crate::gemm::Output;
 use crate::profile::{self, Op, Timer};
 use crate::{accumulation_dtype, gemm};
 
+pub use pending::Pending;
 pub use rehearse::{rehearse_forward, rehearse_forward_backward};
 
 /// The target that takes no part in the loss, as in PyTorch.
@@ -60,6 +62,20 @@ pub fn forward_backward(
     loss_scale: f64,
     d_head: Option<&Tensor>,
 ) -> Result<(Score, Tensor)> {
+    let (score, d_hidden) =
+        begin_forward_backward(hidden, head, targets, softcap, loss_scale, d_head)?;
+    Ok((score.wait()?, d_hidden))
+}
+
+/// [`forward_backward`] without waiting for what a GPU has been asked to do.
+pub fn begin_forward_backward(
+    hidden: &Tensor,
+    head: &Tensor,
+    targets: &[i64],
+    softcap: Option<f64>,
+    loss_scale: f64,
+    d_head: Option<&Tensor>,
+) -> Result<(Pending, Tensor)> {
     let products = if d_head.is_some() { 3 } else { 2 };
     let _timer = timer(hidden, head, targets, products);
     let trained = trained(hidden, head, targets)?;
@@ -78,11 +94,11 @@ pub fn forward_backward(
         Some(_) => head.fast_gradients::<f32>(&trained, loss_scale, d_head)?,
         #[cfg(feature = "cuda")]
         None if head.is_on_gpu() && !trained.rows.is_empty() => {
-            gpu::gradients(&head, &trained, loss_scale, d_head)?
+            return gpu::gradients(&head, &trained, loss_scale, d_head);
         }
         None => composed::gradients(&head, &trained, loss_scale, d_head)?,
     };
-    Ok((losses.score(), d_hidden))
+    Ok((Pending::known(losses.score()), d_hidden))
 }
 
 /// Log-probability of each target under the logits, `targets.len()` values; 0 for

@@ -3,6 +3,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use chandler_kernels::linear_cross_entropy::{self, IGNORE_INDEX};
+use chandler_kernels::logits::most_probable_of_rows;
 
 use crate::buffer::Buffer;
 use crate::compare::{DTYPES, random, suffix, within};
@@ -131,6 +132,38 @@ fn vocabularies_of_any_size() -> Result<()> {
         agrees(rows, vocab, None)?;
         agrees(rows, vocab, Some(5.0))?;
     }
+    Ok(())
+}
+
+/// Ids, and their log-probabilities.
+fn most_probable(program: &Program, logits: &Tensor) -> Result<(Vec<u32>, Vec<f32>)> {
+    let (rows, vocab) = logits.dims2()?;
+    let (ids, logprobs) = (Buffer::unset::<u32>(rows), Buffer::unset::<f32>(rows));
+    let launch = program.launch("most_probable_f32", [rows, 1, 1], 512);
+    let logits = Buffer::of_tensor(logits)?;
+    launch.buffer(&logits).buffer(&ids).buffer(&logprobs).value(vocab as u32).run();
+    Ok((ids.values(), logprobs.values()))
+}
+
+#[test]
+fn the_most_probable_token_of_each_row() -> Result<()> {
+    let Some(program) = program("cross_entropy") else { return Ok(()) };
+    for (rows, vocab) in [(1, 1), (4, 3), (5, 100), (3, 1003), (4, 2304)] {
+        let logits = Case::new(rows, vocab, None, DType::F32)?.logits;
+        let (ids, logprobs) = most_probable(&program, &logits)?;
+        let expected = most_probable_of_rows(&logits)?;
+        for (row, (id, logprob)) in expected.into_iter().enumerate() {
+            assert_eq!(ids[row], id, "row {row} of {rows} x {vocab}");
+            assert!((f64::from(logprobs[row]) - logprob).abs() <= 4e-6, "{logprobs:?}: {logprob}");
+        }
+    }
+    // Of equal ones the first; where nothing is above −∞, the first too.
+    let mut row = vec![0f32; 2500];
+    row[700] = 3.0;
+    row[2400] = 3.0;
+    let none = vec![f32::NEG_INFINITY; 2500];
+    let logits = Tensor::new(vec![row, none], &Device::Cpu)?;
+    assert_eq!(most_probable(&program, &logits)?.0, [700, 0]);
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use chandler_kernels::activation::{self, Activation};
 use chandler_kernels::decode_attention::{self, Place};
+use chandler_kernels::logits::most_probable_of_rows;
 use chandler_kernels::{
     attention, elementwise, embedding, gemv, linear, linear_cross_entropy, rms_norm, rope,
 };
@@ -275,5 +276,20 @@ fn products_of_few_rows() {
                 Ok(all)
             });
         }
+    }
+}
+
+#[test]
+fn the_most_probable_token() {
+    let Some((_alone, gpu)) = gpu() else { return };
+    let mut logits = vec![noise((1, 700), 1, DType::F32), noise((1, 700), 2, DType::F32)];
+    logits.push(Tensor::full(f32::NEG_INFINITY, (1, 700), &Device::Cpu).unwrap());
+    let logits = (Tensor::cat(&logits, 0).unwrap() * 9.0).unwrap();
+    let expected = most_probable_of_rows(&logits).unwrap();
+    let found = most_probable_of_rows(&logits.to_device(&gpu).unwrap()).unwrap();
+    for ((found, logprob), (id, expected)) in found.into_iter().zip(expected) {
+        assert_eq!(found, id);
+        let near = (logprob - expected).abs() < 1e-5;
+        assert!(near || expected.is_nan(), "{logprob} and {expected}");
     }
 }

@@ -36,7 +36,7 @@ fn backward(model: &CausalLm, train: &Value, rows: &[u32], num_items: f64) -> (f
     if let Some(dx) = dx {
         model.embed_backward(&input, &dx, &mut gradients).unwrap();
     }
-    (score.loss_sum / num_items, gradients)
+    (score.wait().unwrap().loss_sum / num_items, gradients)
 }
 
 #[test]

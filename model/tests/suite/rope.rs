@@ -41,7 +41,8 @@ fn check(name: &str, model: &CausalLm, expected: &Value) {
     let scale = 1.0 / (input_ids.len() - 1) as f64;
     let (score, mut dx) =
         model.loss_backward(&x, &targets(&labels), scale, &mut gradients).unwrap();
-    let (loss, wanted) = (score.loss_sum * scale, expected["loss"].as_f64().unwrap());
+    let (loss, wanted) =
+        (score.wait().unwrap().loss_sum * scale, expected["loss"].as_f64().unwrap());
     assert!((loss / wanted - 1.0).abs() < 1e-5, "{name}: loss {loss}, not {wanted}");
     for (index, kept) in saved.into_iter().enumerate().rev() {
         dx = model.block_backward(index, kept, &input, &dx, &mut gradients).unwrap().unwrap();
