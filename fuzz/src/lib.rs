@@ -19,7 +19,7 @@ pub use corpus::Corpus;
 pub use edits::{Edit, MOST_BYTES, Random, edited};
 pub use targets::{TARGETS, Target, clean_up, target};
 
-/// The longest that one input of up to [`MOST_BYTES`] may take, in milliseconds.
+/// The longest that one input of up to [`MOST_BYTES`] may take, in milliseconds of the CPU.
 pub const MOST_MILLIS: u128 = 1000;
 /// The most memory that a process may take that runs one target for ever.
 pub const MOST_BYTES_OF_MEMORY: u64 = 512 << 20;

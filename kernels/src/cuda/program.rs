@@ -1,4 +1,5 @@
 //! CUDA C++ sources, and the kernels in them.
+#![expect(unsafe_code, reason = "asks the compiler for its release")]
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -123,7 +124,7 @@ impl Program {
 fn compiler() -> Result<String> {
     let (mut major, mut minor) = (0, 0);
     // SAFETY: both are places for a number.
-    unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) }.result().w()?;
+    unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) }.result().map_err(Error::wrap)?;
     Ok(format!("{major}.{minor}"))
 }
 

@@ -3,9 +3,11 @@
 use super::block::Widths;
 use super::{EvalShape, ModelShape};
 
-/// Bytes that an evaluation holds beside what is always there and the cache.
-pub(super) fn most(model: &ModelShape, eval: &EvalShape) -> u64 {
-    eval.workspace + prefill(model, eval).max(decode(model, eval)).max(scoring(model, eval))
+/// Bytes that an evaluation holds beside what is always there and a cache of so many bytes. Rows are
+/// scored while there is no cache.
+pub(super) fn most(model: &ModelShape, eval: &EvalShape, cache: u64) -> u64 {
+    let scoring = scoring(model, eval).saturating_sub(cache);
+    eval.workspace + prefill(model, eval).max(decode(model, eval)).max(scoring)
 }
 
 /// Pieces of prompts through the blocks, one after the other; the output of each prompt's last token

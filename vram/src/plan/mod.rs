@@ -81,7 +81,7 @@ pub fn plan(
     let moments = (matrices * train.moment_bytes_per_256).div_ceil(256) + 8 * vectors;
     let kv =
         eval.map_or(0, |eval| 2 * model.layers * eval.batch * eval.tokens * model.kv_width * b);
-    let answers = eval.map_or(0, |eval| answers::most(model, eval));
+    let answers = eval.map_or(0, |eval| answers::most(model, eval, kv));
     let resident = model.params * b + masters + moments;
     let held = step::most(model, train);
     let line = |category, bytes, formula, phase| Line { category, bytes, formula, phase };
@@ -250,6 +250,24 @@ mod tests {
         assert_eq!(full.eval_peak, 12_000 + 25_600 + 70_000 + 120 * token);
         let table = full.to_string();
         assert!(table.contains("does NOT fit") && table.contains("kv_cache"), "{table}");
+    }
+
+    #[test]
+    fn rows_are_scored_without_a_cache() {
+        let eval = EvalShape {
+            batch: 1,
+            tokens: 10,
+            prompt_tokens: 1,
+            prefill_tokens: 1024,
+            scored_tokens: 1000,
+            workspace: 0,
+            passing: Passing::NONE,
+        };
+        let peak = |eval| plan(&small(), &TRAIN, Some(&eval), None).eval_peak;
+        let longer = EvalShape { tokens: 20, ..eval };
+        assert_eq!(peak(eval), peak(longer), "the scored row is the most in both");
+        let none = EvalShape { scored_tokens: 0, ..eval };
+        assert!(peak(EvalShape { tokens: 20, ..none }) > peak(none));
     }
 
     #[test]
