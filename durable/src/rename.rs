@@ -179,7 +179,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("checkpoint-5");
         create_folder_all(&RealFs, &folder).unwrap();
-        crate::write(&folder.join("weights"), &[1; 100_000]).unwrap();
+        crate::write(&folder.join("weights"), &vec![1; 100_000]).unwrap();
         let removal = remove_folder_meanwhile(&folder).unwrap();
         assert!(!is_there(&folder).unwrap());
         drop(removal);
