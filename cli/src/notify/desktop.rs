@@ -5,6 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::message::Notice;
@@ -18,6 +19,17 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 #[derive(Debug, Default)]
 pub(super) struct Desktop {
     told_trouble: Arc<AtomicBool>,
+    /// Those that are being shown.
+    showing: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Desktop {
+    /// What the last notice met is said too; none is waited for longer than its program may take.
+    fn drop(&mut self) {
+        for thread in self.showing.drain(..) {
+            let _unheard = thread.join();
+        }
+    }
 }
 
 impl Desktop {
@@ -35,8 +47,10 @@ impl Desktop {
                 tracing::warn!("notify.desktop: {why}");
             }
         });
-        if let Err(error) = shown {
-            tracing::warn!("notify.desktop: {error}");
+        self.showing.retain(|thread| !thread.is_finished());
+        match shown {
+            Ok(thread) => self.showing.push(thread),
+            Err(error) => tracing::warn!("notify.desktop: {error}"),
         }
     }
 
