@@ -31,8 +31,8 @@ const MAX_PRINTED_BYTES: usize = 256 << 20;
 const MAX_INDENT: usize = 32;
 const INDENT_WORDS: &str = "tojson indents by 32 spaces at most";
 /// Bytes that one `tojson` makes: each that is made of another's text can double it.
-const MAX_JSON_BYTES: usize = 16 << 20;
-const JSON_WORDS: &str = "tojson makes 16 MiB at most";
+const MAX_JSON_BYTES: usize = 4 << 20;
+const JSON_WORDS: &str = "tojson makes 4 MiB at most";
 /// Blocks, macros and loops within one another; a thread's stack holds many more.
 const MAX_NESTING: usize = 200;
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{Device, Error};
 use chandler_daemon_lock::{Lock, lock_gpu};
 use chandler_kernels::device::{self as kernels, Translations};
-use chandler_vram::PoolReading;
+use chandler_vram::{GpuReading, NvmlMeter, PoolReading, Shortage};
 
 use super::EngineError;
 use super::translations::InFolder;
@@ -126,6 +126,20 @@ pub(crate) fn room_on_gpu(device: &Device) -> Option<u64> {
     Some(free + (pool.reserved - pool.used))
 }
 
+/// A shortage as the driver's meter sees it now, with everybody who holds memory of this process's
+/// GPU; as it is where there is no GPU, or no meter.
+pub(crate) fn seen_on_gpu(shortage: &Shortage) -> Shortage {
+    let ordinal = gpu().as_ref().map(|gpu| gpu.ordinal);
+    let Some(uuid) = ordinal.and_then(kernels::uuid) else { return shortage.clone() };
+    of_gpu(shortage, &uuid, NvmlMeter::new().gpus().unwrap_or_default())
+}
+
+fn of_gpu(shortage: &Shortage, uuid: &str, readings: Vec<GpuReading>) -> Shortage {
+    let ours = readings.into_iter().find(|reading| reading.uuid.as_deref() == Some(uuid));
+    let Some(ours) = ours else { return shortage.clone() };
+    Shortage::on_gpu(shortage.wanted, &ours, std::process::id(), shortage.own.clone())
+}
+
 /// High-water marks of the pool begin anew, where there is one.
 pub(crate) fn reset_high_water() -> Result<(), EngineError> {
     let held = gpu();
@@ -142,8 +156,26 @@ pub(crate) fn give_back() -> Result<(), EngineError> {
 
 #[cfg(test)]
 mod tests {
+    use chandler_vram::{GpuMeter, Ledger, RecordedGpus};
+
     use super::*;
     use crate::config::DeviceChoice;
+
+    #[test]
+    fn a_shortage_on_a_gpu_names_who_else_is_on_it() {
+        let recording = r#"[{"index":0,"uuid":"GPU-a","name":"A","used":9,"total":10,"free":1,
+            "processes":[]},{"index":1,"uuid":"GPU-b","name":"B","used":21474836480,
+            "total":25769803776,"free":4294967296,
+            "processes":[{"pid":815,"used":13314398618,"name":"python"}]}]"#;
+        let meter = RecordedGpus::from_json_lines(&recording.replace('\n', " ")).unwrap();
+        let gpus = meter.gpus().unwrap();
+        let shortage = Shortage::in_heap(Some(742 << 20), Ledger::new().snapshot());
+        let said = of_gpu(&shortage, "GPU-b", gpus.clone()).to_string();
+        assert!(said.contains("of 24.00 GiB python (pid 815) holds 12.40 GiB"), "{said}");
+        assert_eq!(of_gpu(&shortage, "GPU-c", gpus).to_string(), shortage.to_string());
+        // The CPU's is told as it is.
+        assert_eq!(seen_on_gpu(&shortage).to_string(), shortage.to_string());
+    }
 
     #[test]
     fn the_cpu_needs_no_lock_and_what_is_not_there_is_named() {

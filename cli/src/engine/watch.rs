@@ -17,9 +17,9 @@ use super::best::{Best, Verdict};
 use super::eval_set::EvalSet;
 use super::evaluation::{Due, Evaluated, Evaluation, Evaluator};
 use super::guard::{Decision, decide};
-use super::memory;
 use super::saving::ToldFs;
 use super::sink::Sink;
+use super::{device, memory};
 use crate::config::{EvalConfig, OnPressure};
 use crate::daemon::is_full;
 use crate::failure::in_one_line;
@@ -276,6 +276,7 @@ impl Observer for Watch<'_> {
     }
 
     fn tightened(&mut self, step: u64, fit: Fit, why: &Shortage) -> Result<(), BoxError> {
+        let why = device::seen_on_gpu(why);
         self.sink.memory(&format!("step {}: {why}; from now on {fit}", step + 1))?;
         self.sink.fitted(fit)
     }
