@@ -1,6 +1,5 @@
 //! Size and hash of a file, read through an [`Fs`].
 
-use std::fmt::Write as _;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -33,10 +32,7 @@ impl Making for Sha256 {
 
     fn made(self) -> FileHash {
         let digest = self.finalize();
-        FileHash::Sha256(digest.iter().fold(String::with_capacity(64), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        }))
+        FileHash::Sha256(digest.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 }
 

@@ -62,8 +62,7 @@ pub(super) struct PlanArgs {
     json: bool,
 }
 
-/// What is taken for granted of a card that is not there to be asked: more than a context with some
-/// kernels has on most.
+/// What is taken for granted of a card that is not there to be asked. It has been measured on none.
 const CONTEXT_BYTES: u64 = 512 << 20;
 
 /// What `plan --json` prints.

@@ -85,9 +85,8 @@ fn a_plan_needs_no_weights() {
     assert!(drawn.starts_with("<svg") && drawn.contains("weights"), "{drawn}");
 }
 
-/// One card, an evaluation with 2048 new tokens, and a second daemon on it.
-#[test]
-fn the_incident_is_foreseen() {
+/// A folder with the configuration of Qwen3-0.6B.
+fn qwen3() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let config = json!({
         "model_type": "qwen3", "vocab_size": 151_936, "hidden_size": 1024,
@@ -95,6 +94,13 @@ fn the_incident_is_foreseen() {
         "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": true,
     });
     put(&folder.path().join("config.json"), config.to_string());
+    folder
+}
+
+/// One card, an evaluation with 2048 new tokens, and a second daemon on it.
+#[test]
+fn the_incident_is_foreseen() {
+    let folder = qwen3();
     let mut args = vec!["plan", "--model", text_of(folder.path()), "--device", "23.63GiB"];
     args.extend(["--seq-len", "4096", "--max-new-tokens", "2048", "--set", "model.dtype=bf16"]);
     args.extend(["--set", "train.per_device_train_batch_size=16"]);
@@ -114,13 +120,7 @@ fn the_incident_is_foreseen() {
 /// A card of another machine: what its driver takes, and ops that keep no buffers.
 #[test]
 fn a_card_has_a_context() {
-    let folder = tempfile::tempdir().unwrap();
-    let config = json!({
-        "model_type": "qwen3", "vocab_size": 151_936, "hidden_size": 1024,
-        "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
-        "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": true,
-    });
-    put(&folder.path().join("config.json"), config.to_string());
+    let folder = qwen3();
     let plan = |more: &[&str]| -> Value {
         let mut args = vec!["plan", "--model", text_of(folder.path()), "--device", "80GiB"];
         args.extend(["--set", "model.dtype=bf16", "--json"]);
