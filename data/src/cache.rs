@@ -36,6 +36,8 @@ pub(crate) struct Cache {
     pub(crate) lengths: Vec<u32>,
     pub(crate) sources: Vec<u64>,
     pub(crate) report: Report,
+    /// SHA-256 of the tokens, of which of them carry loss, and of the lengths.
+    pub(crate) digest: [u8; 32],
 }
 
 /// Writes a cache file; `fill` hands every document to the writer and ends with the report.
@@ -122,20 +124,26 @@ fn read(mut file: File) -> io::Result<Cache> {
     let damaged = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     let total = file.metadata()?.len();
     let hashed = total.checked_sub(TRAILER_BYTES - 16).ok_or_else(|| damaged("too short"))?;
-    let mut hash = Sha256::new();
-    io::copy(&mut Read::by_ref(&mut file).take(hashed), &mut HashWriter(&mut hash))?;
-    let mut end = [0; 40];
-    file.read_exact(&mut end)?;
-    if &end[32..] != MAGIC || end[..32] != hash.finalize()[..] {
-        return Err(damaged("its bytes are not those that were written"));
-    }
     let mut sizes = [0; 16];
     file.seek(SeekFrom::Start(hashed - 16))?;
     file.read_exact(&mut sizes)?;
     let size = |at: usize| sizes[at..at + 8].iter().rev().fold(0, |n, b| (n << 8) | u64::from(*b));
     let (count, report_bytes) = (size(0), size(8));
-    let tail = count.checked_mul(12).and_then(|n| n.checked_add(report_bytes + 16));
+    let tail = count.checked_mul(12).and_then(|n| n.checked_add(report_bytes.checked_add(16)?));
     let start = tail.and_then(|tail| hashed.checked_sub(tail)).ok_or_else(|| damaged("sizes"))?;
+    file.rewind()?;
+    let mut hash = Sha256::new();
+    let mut go_on = |hash: &mut Sha256, bytes: u64| {
+        io::copy(&mut Read::by_ref(&mut file).take(bytes), &mut HashWriter(hash))
+    };
+    go_on(&mut hash, start + count * 4)?;
+    let digest = hash.clone().finalize().into();
+    go_on(&mut hash, hashed - start - count * 4)?;
+    let mut end = [0; 40];
+    file.read_exact(&mut end)?;
+    if &end[32..] != MAGIC || end[..32] != hash.finalize()[..] {
+        return Err(damaged("its bytes are not those that were written"));
+    }
     file.seek(SeekFrom::Start(start))?;
     let mut tail = vec![0; (count * 12 + report_bytes) as usize];
     file.read_exact(&mut tail)?;
@@ -148,7 +156,7 @@ fn read(mut file: File) -> io::Result<Cache> {
     if lengths.iter().map(|length| u64::from(*length)).sum::<u64>() * TOKEN_BYTES != start {
         return Err(damaged("its lengths do not add up"));
     }
-    Ok(Cache { file, lengths, sources, report })
+    Ok(Cache { file, lengths, sources, report, digest })
 }
 
 struct HashWriter<'a>(&'a mut Sha256);

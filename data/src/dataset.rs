@@ -63,6 +63,8 @@ struct Store {
     files: Vec<PathBuf>,
     report: Report,
     cache_file: PathBuf,
+    /// Of the tokens.
+    digest: [u8; 32],
     /// Of the files; empty where only the tokens were opened.
     hashes: Vec<String>,
 }
@@ -115,7 +117,7 @@ impl Dataset {
     }
 
     fn of(cache: Cache, files: &[PathBuf], cache_file: &Path, hashes: Vec<String>) -> Self {
-        let Cache { file, lengths, sources, report } = cache;
+        let Cache { file, lengths, sources, report, digest } = cache;
         let mut end = 0;
         let offsets = lengths
             .iter()
@@ -130,8 +132,17 @@ impl Dataset {
         };
         let rows = lengths.iter().enumerate().map(whole).collect();
         let (files, cache_file) = (files.to_vec(), cache_file.to_owned());
-        let store = Store { file, offsets, lengths, sources, files, report, cache_file, hashes };
-        let store = Arc::new(store);
+        let store = Arc::new(Store {
+            file,
+            offsets,
+            lengths,
+            sources,
+            files,
+            report,
+            cache_file,
+            digest,
+            hashes,
+        });
         Self { store, rows, packed: false }
     }
 
@@ -167,6 +178,23 @@ impl Dataset {
     /// Tokens of a row.
     pub fn row_length(&self, index: usize) -> usize {
         self.rows[index].iter().map(|piece| piece.len as usize).sum()
+    }
+
+    /// SHA-256, in hexadecimal, of the tokens and of how these rows are laid out of them: the same
+    /// for the same rows alone, whatever the files are called.
+    pub fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(self.store.digest);
+        hash.update([u8::from(self.packed)]);
+        for row in &self.rows {
+            hash.update((row.len() as u32).to_le_bytes());
+            for piece in row {
+                hash.update(
+                    [piece.document, piece.start, piece.len].map(u32::to_le_bytes).concat(),
+                );
+            }
+        }
+        hexadecimal(&hash.finalize())
     }
 
     /// Reads a row.

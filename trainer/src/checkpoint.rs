@@ -245,6 +245,7 @@ impl Trainer<'_> {
         });
         json!({
             "rows": self.rows.len(),
+            "data": self.digest,
             "total_steps": self.plan.total_steps(),
             "batch": [settings.per_device_train_batch_size, settings.gradient_accumulation_steps],
             "order": [json!(settings.shuffle), json!(settings.seed)],
@@ -259,6 +260,7 @@ impl Trainer<'_> {
         let is = self.fingerprint();
         for what in [
             "rows",
+            "data",
             "total_steps",
             "batch",
             "order",
@@ -267,7 +269,9 @@ impl Trainer<'_> {
             "dtype",
             "trainable",
         ] {
-            if was[what] != is[what] {
+            // Checkpoints of before did not know their data, and other sources of rows may not.
+            let is_unknown = what == "data" && (was[what].is_null() || is[what].is_null());
+            if was[what] != is[what] && !is_unknown {
                 let (path, was) = (path.to_owned(), was[what].to_string());
                 return Err(TrainError::OtherRun { path, what, was, is: is[what].to_string() });
             }

@@ -24,6 +24,8 @@ pub struct Trainer<'a> {
     pub(crate) optimizer: AdamW,
     pub(crate) settings: TrainSettings,
     pub(crate) rows: &'a dyn Rows,
+    /// What tells the rows from others.
+    pub(crate) digest: Option<String>,
     pub(crate) plan: BatchPlan,
     /// Steps done.
     pub(crate) step: u64,
@@ -208,6 +210,7 @@ impl<'a> Trainer<'a> {
             model,
             optimizer,
             settings,
+            digest: rows.digest(),
             rows,
             plan,
             step,

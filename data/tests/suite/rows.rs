@@ -175,3 +175,25 @@ fn many_rows_keep_their_order() {
     let tokens: usize = (0..wrapped.len()).map(|row| wrapped.row_length(row)).sum();
     assert_eq!(tokens as u64, dataset.stats().tokens);
 }
+
+#[test]
+fn a_digest_tells_rows_from_others() {
+    let text = "{\"text\": \"a b c d\"}\n{\"text\": \"e f\"}\n{\"text\": \"g\"}\n";
+    let options = DataOptions { loss_on: LossOn::All, ..DataOptions::default() };
+    let open = |text: &str, options| open(text.as_bytes(), "qwen3", options).unwrap();
+    let rows = open(text, &options);
+    assert_eq!(rows.digest(), open(text, &options).digest());
+    assert_eq!(rows.digest(), rows.select(&[0, 1, 2]).digest());
+    let others = [
+        rows.select(&[1, 0, 2]),
+        rows.select(&[0, 1]),
+        rows.packed(Packing::Wrapped, 8),
+        open(&text.replace('g', "h"), &options),
+        open(&text.replace("\"e f\"", "\"e\""), &options),
+        open(text, &DataOptions { max_length: 2, ..options.clone() }),
+    ];
+    let mut all: Vec<String> = others.iter().chain([&rows]).map(Dataset::digest).collect();
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), others.len() + 1);
+}

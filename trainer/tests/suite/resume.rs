@@ -89,6 +89,13 @@ fn a_checkpoint_of_another_run_or_a_broken_one_is_refused() {
     let error = new(&other).resume(&path).unwrap_err();
     assert!(matches!(error, TrainError::OtherRun { what: "hyperparameters", .. }), "{error}");
     assert!(error.hint().is_some());
+    let mut changed = rows.clone();
+    changed[0].input_ids[0] += 1;
+    let error = Trainer::new(load("qwen3", DType::F32), &changed, settings.clone(), &Ledger::new())
+        .unwrap()
+        .resume(&path)
+        .unwrap_err();
+    assert!(matches!(error, TrainError::OtherRun { what: "data", .. }), "{error}");
     let weights = path.join("weights.safetensors");
     let length = fs::metadata(&weights).unwrap().len();
     OpenOptions::new().write(true).open(&weights).unwrap().set_len(length - 1).unwrap();
