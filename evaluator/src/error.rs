@@ -1,5 +1,5 @@
 use chandler_model::ModelError;
-use chandler_vram::{Bytes, Category};
+use chandler_vram::{Bytes, Category, Ledger, Shortage};
 
 /// Why an evaluation has no result.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +25,10 @@ pub enum EvalError {
         bytes: u64,
     },
 
+    /// Too little memory, however the evaluation is cut.
+    #[error("{0}")]
+    OutOfMemory(Box<Shortage>),
+
     /// The model could not compute it.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -39,7 +43,18 @@ impl From<candle_core::Error> for EvalError {
 impl EvalError {
     /// Whether memory was lacking, which asking for less may help.
     pub fn is_out_of_memory(&self) -> bool {
-        matches!(self, Self::Model(ModelError::OutOfMemory { .. }))
+        matches!(self, Self::OutOfMemory(_) | Self::Model(ModelError::OutOfMemory { .. }))
+    }
+
+    /// Memory that was lacking, with who holds what at this moment; other errors as they are.
+    pub(crate) fn told(self, ledger: &Ledger) -> Self {
+        match self {
+            Self::Model(ModelError::OutOfMemory { bytes }) => {
+                let wanted = bytes.map(|bytes| bytes as u64);
+                Self::OutOfMemory(Box::new(Shortage::in_heap(wanted, ledger.snapshot())))
+            }
+            other => other,
+        }
     }
 
     /// What the person who sees the error can do about it.
@@ -48,6 +63,11 @@ impl EvalError {
             Self::EmptyPrompt { .. } => Some("leave empty prompts out".to_owned()),
             Self::Stopped => None,
             Self::Leak { .. } => Some("this is a fault of chandler; please report it".to_owned()),
+            Self::OutOfMemory(_) => Some(
+                "lower eval.max_new_tokens or eval.batch_size, or end other programs that use the \
+                 memory"
+                    .to_owned(),
+            ),
             Self::Model(error) => error.hint(),
         }
     }

@@ -2,7 +2,7 @@
 
 use chandler_kernels::device;
 use chandler_model::{CausalLm, KvCache};
-use chandler_vram::{Category, Entry, Ledger};
+use chandler_vram::{Category, Entry, Ledger, Shortage};
 use serde::Serialize;
 
 use crate::EvalError;
@@ -16,7 +16,7 @@ pub struct EvalScope<'a> {
     stop: Option<&'a dyn Fn() -> bool>,
     tell: Option<&'a dyn Fn(Answering)>,
     peak_cache_bytes: u64,
-    shrunk: Option<Shrunk>,
+    shrunk: Option<(Shrunk, Box<Shortage>)>,
     seconds: Vec<f64>,
 }
 
@@ -83,7 +83,12 @@ impl<'a> EvalScope<'a> {
 
     /// What the evaluation was cut down to, if memory ran out in it.
     pub fn shrunk(&self) -> Option<Shrunk> {
-        self.shrunk
+        self.shrunk.as_ref().map(|(shrunk, _)| *shrunk)
+    }
+
+    /// Who held what when the evaluation was cut down last.
+    pub fn shortage(&self) -> Option<&Shortage> {
+        self.shrunk.as_ref().map(|(_, shortage)| &**shortage)
     }
 
     /// How long each answer of the newest [`generate`](Self::generate) took, in seconds from the
@@ -133,13 +138,16 @@ impl<'a> EvalScope<'a> {
                     all.extend(batch.iter().map(|(number, _)| *number).zip(answers));
                     (left, tried_again) = (rest, false);
                 }
-                Err(error) if error.is_out_of_memory() => {
+                Err(EvalError::OutOfMemory(shortage)) => {
                     // What lies idle may be all that was lacking.
                     device::give_back(self.model.device())?;
                     if tried_again {
-                        options = options.smaller(batch.len()).ok_or(error)?;
+                        let Some(smaller) = options.smaller(batch.len()) else {
+                            return Err(EvalError::OutOfMemory(shortage));
+                        };
+                        options = smaller;
                         let GenerateOptions { batch_size, max_new_tokens, .. } = options;
-                        self.shrunk = Some(Shrunk { batch_size, max_new_tokens });
+                        self.shrunk = Some((Shrunk { batch_size, max_new_tokens }, shortage));
                     }
                     tried_again = true;
                 }
@@ -174,6 +182,12 @@ impl<'a> EvalScope<'a> {
             stop.is_some_and(|stop| stop())
         };
         generate_batch(self.model, &mut owned.cache, batch, options, watcher, &stopped)
+            .map_err(|error| self.told(error))
+    }
+
+    /// An error in whose words is who held what, where memory was lacking.
+    pub(crate) fn told(&self, error: EvalError) -> EvalError {
+        error.told(&self.ledger)
     }
 
     /// Ends the evaluation: an error, if the ledger has more of the cache than before.
@@ -189,7 +203,8 @@ impl<'a> EvalScope<'a> {
         let (config, dtype) = (self.model.config(), self.model.dtype());
         let bytes = KvCache::bytes_needed(config, rows, capacity, dtype) as u64;
         let entry = self.ledger.enter(Category::KvCache, bytes);
-        let cache = KvCache::new(config, rows, capacity, dtype, self.model.device())?;
+        let cache = KvCache::new(config, rows, capacity, dtype, self.model.device())
+            .map_err(|error| self.told(error.into()))?;
         self.peak_cache_bytes = self.peak_cache_bytes.max(entry.bytes());
         Ok(OwnedCache { cache, entry })
     }

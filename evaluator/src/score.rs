@@ -1,7 +1,7 @@
 //! Loss, perplexity and accuracy.
 
 use chandler_data::Row;
-use chandler_kernels::scratch;
+use chandler_kernels::device;
 use chandler_model::{IGNORE_INDEX, Score, SequenceLayout};
 use serde::Serialize;
 
@@ -65,13 +65,14 @@ impl EvalScope<'_> {
     /// Where memory is lacking, the buffers that lie idle are given back and the row is tried once
     /// more.
     fn score_row(&self, row: &Row) -> Result<Score, EvalError> {
-        match self.try_row(row) {
+        let scored = match self.try_row(row) {
             Err(error) if error.is_out_of_memory() => {
-                scratch::release();
+                device::give_back(self.model().device())?;
                 self.try_row(row)
             }
             scored => scored,
-        }
+        };
+        scored.map_err(|error| self.told(error))
     }
 
     fn try_row(&self, row: &Row) -> Result<Score, EvalError> {

@@ -46,6 +46,10 @@ fn what_is_refused_is_cut_and_no_cache_stays() {
         let mut scope = EvalScope::open(&model, &ledger);
         let answers = scope.generate(&prompts, &options, &mut |_, _| None);
         let shrunk = scope.shrunk();
+        // The shortage is told as it was, with the cache that was being filled.
+        let told = scope.shortage().map(|shortage| shortage.own.total);
+        assert_eq!(told.is_some(), shrunk.is_some());
+        assert!(told.is_none_or(|bytes| bytes > 0));
         scope.close().unwrap();
         assert_eq!(ledger.bytes(Category::KvCache), 0);
         answers.map(|answers| {
@@ -90,6 +94,10 @@ fn what_is_refused_is_cut_and_no_cache_stays() {
             }
             Err(error) => {
                 assert!(error.is_out_of_memory() && error.hint().is_some(), "{error}");
+                assert!(
+                    error.to_string().contains("could not be had: this process holds"),
+                    "{error}"
+                );
                 assert_eq!(seen.last().copied().flatten().map(|s| s.batch_size), Some(1));
                 break;
             }

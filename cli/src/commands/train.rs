@@ -17,7 +17,7 @@ use crate::engine::{
     Around, Best, EngineError, GoneOn, Prepared, Request, Sink, Watch, Wish, base_name,
     checkpoint_bytes, clear_checkpoints, identity, leave_checkpoint, log_evaluation,
     measure_memory_anew, memory_beside_plan, memory_room, memory_room_for_copy, model_folder,
-    prepare, put_best, remove_old_checkpoints, resume, write_output,
+    prepare, put_best, remove_old_checkpoints, resume, told_on_gpu, write_output,
 };
 use crate::exit::Exit;
 use crate::export::EventFile;
@@ -132,7 +132,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     };
     let name = args.data[0].file_name().map_or_else(String::new, |n| n.to_string_lossy().into());
     progress.begin(&name, total_steps);
-    let outcome = trainer.train(&mut watch);
+    let outcome = trainer.train(&mut watch).map_err(told_on_gpu);
     progress.end();
     let (extra, last_eval, best) = (watch.extra(), watch.last_eval.take(), watch.best.clone());
     memory_beside_plan(&plan, &ledger);

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{Device, Error};
 use chandler_daemon_lock::{Lock, lock_gpu};
 use chandler_kernels::device::{self as kernels, Translations};
+use chandler_trainer::TrainError;
 use chandler_vram::{GpuReading, NvmlMeter, PoolReading, Shortage};
 
 use super::EngineError;
@@ -132,6 +133,14 @@ pub(crate) fn seen_on_gpu(shortage: &Shortage) -> Shortage {
     let ordinal = gpu().as_ref().map(|gpu| gpu.ordinal);
     let Some(uuid) = ordinal.and_then(kernels::uuid) else { return shortage.clone() };
     of_gpu(shortage, &uuid, NvmlMeter::new().gpus().unwrap_or_default())
+}
+
+/// A run's error, in which a shortage on a GPU names who else is on it.
+pub(crate) fn told_on_gpu(mut error: TrainError) -> TrainError {
+    if let TrainError::OutOfMemory { shortage, .. } = &mut error {
+        **shortage = seen_on_gpu(shortage);
+    }
+    error
 }
 
 fn of_gpu(shortage: &Shortage, uuid: &str, readings: Vec<GpuReading>) -> Shortage {

@@ -1,17 +1,16 @@
 //! Evaluation while a model trains: every set that is due, each in a scope of its own.
 
 use chandler_data::Tokenizer;
-use chandler_evaluator::{EvalScope, GenerateOptions, LossReport};
+use chandler_evaluator::{EvalError, EvalScope, GenerateOptions, LossReport};
 use chandler_model::CausalLm;
 use chandler_vram::{Bytes, HostMeter, Ledger};
 
-use super::EngineError;
 use super::answering::{answer, choose};
 use super::eval_set::EvalSet;
-use super::memory;
 use super::scoring::{
     row_of_loss, rows_of_loss, rows_of_samples, score_samples, share_that_matches,
 };
+use super::{EngineError, device, memory};
 use crate::config::SetScorer;
 use crate::logging::Progress;
 use crate::store::{EvalRow, EvalSample};
@@ -90,9 +89,9 @@ impl Evaluator<'_> {
         let mut scope = EvalScope::open(model, ledger).stopped_by(stop).telling(&tell);
         let (mut of_set, name) = (OfSet::default(), &set.name);
         let mut unless_short = |what: &str, error: EngineError| match error {
-            EngineError::Eval(error) if error.is_out_of_memory() => {
-                let words = format!("eval at step {step}, {name}, without {what}: {error}");
-                all.shortages.push(words);
+            EngineError::Eval(EvalError::OutOfMemory(shortage)) => {
+                let why = device::seen_on_gpu(&shortage);
+                all.shortages.push(format!("eval at step {step}, {name}, without {what}: {why}"));
                 Ok(())
             }
             error => Err(error),
@@ -115,11 +114,13 @@ impl Evaluator<'_> {
         let longest = scope.shrunk().map(|shrunk| shrunk.max_new_tokens);
         let longest = longest.or(options.map(|options| options.max_new_tokens));
         of_set.is_cut = longest.is_some_and(|longest| longest < set.options.max_new_tokens);
-        if let Some(shrunk) = scope.shrunk() {
+        if let Some((shrunk, shortage)) = scope.shrunk().zip(scope.shortage()) {
             all.shortages.push(format!(
-                "out of memory in the eval at step {step}, {name}: cut to {} prompts side by side \
-                 and {} new tokens",
-                shrunk.batch_size, shrunk.max_new_tokens
+                "out of memory in the eval at step {step}, {name}: {}; cut to {} prompts side by \
+                 side and {} new tokens",
+                device::seen_on_gpu(shortage),
+                shrunk.batch_size,
+                shrunk.max_new_tokens
             ));
         }
         of_set.peak_cache_bytes = scope.peak_cache_bytes();

@@ -8,17 +8,16 @@ use chandler_trainer::{Fit, Outcome, TrainError, Trainer};
 use chandler_vram::{Ledger, Phase};
 use serde_json::{Value, json};
 
-use super::EngineError;
 use super::best::put_best;
 use super::checkpoints::{GoneOn, checkpoint_bytes, leave_checkpoint, resume_or_begin_anew};
 use super::job_sink::JobSink;
-use super::memory;
 use super::publish::{finish_exchange, write_merged_model};
 use super::requeue::{is_requeued, keep_wrong, requeue};
 use super::session::{Prepared, Request, prepare};
 use super::snapshots::{make_snapshot, names_in, remove_if_there};
 use super::source::{binding, identity, model_folder};
 use super::watch::{Around, Watch};
+use super::{EngineError, device, memory};
 use crate::alerts::Alert;
 use crate::config::Config;
 use crate::daemon::{JobError, JobEstimate, JobOutcome, JobRunner, RunContext};
@@ -182,7 +181,7 @@ impl EngineRunner {
                 .memory(&format!("to fit into memory, {fit}"))
                 .map_err(TrainError::Observer)?;
         }
-        let outcome = trainer.train(&mut watch)?;
+        let outcome = trainer.train(&mut watch).map_err(device::told_on_gpu)?;
         let extra = watch.extra();
         let (last_eval, best) = (watch.last_eval.take(), watch.best.clone());
         let checkpoints = watch.checkpoints;

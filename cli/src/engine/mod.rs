@@ -30,7 +30,9 @@ pub(crate) use best::{Best, put_best};
 pub(crate) use checkpoints::{
     GoneOn, checkpoint_bytes, clear_checkpoints, leave_checkpoint, remove_old_checkpoints, resume,
 };
-pub(crate) use device::{hold as hold_device, open as open_device, pool as device_pool};
+pub(crate) use device::{
+    hold as hold_device, open as open_device, pool as device_pool, seen_on_gpu, told_on_gpu,
+};
 pub use error::EngineError;
 pub(crate) use eval_set::EvalSet;
 pub(crate) use evaluation::{Evaluated, Evaluator};

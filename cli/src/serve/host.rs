@@ -19,7 +19,7 @@ use super::refusal::Refusal;
 use crate::config::Config;
 use crate::engine::{
     Decision, EngineError, bytes_of_answers, decide, dtype, give_memory_back, keep_memory_limit,
-    load_model, memory_room, stop_ids,
+    load_model, memory_room, seen_on_gpu, stop_ids,
 };
 use crate::failure::in_one_line;
 
@@ -200,10 +200,12 @@ impl Host {
         let stop = || desk.cuts_off() || are_gone(reads);
         let mut scope = EvalScope::open(&loaded.model, &self.ledger).stopped_by(&stop);
         let generated = scope.generate(&prompts, &options, &mut |row, ids| answers.heard(row, ids));
-        if let Some(shrunk) = scope.shrunk() {
+        if let Some((shrunk, shortage)) = scope.shrunk().zip(scope.shortage()) {
             self.was_short(&format!(
-                "out of memory in an answer: cut to {} prompts side by side and {} new tokens",
-                shrunk.batch_size, shrunk.max_new_tokens
+                "out of memory in an answer: {}; cut to {} prompts side by side and {} new tokens",
+                seen_on_gpu(shortage),
+                shrunk.batch_size,
+                shrunk.max_new_tokens
             ));
         }
         if let Err(error) = scope.close() {
@@ -224,14 +226,13 @@ impl Host {
 
     /// Memory is what somebody can do something about; everything else is for the log.
     fn given_up(&self, error: EvalError) -> Refusal {
-        let lacks_memory = error.is_out_of_memory();
-        let error = EngineError::from(error);
-        let words = format!("an answer was given up: {}", in_one_line(&error));
-        if lacks_memory {
-            self.was_short(&words);
-        } else {
-            tracing::error!("{words}");
+        if let EvalError::OutOfMemory(shortage) = &error {
+            let why = seen_on_gpu(shortage);
+            self.was_short(&format!("an answer was given up: {why}"));
+            return Refusal::of(&error.into());
         }
+        let error = EngineError::from(error);
+        tracing::error!("an answer was given up: {}", in_one_line(&error));
         Refusal::of(&error)
     }
 
@@ -271,7 +272,7 @@ impl Host {
 mod tests {
     use std::sync::Mutex;
 
-    use chandler_model::ModelError;
+    use chandler_vram::Shortage;
 
     use super::*;
 
@@ -290,8 +291,8 @@ mod tests {
         assert_eq!(host.given_up(EvalError::EmptyPrompt { index: 0 }).status, 500);
         assert!(told.lock().unwrap().is_empty());
         for _ in 0..3 {
-            let lacking = ModelError::OutOfMemory { bytes: Some(5) };
-            assert_eq!(host.given_up(lacking.into()).status, 503);
+            let lacking = Shortage::in_heap(Some(5), host.ledger.snapshot());
+            assert_eq!(host.given_up(EvalError::OutOfMemory(Box::new(lacking))).status, 503);
             host.was_short("for an answer, one prompt at a time");
         }
         let told = told.lock().unwrap();
