@@ -5,7 +5,7 @@
 
 Each round runs chandler and then every variant of the peer, each in a process of its own, so that
 a machine that slows down slows all of them. Prints the medians over the rounds and what chandler
-is as a multiple of the peer, and writes them as a table into docs/src/benchmarks.md.
+is as a multiple of the peer, and writes them as a table of this machine into docs/src/benchmarks.md.
 
 The peer's Python is --python, else $CHANDLER_PEER_PYTHON, else a virtual environment that is made
 below target/ from benches/requirements.txt. chandler is --chandler, else built in release.
@@ -260,28 +260,34 @@ def markdown(table):
     return "\n".join([line(HEAD), "|" + "---|" * len(HEAD), *map(line, table)])
 
 
-def kept_rows(text, measured):
-    """Rows of the page's table that are of other works than those that were measured."""
+def kept_rows(section, measured):
+    """Rows of a section's table that are of other works than those that were measured."""
     names = {work.name for work in WORKS} - set(measured)
-    within = text.split(BEGIN)[1].split(END)[0]
-    lines = [line for line in within.splitlines() if line.startswith("| ")]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
     split = [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in lines]
     return [row for row in split if row[0].split(":")[0] in names]
+
+
+def sections(text):
+    """What the page says of each machine, by the machine, in the page's order."""
+    within = text.split(BEGIN)[1].split(END)[0]
+    parts = [part.strip() for part in within.split("### ") if part.strip()]
+    return {part.splitlines()[0]: part for part in parts}
 
 
 def write_page(table, measured, sides):
     text = PAGE.read_text()
     if BEGIN not in text or END not in text:
         sys.exit(f"{PAGE} lacks the lines {BEGIN} and {END}")
-    everything = kept_rows(text, measured) + table
+    machine, found = cpu_model(), sections(text)
+    everything = kept_rows(found.get(machine, ""), measured) + table
     order = {work.name: place for place, work in enumerate(WORKS)}
     everything.sort(key=lambda row: order[row[0].split(":")[0]])
     command = shlex.join(["benches/compare.py", "--rounds", str(sides.args.rounds), "--steps", str(sides.args.steps)])
-    block = (
-        f"{BEGIN}\n`{command}` on {cpu_model()}.\n{versions(sides)}.\n\n{markdown(everything)}\n{END}"
-    )
+    found[machine] = f"{machine}\n\n`{command}`: {versions(sides)}.\n\n{markdown(everything)}"
+    block = "\n\n".join(f"### {section}" for section in found.values())
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    PAGE.write_text(before + block + after)
+    PAGE.write_text(f"{before}{BEGIN}\n{block}\n{END}{after}")
 
 
 def main():
