@@ -65,4 +65,4 @@ pub use rename::{
 pub use sealed_folder::SealedFolder;
 pub use space::{free_space, require_space};
 pub use temporary::{TEMPORARY_PREFIX, sweep_temporaries};
-pub use verify::{Broken, Verdict, verify};
+pub use verify::{Broken, Verdict, read_manifest, verify};

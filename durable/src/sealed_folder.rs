@@ -74,8 +74,9 @@ impl<'fs> SealedFolder<'fs> {
             };
             files.push(FileRecord { name, bytes, hash });
         }
-        let manifest = Manifest { version: 2, files, extra };
-        let json = serde_json::to_vec_pretty(&manifest)
+        let manifest = Manifest::new(files, extra);
+        let json = manifest
+            .encode()
             .map_err(|source| DurableError::Encode { path: self.destination.clone(), source })?;
         write_file(&self.fs, &self.temporary.join(MANIFEST_NAME), &json)?;
         match self.fs.rename_new(&self.temporary, &self.destination) {

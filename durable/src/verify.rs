@@ -26,7 +26,7 @@ pub enum Broken {
     #[error("it has no manifest.json")]
     NoManifest,
     /// Its manifest cannot be understood.
-    #[error("its manifest.json is not understood: {reason}")]
+    #[error("its manifest.json is not to be believed: {reason}")]
     BadManifest {
         /// What the reader says.
         reason: String,
@@ -84,7 +84,10 @@ pub fn verify(fs: &dyn Fs, folder: &Path) -> Result<Verdict, DurableError> {
     Ok(Verdict::Whole(manifest))
 }
 
-fn read_manifest(fs: &dyn Fs, folder: &Path) -> Result<Result<Manifest, Broken>, DurableError> {
+/// Reads the manifest of a sealed folder, and looks at none of its files.
+///
+/// The outer error means that it could not be judged, the inner one that it is not to be believed.
+pub fn read_manifest(fs: &dyn Fs, folder: &Path) -> Result<Result<Manifest, Broken>, DurableError> {
     let path = folder.join(MANIFEST_NAME);
     let file = match fs.open(&path) {
         Ok(file) => file,
@@ -95,8 +98,7 @@ fn read_manifest(fs: &dyn Fs, folder: &Path) -> Result<Result<Manifest, Broken>,
     };
     let mut text = Vec::new();
     file.take(MAX_MANIFEST_BYTES).read_to_end(&mut text).at(Operation::Read, &path)?;
-    let manifest = serde_json::from_slice::<Manifest>(&text);
-    Ok(manifest.map_err(|error| Broken::BadManifest { reason: error.to_string() }))
+    Ok(Manifest::decode(text).map_err(|reason| Broken::BadManifest { reason }))
 }
 
 /// No file system in use has longer names, and one that is asked for such a name answers with an error

@@ -29,8 +29,9 @@ pub fn checkpoint_step(folder: &Path) -> Option<u64> {
 
 /// The format that this version writes. Earlier ones are read, later ones refused.
 ///
-/// 1 had no number and did not say which instructions had computed it; 2 had files hashed by SHA-256.
-const FORMAT: u32 = 3;
+/// 1 had no number and did not say which instructions had computed it; 2 had files hashed by SHA-256;
+/// 3 did not say which data the run learns from, and its manifest had no seal.
+const FORMAT: u32 = 4;
 
 /// The trained parameters in the checkpoint at `folder`, by name, as precisely as the run had them:
 /// of an adapter its matrices alone.
@@ -195,6 +196,12 @@ impl Trainer<'_> {
             return Err(bad(format!(
                 "its format is {}, and this version knows those up to {FORMAT}",
                 state.format
+            )));
+        }
+        if let Some(step) = checkpoint_step(path).filter(|step| *step != state.step) {
+            return Err(bad(format!(
+                "it is of step {}, and its name is that of {step}",
+                state.step
             )));
         }
         self.check_fingerprint(path, &state.fingerprint)?;

@@ -131,9 +131,12 @@ impl TrainError {
             Self::NotFinite { .. } => {
                 "lower train.learning_rate or train.max_grad_norm, or train in f32"
             }
-            Self::OtherRun { .. } => {
-                "go on with the settings and the data of the checkpoint, or begin a new run in \
-                 another output folder"
+            Self::OtherRun { path, .. } => {
+                let folder = path.parent().unwrap_or(path).display();
+                return Some(format!(
+                    "go on with the settings and the data of the checkpoint; or begin anew, without \
+                     what was learned so far, by removing {folder}"
+                ));
             }
             Self::OutOfMemory { moved: true, .. } => {
                 "go on from the newest checkpoint; fewer activations will be kept"

@@ -77,6 +77,10 @@ mod tests {
             seen.push((fit.rows_of(5), fit.kept_of(3)));
         }
         assert_eq!(seen, [(3, 3), (2, 3), (1, 3), (1, 1), (1, 0)]);
+        // A run that goes on keeps its rows, which decide how sums are rounded, and the fewer blocks.
+        let fit = |rows, kept_blocks| Fit { rows, kept_blocks };
+        assert_eq!(fit(None, None).resumed(fit(Some(1), Some(2))), fit(None, Some(2)));
+        assert_eq!(fit(Some(1), Some(1)).resumed(fit(None, Some(2))), fit(Some(1), Some(1)));
         let whole = Fit::default().tighter(5, 3, false);
         assert_eq!(whole, Some(Fit { rows: None, kept_blocks: Some(1) }));
     }

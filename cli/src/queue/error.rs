@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use chandler_durable::DurableError;
+use chandler_durable::{DurableError, MANIFEST_NAME};
 
 use super::refusal::Refusal;
 use crate::store::StoreError;
@@ -63,6 +63,14 @@ pub enum QueueError {
         /// Where its file was.
         path: PathBuf,
     },
+    /// What the model learned from last cannot be told.
+    #[error("whether {} has learned from the file is not known: {reason}", folder.display())]
+    BrokenModel {
+        /// The model's folder.
+        folder: PathBuf,
+        /// What is wrong with its manifest.
+        reason: String,
+    },
     /// A file could not be moved or written.
     #[error(transparent)]
     Durable {
@@ -89,6 +97,11 @@ impl QueueError {
             Self::Refused { refusal, .. } => Some(refusal.hint().to_owned()),
             Self::Stopped { .. } => None,
             Self::Vanished { .. } => Some("`chandler add FILE` queues it again".to_owned()),
+            Self::BrokenModel { folder, .. } => Some(format!(
+                "put a snapshot in the place of {0}; or, if its files are as they should be, remove \
+                 {0}/{MANIFEST_NAME}, and it counts as one that has not learned from the file",
+                folder.display()
+            )),
             Self::Durable { source } => source.hint(),
             Self::Store { source } => source.hint(),
         }

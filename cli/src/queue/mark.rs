@@ -1,6 +1,7 @@
 //! The mark that a model carries of the file it learned last: how a crash between the model's
 //! publication and the file's settlement is told from one before.
 
+use chandler_durable::{Broken, RealFs, read_manifest};
 use serde_json::{Value, json};
 
 use super::error::QueueError;
@@ -18,15 +19,13 @@ pub fn report_of_model(
     job: &Job,
     sha256: &str,
 ) -> Result<Option<Value>, QueueError> {
-    let path = state.model().join(chandler_durable::MANIFEST_NAME);
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+    let folder = state.model();
+    let mark = match read_manifest(&RealFs, &folder)? {
+        Ok(manifest) => manifest.extra,
+        Err(Broken::NoManifest) => return Ok(None),
         // To take this for a no would be to learn from the file twice.
-        Err(source) => return Err(QueueError::Read { path, source }),
+        Err(broken) => return Err(QueueError::BrokenModel { folder, reason: broken.to_string() }),
     };
-    let manifest: Value = serde_json::from_str(&text).unwrap_or_default();
-    let mark = &manifest["extra"];
     // A job that was queued once more is to be learned from once more.
     let queued_at = &mark["queued_at"];
     let same = mark["job_id"] == job.id

@@ -28,7 +28,7 @@ fn every_format_is_resumed_and_goes_the_same_way() {
             assert!(difference.abs() < TOLERANCE, "{}: {expected}, {found}", folder.display());
         }
     }
-    assert_eq!(formats, 3, "one for each format");
+    assert_eq!(formats, 4, "one for each format");
 }
 
 /// The steps after a golden checkpoint.
@@ -55,6 +55,10 @@ fn resumed(golden: &Path) -> Vec<Value> {
     let places = [text_of(&out), "--metrics", text_of(&file)];
     let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
     ok(&[&fixed[..], &places, &settings].concat());
+    // The newest format is that which is written now.
+    let manifest = fs::read_to_string(out.join("checkpoint-6/manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_str(&manifest).unwrap();
+    assert_eq!(manifest["extra"]["format"], 4);
     let steps = metrics(&file);
     let numbers: Vec<_> = steps.iter().map(|row| row["step"].as_u64().unwrap()).collect();
     assert_eq!(numbers, [4, 5, 6]);
