@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use chandler_vram::Ledger;
 use clap::Args;
+use jiff::Timestamp;
 
 use super::App;
 use crate::config::Config;
 use crate::control::{ControlServer, Handler};
-use crate::daemon::{Answers, Controls, DaemonError, Guest, JobLoop, Lookout, Tally, Until, Voice};
+use crate::daemon::{
+    Answers, Controls, DaemonError, Guest, JobLoop, Lookout, SteadyClock, Tally, Until, Voice,
+};
 use crate::engine;
 use crate::exit::Exit;
 use crate::failure::{Failure, in_one_line};
@@ -23,7 +26,7 @@ use crate::serve::{self, Service};
 use crate::service::NotifySocket;
 use crate::signals;
 use crate::state_dir::StateDir;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::supervisor;
 
 #[derive(Debug, Args)]
@@ -165,6 +168,7 @@ pub(super) fn work(
     }
     let urgent = notifier.as_ref().map(Notifier::urgent);
     let lookout = lookout(state, config, controls, urgent)?;
+    let clock = SteadyClock::after(newest_moment(&store)?);
     note(&store, "daemon_started", &format!("chandler {} works", env!("CARGO_PKG_VERSION")));
     controls.tell_manager("READY=1");
     let worked = JobLoop {
@@ -175,6 +179,7 @@ pub(super) fn work(
         controls,
         progress: &progress,
         runner: &mut *runner,
+        clock,
         guest: service.as_deref().map(|service| service as &dyn Guest),
     }
     .work(until);
@@ -215,6 +220,11 @@ fn lookout(
         let error = anyhow::Error::new(error).context("cannot start the thread that looks out");
         Failure::new(Exit::Error, error, None)
     })
+}
+
+/// When the last thing happened that the database knows of.
+fn newest_moment(store: &Store) -> Result<Option<Timestamp>, StoreError> {
+    Ok(store.recent_events(1)?.first().and_then(|event| event.at.parse().ok()))
 }
 
 /// Records that the daemon began or ended; a full disk is no reason to end.

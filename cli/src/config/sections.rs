@@ -255,7 +255,8 @@ section! {
         /// Snapshots that are kept, one a day; 0 makes none.
         keep_snapshots: usize = 7;
         /// Days after which the steps and answers of runs that are over, and events, are deleted from
-        /// the database when a job is done; 0 keeps them. Evaluations and their scores stay.
+        /// the database when a job is done; 0 keeps them. Days on which no daemon ran do not count.
+        /// Evaluations and their scores stay.
         keep_days: u64 = 0, Bounds::between(0.0, 36_500.0);
         /// Seconds without a sign of life, such as a step or an answered token, after which the
         /// daemon is taken to hang and is started again; 0 waits for ever.

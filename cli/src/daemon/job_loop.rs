@@ -11,6 +11,7 @@ use crate::daemon::controls::{Controls, CurrentJob};
 use crate::daemon::guest::Guest;
 use crate::daemon::obstacle::{self, Obstacle, Patience};
 use crate::daemon::runner::{Fault, JobError, JobEstimate, JobOutcome, JobRunner, RunContext};
+use crate::daemon::steady_clock::SteadyClock;
 use crate::daemon::stop::StopReason;
 use crate::daemon::when_idle::WhenIdle;
 use crate::exit::Exit;
@@ -113,6 +114,8 @@ pub struct JobLoop<'a> {
     pub progress: &'a Progress,
     /// Whoever learns.
     pub runner: &'a mut dyn JobRunner,
+    /// By which what is old is deleted.
+    pub clock: SteadyClock,
     /// Whoever uses the model between jobs.
     pub guest: Option<&'a dyn Guest>,
 }
@@ -170,7 +173,7 @@ impl JobLoop<'_> {
         tally: &mut Tally,
         when_idle: &mut WhenIdle,
     ) -> Result<(), DaemonError> {
-        self.recover(max_attempts)?;
+        self.recover(max_attempts, tally)?;
         self.controls.set_paused(self.store.is_paused()?);
         let settle = Duration::from_secs_f64(self.config.daemon.settle_seconds);
         let poll = Duration::from_secs_f64(self.config.daemon.poll_seconds);
@@ -218,13 +221,14 @@ impl JobLoop<'_> {
         self.config.limits.max_file.bytes().unwrap_or(u64::MAX)
     }
 
-    fn recover(&mut self, max_attempts: u64) -> Result<(), DaemonError> {
+    fn recover(&mut self, max_attempts: u64, tally: &mut Tally) -> Result<(), DaemonError> {
         let recovered = queue::recover(self.state, self.store, max_attempts)?;
         for job in &recovered.requeued {
             self.note("requeued", job, None, "was being worked on when the process ended")?;
         }
         for job in &recovered.given_up {
             self.note("failed", job, None, "was cut off too often and lies in failed/")?;
+            tally.failed += 1;
         }
         for job in &recovered.settled {
             self.note(job.state.as_str(), job, None, "was over when the process ended")?;

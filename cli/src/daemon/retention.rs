@@ -64,7 +64,10 @@ pub fn snapshot_chores(existing: &[String], today: Date, keep: usize) -> Snapsho
     if keep > 0 {
         dates.insert(today);
     }
-    let kept: BTreeSet<Date> = dates.into_iter().rev().take(keep).collect();
+    // What a clock that was ahead has dated keeps no place from what is newer than it.
+    let (past, ahead): (Vec<Date>, Vec<Date>) = dates.into_iter().partition(|date| *date <= today);
+    let newest = past.into_iter().rev().chain(ahead.into_iter().rev());
+    let kept: BTreeSet<Date> = newest.take(keep).collect();
     let remove = had.iter().filter(|date| !kept.contains(date)).map(Date::to_string).collect();
     SnapshotChores { make, remove }
 }
@@ -118,5 +121,8 @@ mod tests {
         let chores = snapshot_chores(&existing, jiff::civil::date(2026, 1, 4), 1);
         assert_eq!(chores.remove, ["2026-01-01", "2026-01-02", "2026-01-03"]);
         assert_eq!(snapshot_chores(&existing, today, 0).make, None);
+        // The clock was ahead on the third, and is set right on the second.
+        let set_back = snapshot_chores(&existing, jiff::civil::date(2026, 1, 2), 2);
+        assert_eq!(set_back.remove, ["2026-01-03"]);
     }
 }

@@ -92,7 +92,7 @@ impl JobLoop<'_> {
         }
         self.store.all_or_none(|| {
             self.store.end_run(run, RunState::Stopped, None)?;
-            let job = queue::put_back(self.store, job, true)?;
+            let job = queue::put_back(self.store, job, uncounted(job))?;
             let message = format!("stopped after step {step}; goes on next time");
             self.note("stopped", &job, Some(run), &message)
         })
@@ -112,7 +112,7 @@ impl JobLoop<'_> {
             Fault::Setup(exit) => {
                 self.store.all_or_none(|| {
                     end_run()?;
-                    let job = queue::put_back(self.store, job, true)?;
+                    let job = queue::put_back(self.store, job, uncounted(job))?;
                     self.note("put_back", &job, Some(run), &words)
                 })?;
                 Err(DaemonError::Setup {
@@ -125,7 +125,7 @@ impl JobLoop<'_> {
             }
             Fault::Attempt if job.attempts < most => self.store.all_or_none(|| {
                 end_run()?;
-                let job = queue::put_back(self.store, job, false)?;
+                let job = queue::put_back(self.store, job, job.attempts)?;
                 let message = format!("attempt {} of {most} failed: {words}", job.attempts);
                 self.note("attempt_failed", &job, Some(run), &message)
             }),
@@ -179,7 +179,7 @@ impl JobLoop<'_> {
 
     fn forget(&self) -> Result<Forgotten, StoreError> {
         let hours = 24 * self.config.daemon.keep_days as i64;
-        match Timestamp::now().checked_sub(SignedDuration::from_hours(hours)) {
+        match self.clock.now(Timestamp::now()).checked_sub(SignedDuration::from_hours(hours)) {
             Ok(moment) if hours > 0 => self.store.forget_before(moment),
             _ => Ok(Forgotten::default()),
         }
@@ -190,4 +190,9 @@ impl JobLoop<'_> {
             tracing::warn!("traces of job {} stay: {}", job.job.id, error.chain().join(": "));
         }
     }
+}
+
+/// The attempts of a job without the one that is ending.
+fn uncounted(job: &Job) -> u64 {
+    job.attempts.saturating_sub(1)
 }

@@ -5,12 +5,14 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
 
+use crate::store::LONGEST_WAIT_MS;
+
 /// The wait after the first failure, which doubles with each that follows.
 const FIRST: Duration = Duration::from_secs(1);
 /// The longest wait of our own choosing.
 const LONGEST: Duration = Duration::from_secs(3600);
 /// The longest that a receiver may ask for.
-const LONGEST_ASKED: Duration = Duration::from_secs(24 * 3600);
+const LONGEST_ASKED: Duration = Duration::from_millis(LONGEST_WAIT_MS as u64);
 
 /// How long to wait after failure number `failures`, from 1: between half and all of 1 s, 2 s, 4 s
 /// and so on. `key` decides where in between, so that many who failed together do not come back

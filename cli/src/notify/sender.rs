@@ -15,7 +15,7 @@ use super::outgoing::{Hook, OLDEST_MS, Outgoing, Place, Unsaved, age_ms, loose_k
 use super::schedule::wait_after;
 use crate::config::NotifyConfig;
 use crate::failure::in_one_line;
-use crate::store::{Event, Store, StoreError};
+use crate::store::{Event, LONGEST_WAIT_MS, Store, StoreError};
 
 /// How often it is looked whether there is something to tell.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -168,7 +168,8 @@ impl Sender {
     fn next_for(&mut self, index: usize, now: i64) -> Option<Outgoing> {
         self.save_unsaved();
         let hook = &self.hooks[index];
-        if hook.quiet_until_ms > now {
+        let until_ms = hook.quiet_until_ms;
+        if until_ms > now && until_ms <= now + LONGEST_WAIT_MS {
             return None;
         }
         let is_due = |outgoing: &Outgoing| {

@@ -35,9 +35,9 @@ pub struct Recovered {
 
 /// Puts the queue in order after a process that ended without a word.
 ///
-/// A cut-off attempt counts, unless it got further than the attempts before it: three power cuts in
-/// a long run are no fault of the file, while a file that kills the process at the same place three
-/// times is given up.
+/// Cut-off attempts count that ended at the same place: three power cuts in a long run are no fault
+/// of the file, while a file that kills the process at the same step three times is given up. One
+/// that got further than those before it is the first at its place.
 pub fn recover(
     state: &StateDir,
     store: &Store,
@@ -80,9 +80,12 @@ fn recover_job(
         recovered.given_up.push(settle::fail(state, store, &job, &report, JobState::Failed)?);
         return Ok(());
     }
-    let forgive = store.last_attempt_made_progress(job.id)?;
-    if forgive || job.attempts < max_attempts {
-        recovered.requeued.push(settle::put_back(store, &job, forgive)?);
+    if store.last_attempt_made_progress(job.id)? {
+        // The first that ended at this place, even where one is all that there may be.
+        let attempts = max_attempts.saturating_sub(1).min(1);
+        recovered.requeued.push(settle::put_back(store, &job, attempts)?);
+    } else if job.attempts < max_attempts {
+        recovered.requeued.push(settle::put_back(store, &job, job.attempts)?);
     } else if let Some(report) = report_of_model(state, &job, &sha256_of(&job))? {
         // It ended after its model was in place.
         recovered.settled.push(settle::archive(state, store, &job, &report)?);
@@ -187,7 +190,7 @@ fn return_orphans(
         match job {
             Some(job) if job.path == path => {}
             Some(job) if job.state == JobState::Queued && !durable::is_there(&job.path)? => {
-                store.requeue(job.id, &path, false)?;
+                store.requeue(job.id, &path, job.attempts)?;
             }
             // A copy that was made of a file with further names, which still lies in the inbox.
             Some(job)
@@ -292,10 +295,18 @@ mod tests {
         let job = on.add("a.jsonl", b"{}\n");
         on.die_at(&job, 5);
         let job = recover(&on.state, &on.store, 3).unwrap().requeued[0].clone();
-        assert_eq!(job.attempts, 0);
+        assert_eq!(job.attempts, 1, "the first that ended there");
         on.die_at(&job, 5);
         let job = recover(&on.state, &on.store, 3).unwrap().requeued[0].clone();
-        assert_eq!(job.attempts, 1, "it got no further than the time before");
+        assert_eq!(job.attempts, 2, "it got no further than the time before");
+        on.die_at(&job, 6);
+        let job = recover(&on.state, &on.store, 3).unwrap().requeued[0].clone();
+        assert_eq!(job.attempts, 1, "it got further");
+        on.die_at(&job, 6);
+        let job = recover(&on.state, &on.store, 3).unwrap().requeued[0].clone();
+        on.die_at(&job, 6);
+        let given_up = recover(&on.state, &on.store, 3).unwrap().given_up;
+        assert_eq!(given_up[0].attempts, 3, "the third time at the same step");
     }
 
     #[test]

@@ -42,9 +42,9 @@ pub fn fail(
 }
 
 /// Puts a job back to its place in the queue. Its file stays in `processing/`, so that the next
-/// attempt finds the very same bytes; `forgive` takes the attempt back.
-pub fn put_back(store: &Store, job: &Job, forgive: bool) -> Result<Job, QueueError> {
-    Ok(store.requeue(job.id, &job.path, forgive)?)
+/// attempt finds the very same bytes; so many `attempts` count from then on.
+pub fn put_back(store: &Store, job: &Job, attempts: u64) -> Result<Job, QueueError> {
+    Ok(store.requeue(job.id, &job.path, attempts)?)
 }
 
 /// Passes over a job that waits in the queue.

@@ -269,14 +269,14 @@ impl Store {
         )
     }
 
-    /// Puts a job back to its place in the queue, with its file at `path`. The attempt counts
-    /// unless `forgive` says otherwise.
-    pub fn requeue(&self, id: i64, path: &Path, forgive: bool) -> Result<Job, StoreError> {
+    /// Puts a job back to its place in the queue, with its file at `path` and this many attempts
+    /// that count.
+    pub fn requeue(&self, id: i64, path: &Path, attempts: u64) -> Result<Job, StoreError> {
         self.update_job(
             "UPDATE jobs SET state = 'queued', path = ?2, started_at = NULL, finished_at = NULL,
-                    attempts = max(attempts - ?3, 0)
+                    attempts = ?3
              WHERE id = ?1",
-            params![id, self.kept(path), i64::from(forgive)],
+            params![id, self.kept(path), attempts as i64],
             "put a job back",
             id,
         )
@@ -379,11 +379,11 @@ mod tests {
         let job = add(&store, "a", Priority::Normal);
         let job = store.begin_attempt(job.id, Path::new("/processing/a"), "ff").unwrap();
         assert_eq!((job.state, job.attempts), (JobState::Running, 1));
-        let job = store.requeue(job.id, Path::new("/inbox/a"), false).unwrap();
+        let job = store.requeue(job.id, Path::new("/inbox/a"), 1).unwrap();
         assert_eq!((job.state, job.attempts), (JobState::Queued, 1));
         store.begin_attempt(job.id, Path::new("/processing/a"), "ff").unwrap();
-        let job = store.requeue(job.id, Path::new("/inbox/a"), true).unwrap();
-        assert_eq!(job.attempts, 1, "a forgiven attempt does not count");
+        let job = store.requeue(job.id, Path::new("/inbox/a"), 1).unwrap();
+        assert_eq!(job.attempts, 1, "the second attempt does not count");
         let report = serde_json::json!({"error": "no"});
         let job = store.settle(job.id, JobState::Failed, Path::new("/failed/a"), &report).unwrap();
         assert_eq!(job.report, Some(report));

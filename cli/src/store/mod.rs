@@ -32,7 +32,7 @@ pub use forget::Forgotten;
 pub use jobs::{Job, JobState, NewJob};
 pub use layers::LayerStep;
 pub use metrics::StepRow;
-pub use outbox::Parcel;
+pub use outbox::{LONGEST_WAIT_MS, Parcel};
 pub use runs::{Run, RunState, RunSummary};
 
 /// How long a statement waits for another process to let go of the database.

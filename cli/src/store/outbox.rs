@@ -12,6 +12,8 @@ use super::events::{COLUMNS, Event};
 
 /// The name in `settings` of the last event that webhooks were thought of.
 const POSITION: &str = "outbox";
+/// No parcel waits longer for its next turn, in milliseconds.
+pub const LONGEST_WAIT_MS: i64 = 24 * 3600 * 1000;
 /// Events that are looked at in one transaction.
 const AT_ONCE: usize = 200;
 
@@ -81,7 +83,8 @@ impl Store {
         Ok(events)
     }
 
-    /// The first `limit` parcels for a webhook whose time has come, oldest first.
+    /// The first `limit` parcels for a webhook whose time has come, oldest first. So has that of one
+    /// which is to wait for longer than any does: the clock was ahead when it was put off.
     pub fn due_parcels(
         &self,
         hook: &str,
@@ -93,7 +96,8 @@ impl Store {
         let sql = format!(
             "SELECT outbox.id, key, created_ms, failures, {}
              FROM outbox JOIN events ON events.id = event_id
-             WHERE hook = ?1 AND next_ms <= ?2 ORDER BY outbox.id LIMIT ?3",
+             WHERE hook = ?1 AND (next_ms <= ?2 OR next_ms > ?2 + {LONGEST_WAIT_MS})
+             ORDER BY outbox.id LIMIT ?3",
             columns.collect::<Vec<_>>().join(", ")
         );
         let mut statement = self.connection.prepare_cached(&sql).doing(doing)?;
@@ -203,6 +207,9 @@ mod tests {
             ("abc".into(), "ac".into())
         );
         assert_eq!(messages(&store, "one", 6), "ab", "its time has not come");
+        store.postpone_hook("two", LONGEST_WAIT_MS + 9).unwrap();
+        let of_two = |now_ms| messages(&store, "two", now_ms);
+        assert_eq!((of_two(9), of_two(8)), (String::new(), "ac".into()), "the clock was set back");
         let keys: std::collections::BTreeSet<_> =
             store.due_parcels("one", 9, 9).unwrap().into_iter().map(|parcel| parcel.key).collect();
         assert_eq!(keys.len(), 3);
