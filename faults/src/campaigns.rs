@@ -23,6 +23,9 @@ struct Arguments {
     /// Optimizer steps of a run
     #[arg(long, global = true, default_value_t = 6)]
     steps: u64,
+    /// Learn from two files, one after another, and keep one checkpoint of each
+    #[arg(long, global = true)]
+    two_files: bool,
     /// State directories at work at the same time
     #[arg(long, global = true, default_value_t = 2)]
     jobs: u64,
@@ -102,7 +105,11 @@ pub(crate) fn main() -> Result<()> {
         Some(binary) => binary.canonicalize()?,
         None => std::env::current_exe()?.with_file_name("chandler"),
     };
-    let scenario = Scenario::small(&binary, arguments.steps)?;
+    let scenario = if arguments.two_files {
+        Scenario::two_files(&binary, arguments.steps)?
+    } else {
+        Scenario::small(&binary, arguments.steps)?
+    };
     let folder = tempfile::tempdir()?;
     let oracle = Oracle::ask(&scenario, &folder.path().join("oracle"))?;
     let begun = Instant::now();

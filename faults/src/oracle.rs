@@ -13,6 +13,9 @@ use crate::scenario::Scenario;
 /// The folders in which a file that was given to the daemon may lie.
 const PLACES: [&str; 4] = ["inbox", "processing", "done", "failed"];
 
+/// A step of the job that learns from the file with this SHA-256.
+type At = (String, i64);
+
 /// The bits of a step: loss, norm of the gradient, and tokens learned from so far.
 type StepBits = (u64, u64, i64);
 
@@ -20,13 +23,13 @@ type StepBits = (u64, u64, i64);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Oracle {
     /// Every step's bits.
-    steps: BTreeMap<i64, StepBits>,
+    steps: BTreeMap<At, StepBits>,
     /// Every evaluation's figures and samples.
-    evals: BTreeMap<i64, String>,
+    evals: BTreeMap<At, String>,
     /// SHA-256 of the model's files.
     model: BTreeMap<String, String>,
-    /// SHA-256 of the file that was learned from.
-    pub data: String,
+    /// SHA-256 of the files that were learned from, one after another.
+    pub data: Vec<String>,
 }
 
 impl Oracle {
@@ -40,7 +43,11 @@ impl Oracle {
             steps: steps(state)?,
             evals: evals(state)?,
             model: model(state)?,
-            data: digest(&fs::read(&scenario.data)?),
+            data: scenario
+                .data
+                .iter()
+                .map(|path| Ok(digest(&fs::read(path)?)))
+                .collect::<Result<_>>()?,
         };
         ensure!(!oracle.steps.is_empty() && !oracle.evals.is_empty(), "it did nothing");
         oracle.check(state)?;
@@ -54,14 +61,17 @@ impl Oracle {
         let found = evals(state)?;
         ensure!(found == self.evals, "other evaluations: {found:?}, not {:?}", self.evals);
         ensure!(model(state)? == self.model, "another model");
-        let places = places(state, &self.data)?;
-        // Under another name where its own could not be looked at.
-        let is_done = places.len() == 1 && places[0].starts_with("done");
-        ensure!(is_done, "the file lies in {places:?}");
+        for data in &self.data {
+            let places = places(state, data)?;
+            // Under another name where its own could not be looked at.
+            let is_done = places.len() == 1 && places[0].starts_with("done");
+            ensure!(is_done, "the file lies in {places:?}");
+        }
         let left = fs::read_dir(state.join("processing"))?.count();
         ensure!(left == 0, "{left} files are left in processing/");
         let jobs: Vec<String> = rows(state, "SELECT state FROM jobs", |row| row.get(0))?;
-        ensure!(jobs == ["done"], "jobs are {jobs:?}");
+        let all_done = jobs.len() == self.data.len() && jobs.iter().all(|state| state == "done");
+        ensure!(all_done, "jobs are {jobs:?}");
         Ok(())
     }
 }
@@ -91,31 +101,35 @@ fn rows<T>(
 }
 
 /// The steps of all runs. A step that was done again after a crash must have had the same bits.
-fn steps(state: &Path) -> Result<BTreeMap<i64, StepBits>> {
-    let found = rows(state, "SELECT step, loss, grad_norm, num_tokens FROM metrics", |row| {
+fn steps(state: &Path) -> Result<BTreeMap<At, StepBits>> {
+    let query = "SELECT j.sha256, m.step, m.loss, m.grad_norm, m.num_tokens
+        FROM metrics m JOIN runs r ON r.id = m.run_id JOIN jobs j ON j.id = r.job_id";
+    let found = rows(state, query, |row| {
         let bits = |at| row.get::<_, f64>(at).map(f64::to_bits);
-        Ok((row.get(0)?, (bits(1)?, bits(2)?, row.get(3)?)))
+        Ok(((row.get(0)?, row.get(1)?), (bits(2)?, bits(3)?, row.get(4)?)))
     })?;
     once(found, "step")
 }
 
-fn evals(state: &Path) -> Result<BTreeMap<i64, String>> {
-    let query = "SELECT e.step, COALESCE(e.loss, '-') || ' ' || COALESCE(e.exact_match, '-') || ' ' || COALESCE((
+fn evals(state: &Path) -> Result<BTreeMap<At, String>> {
+    let query = "SELECT j.sha256, e.step, COALESCE(e.loss, '-') || ' ' || COALESCE(e.exact_match, '-') || ' ' || COALESCE((
             SELECT group_concat(s.position || s.prompt || s.text || s.new_tokens || COALESCE(s.score, '-'), '|')
             FROM answers s WHERE s.run_id = e.run_id AND s.step = e.step), '-')
-        FROM evals e";
-    once(rows(state, query, |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))?, "evaluation at")
+        FROM evals e JOIN runs r ON r.id = e.run_id JOIN jobs j ON j.id = r.job_id";
+    let found =
+        rows(state, query, |row| Ok(((row.get(0)?, row.get(1)?), row.get::<_, String>(2)?)))?;
+    once(found, "evaluation at")
 }
 
-fn once<T: PartialEq>(found: Vec<(i64, T)>, what: &str) -> Result<BTreeMap<i64, T>> {
+fn once<T: PartialEq>(found: Vec<(At, T)>, what: &str) -> Result<BTreeMap<At, T>> {
     let mut all = BTreeMap::new();
-    for (step, value) in found {
-        if let Some(before) = all.get(&step)
+    for (at, value) in found {
+        if let Some(before) = all.get(&at)
             && *before != value
         {
-            bail!("{what} {step} came out differently the second time");
+            bail!("{what} {at:?} came out differently the second time");
         }
-        all.insert(step, value);
+        all.insert(at, value);
     }
     Ok(all)
 }

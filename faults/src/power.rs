@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use chandler_durable::{FolderEntry, Fs, FsFile, Verdict, verify};
+use chandler_durable::{FolderEntry, Fs, FsFile, Manifest, Verdict, verify};
 use rusqlite::Connection;
 
 use crate::call::Kind;
@@ -87,6 +87,10 @@ pub fn campaign(
         }
         progress(&tally);
     }
+    // It ended with 0, which says that everything is done.
+    let end = Found::on(&replay.disk.after(Loss::Everything), oracle)?;
+    let all_done = end.jobs.len() == oracle.data.len() && end.jobs.values().all(|s| s == "done");
+    ensure!(all_done, "it ended well, and after a power loss jobs are {:?}", end.jobs);
     Ok(tally)
 }
 
@@ -138,38 +142,51 @@ fn lay_out(contents: &Contents, to: &Path, choose: impl Fn(&str) -> bool) -> Res
 /// What is worth keeping among the contents of a disk.
 #[derive(Debug, Default)]
 struct Found {
-    /// The step of the newest checkpoint that is whole.
-    checkpoint: Option<u64>,
-    /// Whether `model/` is whole.
-    model: bool,
-    /// Steps in the database.
-    steps: BTreeSet<i64>,
+    /// The job and the step of the newest checkpoint that is whole.
+    checkpoint: Option<(i64, u64)>,
+    /// The job that the model learned from last which lies whole in `model/`.
+    model: Option<i64>,
+    /// Steps in the database, by their jobs.
+    steps: BTreeSet<(i64, i64)>,
     /// Jobs in the database, with their states.
     jobs: BTreeMap<i64, String>,
 }
 
 impl Found {
     fn on(contents: &Contents, oracle: &Oracle) -> Result<Self> {
-        let data = contents.iter().filter(|(path, _)| {
-            ["inbox/", "processing/", "done/", "failed/"].iter().any(|at| path.starts_with(at))
-        });
-        let whole = |bytes: &Option<Vec<u8>>| {
-            bytes.as_ref().is_some_and(|bytes| digest(bytes) == oracle.data)
-        };
-        ensure!(data.into_iter().any(|(_, bytes)| whole(bytes)), "the file is gone");
-        let mut found = Self { model: is_whole(contents, "model")?, ..Self::default() };
+        let there: BTreeSet<String> = contents
+            .iter()
+            .filter(|(path, _)| {
+                ["inbox/", "processing/", "done/", "failed/"].iter().any(|at| path.starts_with(at))
+            })
+            .filter_map(|(_, bytes)| bytes.as_deref().map(digest))
+            .collect();
+        for data in &oracle.data {
+            ensure!(there.contains(data), "a file is gone");
+        }
+        let model = whole(contents, "model")?.and_then(|model| model.extra["job_id"].as_i64());
+        let mut found = Self { model, ..Self::default() };
         for path in contents.keys() {
-            if let Some(step) = path.strip_prefix("checkpoints/job-1/checkpoint-")
-                && let Ok(step) = step.parse()
-                && is_whole(contents, path)?
+            if let Some(checkpoint) = checkpoint_of(path)
+                && whole(contents, path)?.is_some()
             {
-                found.checkpoint = found.checkpoint.max(Some(step));
+                found.checkpoint = found.checkpoint.max(Some(checkpoint));
             }
         }
         found.read_database(contents)?;
-        let done = found.jobs.values().any(|state| state == "done");
-        ensure!(!done || found.model, "the job is done and there is no model");
+        let done = |(id, state): (&i64, &String)| (state == "done").then_some(*id);
+        let last_done = found.jobs.iter().filter_map(done).max();
+        ensure!(
+            found.model >= last_done,
+            "job {last_done:?} is done, and the model is that of {:?}",
+            found.model
+        );
         Ok(found)
+    }
+
+    /// Whether the job of a checkpoint is done.
+    fn is_done(&self, checkpoint: Option<(i64, u64)>) -> bool {
+        checkpoint.is_some_and(|(job, _)| self.jobs.get(&job).is_some_and(|state| state == "done"))
     }
 
     fn read_database(&mut self, contents: &Contents) -> Result<()> {
@@ -188,8 +205,10 @@ impl Found {
         if connection.query_row(has_tables, [], |row| row.get::<_, i64>(0))? == 0 {
             return Ok(());
         }
-        let mut steps = connection.prepare("SELECT DISTINCT step FROM metrics")?;
-        self.steps = steps.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        let mut steps = connection
+            .prepare("SELECT DISTINCT job_id, step FROM metrics JOIN runs ON runs.id = run_id")?;
+        self.steps =
+            steps.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
         let mut jobs = connection.prepare("SELECT id, state FROM jobs")?;
         self.jobs =
             jobs.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
@@ -197,11 +216,26 @@ impl Found {
     }
 }
 
-fn is_whole(contents: &Contents, folder: &str) -> Result<bool> {
+/// The job and the step that a folder's name has, if it is that of a checkpoint.
+fn checkpoint_of(path: &str) -> Option<(i64, u64)> {
+    let (job, step) = path.strip_prefix("checkpoints/job-")?.split_once("/checkpoint-")?;
+    Some((job.parse().ok()?, step.parse().ok()?))
+}
+
+/// The manifest of a folder that is there and whole.
+fn whole(contents: &Contents, folder: &str) -> Result<Option<Manifest>> {
     if !contents.contains_key(folder) {
-        return Ok(false);
+        return Ok(None);
     }
-    Ok(matches!(verify(&Shown(contents), Path::new(folder))?, Verdict::Whole(_)))
+    Ok(match verify(&Shown(contents), Path::new(folder))? {
+        Verdict::Whole(manifest) => Some(manifest),
+        Verdict::Broken(_) => None,
+    })
+}
+
+/// How far a job is; it never goes back.
+fn rank(state: &str) -> usize {
+    ["queued", "running", "done"].iter().position(|known| *known == state).unwrap_or(usize::MAX)
 }
 
 /// What was safe once, and so must be found ever after.
@@ -211,7 +245,7 @@ struct Kept(Found);
 impl Kept {
     fn raise(&mut self, found: &Found) {
         self.0.checkpoint = self.0.checkpoint.max(found.checkpoint);
-        self.0.model |= found.model;
+        self.0.model = self.0.model.max(found.model);
         self.0.steps.extend(&found.steps);
         for (id, state) in &found.jobs {
             self.0.jobs.insert(*id, state.clone());
@@ -221,16 +255,24 @@ impl Kept {
     fn check(&self, found: &Found) -> Result<()> {
         let kept = &self.0;
         ensure!(
-            found.checkpoint >= kept.checkpoint,
+            // Those of a job go when it is done.
+            found.checkpoint >= kept.checkpoint || found.is_done(kept.checkpoint),
             "checkpoint {:?} was safe, and {:?} is left",
             kept.checkpoint,
             found.checkpoint
         );
-        ensure!(found.model || !kept.model, "the model was safe, and is not whole");
+        ensure!(
+            found.model >= kept.model,
+            "the model of job {:?} was safe, and that of {:?} is left",
+            kept.model,
+            found.model
+        );
         let lost: Vec<_> = kept.steps.difference(&found.steps).collect();
         ensure!(lost.is_empty(), "steps {lost:?} were safe, and are gone from the database");
-        for id in kept.jobs.keys() {
-            ensure!(found.jobs.contains_key(id), "job {id} was safe, and is gone");
+        for (id, was) in &kept.jobs {
+            let is =
+                found.jobs.get(id).with_context(|| format!("job {id} was safe, and is gone"))?;
+            ensure!(rank(is) >= rank(was), "job {id} was {was} for sure, and is {is}");
         }
         Ok(())
     }

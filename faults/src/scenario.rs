@@ -1,13 +1,17 @@
-//! A daemon with little to do: a tiny model, one file, a few steps with checkpoints and evaluations.
+//! A daemon with little to do: a tiny model, one file or two, a few steps with checkpoints and
+//! evaluations.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 
-/// The name of the file that is learned from.
+/// The name of the first file that is learned from.
 pub const FILE_NAME: &str = "rows.jsonl";
+/// Of the others the beginning: they come after it.
+const OTHERS: &str = "rows-";
 
 /// What the daemon is given to do.
 #[derive(Clone, Debug)]
@@ -16,8 +20,8 @@ pub struct Scenario {
     pub binary: PathBuf,
     /// A model folder.
     pub model: PathBuf,
-    /// The file to learn from.
-    pub data: PathBuf,
+    /// The files to learn from, one after another.
+    pub data: Vec<PathBuf>,
     /// Settings, as `--set` takes them.
     pub settings: Vec<String>,
     /// Variables of the environment.
@@ -44,10 +48,21 @@ impl Scenario {
         Ok(Self {
             binary: binary.to_owned(),
             model: goldens.join("models/qwen3"),
-            data: goldens.join("data/chat.jsonl"),
+            data: vec![goldens.join("data/chat.jsonl")],
             settings: settings.map(str::to_owned).to_vec(),
             environment: vec![("RAYON_NUM_THREADS".to_owned(), "1".to_owned())],
         })
+    }
+
+    /// The same with a second file, so that a model is replaced by the next one, and with a checkpoint
+    /// after every step of which one is kept, so that earlier ones go.
+    pub fn two_files(binary: &Path, steps: u64) -> Result<Self> {
+        let mut scenario = Self::small(binary, steps)?;
+        let other = scenario.data[0].with_file_name("chat_nosys.jsonl");
+        scenario.data.push(other);
+        let settings = ["train.save_steps=1", "daemon.keep_checkpoints=1"];
+        scenario.settings.extend(settings.map(str::to_owned));
+        Ok(scenario)
     }
 
     /// A command of the binary, without the user's own settings.
@@ -62,11 +77,20 @@ impl Scenario {
         command
     }
 
-    /// Makes a state directory with the file in its inbox.
+    /// Makes a state directory with the files in its inbox.
     pub fn prepare(&self, state: &Path) -> Result<()> {
         let dir = text(state)?;
         self.must(&["init", "--dir", dir, "--model", text(&self.model)?])?;
-        fs::copy(&self.data, state.join("inbox").join(FILE_NAME))?;
+        for (number, data) in self.data.iter().enumerate() {
+            let name = match number {
+                0 => FILE_NAME.to_owned(),
+                _ => format!("{OTHERS}{number}.jsonl"),
+            };
+            let place = state.join("inbox").join(&name);
+            fs::copy(data, &place)?;
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + number as u64);
+            File::options().write(true).open(&place)?.set_modified(at)?;
+        }
         Ok(())
     }
 

@@ -175,7 +175,7 @@ impl Soak<'_> {
     }
 
     fn give(&self, name: &str) -> Result<()> {
-        let text = fs::read(&self.scenario.data)?;
+        let text = fs::read(&self.scenario.data[0])?;
         Ok(chandler_durable::write(&self.state.join("inbox").join(name), &text)?)
     }
 

@@ -75,9 +75,6 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     tracing::info!("memory plan:\n{}", prepared.plan);
     prepared.check_memory(&config)?;
     let Prepared { model, rows, settings, evaluation, total_steps, fit, plan, .. } = prepared;
-    if fit != Fit::default() {
-        tracing::warn!("to fit into memory, {fit}");
-    }
     let ledger = Ledger::new();
     let trainer = Trainer::new(model, &rows, settings, &ledger).map_err(EngineError::from)?;
     let mut trainer = trainer.within(fit);
@@ -90,6 +87,9 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         clear_checkpoints(&args.output)?;
         GoneOn::default()
     };
+    if trainer.fit() != Fit::default() {
+        tracing::warn!("to fit into memory, {}", trainer.fit());
+    }
     let metrics = args.metrics.as_deref();
     let metrics = metrics.map(|path| MetricsFile::open(path, trainer.steps_done())).transpose()?;
     let controls = Controls::default();

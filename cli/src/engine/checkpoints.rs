@@ -53,7 +53,15 @@ pub(crate) fn resume(
         let (was, is) = (was.to_owned(), base.to_owned());
         return Err(TrainError::OtherRun { path, what: BASE, was, is }.into());
     }
+    let planned = trainer.fit();
     let resumed = trainer.resume(&path)?;
+    if trainer.fit().rows != planned.rows {
+        tracing::warn!(
+            "the memory plan has {planned}; the run goes on as it was, so that its sums are rounded \
+             as before: {}",
+            trainer.fit()
+        );
+    }
     if let Some(why) = resumed.rounds_differently {
         tracing::warn!("from here on the run is not the same bit for bit: {why}");
     }

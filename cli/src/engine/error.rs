@@ -222,10 +222,15 @@ impl EngineError {
             Self::Data(error) if blames_the_file(error) => Fault::File,
             Self::Worker(error) => error.fault(),
             Self::Train(TrainError::NothingToLearn { .. } | TrainError::NoRows) => Fault::File,
-            // A disk or a database that does not take what it is given.
-            Self::Train(TrainError::Durable(_) | TrainError::Observer(_)) => {
-                Fault::Setup(self.exit())
-            }
+            // A disk or a database that does not take what it is given; or a checkpoint of other
+            // settings or of a later version, which another attempt does not change and which is not
+            // to be lost.
+            Self::Train(
+                TrainError::Durable(_)
+                | TrainError::Observer(_)
+                | TrainError::OtherRun { .. }
+                | TrainError::BadCheckpoint { .. },
+            ) => Fault::Setup(self.exit()),
             Self::Train(_) | Self::Eval(_) => Fault::Attempt,
             other => Fault::Setup(other.exit()),
         }

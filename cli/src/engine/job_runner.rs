@@ -175,10 +175,10 @@ impl EngineRunner {
             around: Around::default(),
             progress,
         };
-        if fit != Fit::default() {
+        if trainer.fit() != Fit::default() {
             watch
                 .sink
-                .memory(&format!("to fit into memory, {fit}"))
+                .memory(&format!("to fit into memory, {}", trainer.fit()))
                 .map_err(TrainError::Observer)?;
         }
         let outcome = trainer.train(&mut watch).map_err(device::told_on_gpu)?;

@@ -277,7 +277,11 @@ impl Observer for Watch<'_> {
 
     fn tightened(&mut self, step: u64, fit: Fit, why: &Shortage) -> Result<(), BoxError> {
         let why = device::seen_on_gpu(why);
-        self.sink.memory(&format!("step {}: {why}; from now on {fit}", step + 1))?;
+        let rounded = match fit.rows {
+            Some(_) => " (the same sums, rounded in another order)",
+            None => "",
+        };
+        self.sink.memory(&format!("step {}: {why}; from now on {fit}{rounded}", step + 1))?;
         self.sink.fitted(fit)
     }
 

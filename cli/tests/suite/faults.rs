@@ -2,10 +2,11 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use chandler_durable::{RealFs, SealedFolder, Verdict, verify};
 use chandler_faults::io_errors::{self, Failing, Outcome};
 use chandler_faults::kills;
 use chandler_faults::power::{self, Effort};
@@ -110,13 +111,35 @@ fn a_broken_checkpoint_is_put_aside_and_the_one_before_it_used() {
         }
     };
     let garbled: Damage = |folder| put(&folder.join("manifest.json"), "{\"version\": 1, \"fil");
+    // Of the same size, and whole on their own.
+    let of_before: Damage = |folder| {
+        let before = folder.with_file_name("checkpoint-2");
+        for name in ["weights.safetensors", "optimizer.safetensors"] {
+            fs::copy(before.join(name), folder.join(name)).unwrap();
+        }
+    };
+    let empty: Damage = |folder| put(&folder.join("weights.safetensors"), "");
+    // What no file's hash covers.
+    let other_step: Damage = |folder| {
+        let path = folder.join("manifest.json");
+        let text = fs::read_to_string(&path).unwrap();
+        let changed = text.replace("\"step\": 4", "\"step\": 5");
+        assert_ne!(changed, text);
+        put(&path, changed);
+    };
+    let renamed: Damage = |folder| {
+        fs::remove_dir_all(folder).unwrap();
+        let before = folder.with_file_name("checkpoint-2");
+        fs::create_dir(folder).unwrap();
+        for name in ["weights.safetensors", "optimizer.safetensors"] {
+            fs::copy(before.join(name), folder.join(name)).unwrap();
+        }
+    };
     let Some((scenario, oracle)) = scene() else { return };
-    for (number, damage) in [flip, cut, missing, swapped, garbled].into_iter().enumerate() {
+    let all = [flip, cut, missing, swapped, garbled, of_before, empty, other_step, renamed];
+    for (number, damage) in all.into_iter().enumerate() {
         let folder = tempfile::tempdir().unwrap();
-        let state = folder.path().canonicalize().unwrap().join("state");
-        scenario.prepare(&state).unwrap();
-        let at_model = |call: &Call| call.to.as_deref() == Some(Path::new("model"));
-        assert!(kills::kill_when(scenario, &state, at_model).unwrap());
+        let state = cut_off(scenario, &folder);
         damage(&state.join("checkpoints/job-1/checkpoint-4"));
         let output = scenario.live(&state).unwrap();
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -126,6 +149,118 @@ fn a_broken_checkpoint_is_put_aside_and_the_one_before_it_used() {
         let aside = fs::read_dir(state.join("checkpoints/job-1/quarantine")).unwrap().count();
         assert_eq!(aside, 1, "damage {number}");
     }
+}
+
+/// A state directory whose daemon was killed with a checkpoint of step 4 behind it.
+fn cut_off(scenario: &Scenario, folder: &tempfile::TempDir) -> PathBuf {
+    let state = folder.path().canonicalize().unwrap().join("state");
+    scenario.prepare(&state).unwrap();
+    let at_model = |call: &Call| call.to.as_deref() == Some(Path::new("model"));
+    assert!(kills::kill_when(scenario, &state, at_model).unwrap());
+    state
+}
+
+#[test]
+fn a_job_is_not_lost_over_settings_that_were_changed_in_the_middle_of_it() {
+    let Some((scenario, oracle)) = scene() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let state = cut_off(scenario, &folder);
+    let changed = [
+        ("train.per_device_train_batch_size=3", "batch"),
+        ("train.learning_rate=0.5", "hyperparameters"),
+        ("train.optim=adamw_8bit", "optimizer"),
+    ];
+    for (setting, named) in changed {
+        let output = scenario.daemon(&state).unwrap().args(["--set", setting]).output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{setting}");
+        assert!(log.contains(&format!("belongs to another run: {named} was")), "{setting}:\n{log}");
+        assert!(log.contains("hint:") && log.contains("checkpoints/job-1"), "{setting}:\n{log}");
+        assert!(state.join("checkpoints/job-1/checkpoint-4").is_dir(), "{setting}");
+        assert_eq!(fs::read_dir(state.join("processing")).unwrap().count(), 1, "{setting}");
+    }
+    // With the settings that it began with it goes on as if nothing had been.
+    assert!(scenario.live(&state).unwrap().status.success());
+    oracle.check(&state).unwrap();
+}
+
+#[test]
+fn a_later_format_is_refused_and_stays() {
+    let Some((scenario, _)) = scene() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let state = cut_off(scenario, &folder);
+    let place = state.join("checkpoints/job-1/checkpoint-4");
+    let Verdict::Whole(manifest) = verify(&RealFs, &place).unwrap() else { panic!("not whole") };
+    let mut extra = manifest.extra;
+    extra["format"] = 999.into();
+    let mut again = SealedFolder::begin(&RealFs, &place.with_file_name("checkpoint-5")).unwrap();
+    for file in &manifest.files {
+        again.add_bytes(&file.name, &fs::read(place.join(&file.name)).unwrap()).unwrap();
+    }
+    again.seal(extra).unwrap();
+    let output = scenario.live(&state).unwrap();
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && log.contains("its format is 999"), "{log}");
+    assert!(state.join("checkpoints/job-1/checkpoint-5/manifest.json").is_file());
+    assert_eq!(fs::read_dir(state.join("processing")).unwrap().count(), 1);
+}
+
+#[test]
+fn a_file_that_ends_the_daemon_three_times_at_the_same_step_is_given_up_and_the_next_is_learned() {
+    let Some((scenario, _)) = two_files() else { return };
+    let mut scenario = scenario.clone();
+    scenario.settings.push("daemon.max_attempts=3".to_owned());
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().canonicalize().unwrap().join("state");
+    scenario.prepare(&state).unwrap();
+    let at_model = |call: &Call| call.to.as_deref() == Some(Path::new("model"));
+    for life in 1..=3 {
+        assert!(kills::kill_when(&scenario, &state, at_model).unwrap(), "life {life}");
+    }
+    let output = scenario.live(&state).unwrap();
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    let names = |folder: &str| {
+        let entries = fs::read_dir(state.join(folder)).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(
+        names("failed"),
+        ["rows.jsonl", "rows.jsonl.report.json", "rows.jsonl.report.txt"],
+        "{log}"
+    );
+    assert_eq!(names("done"), ["rows-1.jsonl"], "{log}");
+}
+
+/// A model is replaced by the next one, and checkpoints go while others come.
+fn two_files() -> Option<&'static (Scenario, Oracle)> {
+    static SCENE: OnceLock<Option<(Scenario, Oracle)>> = OnceLock::new();
+    scene()?;
+    let scene = SCENE.get_or_init(|| {
+        let binary = Path::new(env!("CARGO_BIN_EXE_chandler"));
+        let scenario = Scenario::two_files(binary, 2).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let oracle = Oracle::ask(&scenario, &folder.path().join("state")).unwrap();
+        Some((scenario, oracle))
+    });
+    scene.as_ref()
+}
+
+#[test]
+fn kills_while_a_second_file_is_learned_from() {
+    let Some((scenario, oracle)) = two_files() else { return };
+    let tally = kills::at_random(scenario, oracle, 40, 5).unwrap();
+    assert!(tally.kills >= 40 && tally.finished > 0, "{tally:?}");
+}
+
+#[test]
+fn no_power_while_a_second_file_is_learned_from() {
+    let Some((scenario, oracle)) = two_files() else { return };
+    let effort = Effort { losses: 6, life_every: 150, stride: 5, disk_lies: false };
+    let tally = power::campaign(scenario, oracle, effort, 9, &mut |_| {}).unwrap();
+    assert!(tally.states > 300 && tally.lives > 1, "{tally:?}");
 }
 
 #[test]
