@@ -67,7 +67,7 @@ pub(super) fn push(app: &App, args: &PushArgs) -> Result<Exit, Failure> {
     }
     let card = new_card(app, args, &push, folder, base)?;
     let progress = Progress::new(&app.terminal);
-    let tell = |now: Upload| progress.download(&now.file, now.done, Some(now.total));
+    let tell = |now: Upload| progress.upload(&now.file, now.done, now.total);
     let pushed = push.commit(folder, card.as_deref(), &tell);
     progress.end();
     let pushed = pushed.map_err(EngineError::from)?;

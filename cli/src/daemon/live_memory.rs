@@ -7,7 +7,7 @@ use chandler_vram::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::engine::device_pool;
+use crate::engine::{device_pool, device_uuid};
 
 /// Every meter and the ledger at one moment; what could not be read is `None`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,19 +27,44 @@ pub struct LiveMemory {
     /// The pool that this daemon's tensors come from, where they are on a GPU.
     #[serde(default)]
     pub pool: Option<PoolReading>,
+    /// The GPU that its tensors are on; `None` where they are in the machine's memory.
+    #[serde(default)]
+    pub on_gpu: Option<OnGpu>,
+}
+
+/// Which of the GPUs this daemon's tensors are on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnGpu {
+    /// As the driver knows it.
+    pub uuid: String,
+    /// Bytes of it that this process holds by the driver's books, the context among them.
+    pub own: Option<u64>,
+}
+
+impl OnGpu {
+    fn among(gpus: Option<&[GpuReading]>, uuid: String, pid: u32) -> Self {
+        let ours = gpus.into_iter().flatten().find(|gpu| gpu.uuid.as_ref() == Some(&uuid));
+        let processes = ours.and_then(|gpu| gpu.processes.as_deref()).unwrap_or_default();
+        let own = processes.iter().find(|process| process.pid == pid);
+        Self { own: own.and_then(|process| process.used), uuid }
+    }
 }
 
 impl LiveMemory {
     /// Reads everything.
     pub fn read(ledger: &Ledger, nvml: &NvmlMeter) -> Self {
+        let gpus = nvml.gpus();
+        let on_gpu =
+            device_uuid().map(|uuid| OnGpu::among(gpus.as_deref(), uuid, std::process::id()));
         Self {
             ledger: ledger.snapshot(),
             heap: counting::live_bytes(),
             heap_peak: counting::high_water_bytes(),
             limit: counting::limit_bytes(),
             host: HostMeter::new().read_host(),
-            gpus: nvml.gpus(),
+            gpus,
             pool: device_pool(),
+            on_gpu,
         }
     }
 }
@@ -117,6 +142,7 @@ mod tests {
             host: HostReading::default(),
             gpus: Some(vec![gpu]),
             pool: Some(PoolReading { used: 2 << 30, used_high: 3 << 30, ..PoolReading::default() }),
+            on_gpu: None,
         };
         let text = memory.to_string();
         for part in [
@@ -129,5 +155,24 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }
+    }
+
+    #[test]
+    fn what_this_process_has_of_its_gpu_is_the_drivers_word_or_unknown() {
+        let process = |pid, used| GpuProcess { pid, used, name: None };
+        let gpu = |uuid: &str, processes| GpuReading {
+            uuid: Some(uuid.to_owned()),
+            processes,
+            ..GpuReading::default()
+        };
+        let own = |processes| {
+            let gpus = [gpu("GPU-a", Some(vec![process(7, Some(1))])), gpu("GPU-b", processes)];
+            OnGpu::among(Some(&gpus), "GPU-b".to_owned(), 7).own
+        };
+        assert_eq!(own(Some(vec![process(8, Some(2)), process(7, Some(3))])), Some(3));
+        assert_eq!(own(Some(vec![process(7, None)])), None);
+        assert_eq!(own(Some(vec![])), None);
+        assert_eq!(own(None), None);
+        assert_eq!(OnGpu::among(None, "GPU-b".to_owned(), 7).own, None);
     }
 }

@@ -120,6 +120,12 @@ pub(crate) fn pool() -> Option<PoolReading> {
     })
 }
 
+/// The GPU that this process has opened, as the driver knows it.
+pub(crate) fn uuid() -> Option<String> {
+    let ordinal = gpu().as_ref().filter(|gpu| gpu.device.is_some())?.ordinal;
+    kernels::uuid(ordinal)
+}
+
 /// Bytes of the GPU that this process could still have: what nobody uses, and what its pool keeps.
 pub(crate) fn room_on_gpu(device: &Device) -> Option<u64> {
     let (free, _) = kernels::free_and_total(device)?;

@@ -32,6 +32,7 @@ pub(crate) use checkpoints::{
 };
 pub(crate) use device::{
     hold as hold_device, open as open_device, pool as device_pool, seen_on_gpu, told_on_gpu,
+    uuid as device_uuid,
 };
 pub use error::EngineError;
 pub(crate) use eval_set::EvalSet;

@@ -201,6 +201,25 @@ const checks = {
     assert.deepEqual(words, ["0.2500", "0.2500", "0.2500", "25 %", "25 %"]);
   },
 
+  async "sets the ledger of a GPU against that GPU"({ page }) {
+    const [machine, gpu, unknown] = await page.evaluate(async () => {
+      const { partsOf } = await import("/app/bar.js");
+      const GIB = 2 ** 30;
+      const ledger = { categories: [{ category: "weights", bytes: 6 * GIB, peak: 6 * GIB }], total: 6 * GIB };
+      const host = { rss: 7 * GIB, total: 64 * GIB, available: 50 * GIB };
+      const gpus = [{ uuid: "GPU-a", index: 0, used: 9 * GIB, total: 80 * GIB },
+        { uuid: "GPU-b", index: 1, used: 20 * GIB, total: 24 * GIB }];
+      const shown = (memory) => {
+        const { parts, total } = partsOf({ ledger, host, gpus, ...memory });
+        return { total: total / GIB, ...Object.fromEntries(parts.map(({ name, bytes }) => [name, bytes == null ? null : bytes / GIB])) };
+      };
+      return [shown({}), shown({ on_gpu: { uuid: "GPU-b", own: 7.5 * GIB } }), shown({ on_gpu: { uuid: "GPU-b", own: null } })];
+    });
+    assert.deepEqual(machine, { total: 64, weights: 6, rest: 1, others: 7, free: 50 });
+    assert.deepEqual(gpu, { total: 24, weights: 6, rest: 1.5, others: 12.5, free: 4 });
+    assert.deepEqual(unknown, { total: 24, weights: 6, rest: null, others: null, free: 4 });
+  },
+
   async "remembers the theme"({ page }) {
     const ground = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
     const light = await ground();

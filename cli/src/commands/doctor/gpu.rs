@@ -5,10 +5,11 @@ use chandler_vram::{GpuProcess, GpuReading, NvmlMeter};
 
 use super::check::{Check, shown};
 
-pub(super) fn checks() -> Vec<Check> {
+/// `daemon` are the processes of this state directory's daemon.
+pub(super) fn checks(daemon: &[u32]) -> Vec<Check> {
     let nvml = NvmlMeter::new();
     match nvml.gpus() {
-        Some(gpus) => of_gpus(&gpus, std::process::id(), &name_of),
+        Some(gpus) => of_gpus(&gpus, &Ours { own: std::process::id(), daemon }, &name_of),
         None => {
             let reason = nvml.absence().unwrap_or("they cannot be listed");
             vec![Check::info("gpu", format!("none found ({reason})"))]
@@ -22,12 +23,18 @@ fn name_of(pid: u32) -> Option<String> {
     Some(name.trim().to_owned())
 }
 
+/// Processes that are not in anybody's way.
+struct Ours<'a> {
+    own: u32,
+    daemon: &'a [u32],
+}
+
 fn of_gpus(
     gpus: &[GpuReading],
-    own_pid: u32,
+    ours: &Ours,
     name_of: &dyn Fn(u32) -> Option<String>,
 ) -> Vec<Check> {
-    let mut checks: Vec<Check> = gpus.iter().map(|gpu| of_gpu(gpu, own_pid, name_of)).collect();
+    let mut checks: Vec<Check> = gpus.iter().map(|gpu| of_gpu(gpu, ours, name_of)).collect();
     if !gpus.is_empty() {
         checks.push(build(device::HAS_CUDA, device::cuda_devices()));
     }
@@ -51,7 +58,7 @@ fn build(has_cuda: bool, found: usize) -> Check {
     }
 }
 
-fn of_gpu(gpu: &GpuReading, own_pid: u32, name_of: &dyn Fn(u32) -> Option<String>) -> Check {
+fn of_gpu(gpu: &GpuReading, ours: &Ours, name_of: &dyn Fn(u32) -> Option<String>) -> Check {
     let name = gpu.name.as_deref().unwrap_or("unnamed");
     let words = format!("{name}, {} of {} used", shown(gpu.used), shown(gpu.total));
     let Some(processes) = &gpu.processes else {
@@ -63,8 +70,15 @@ fn of_gpu(gpu: &GpuReading, own_pid: u32, name_of: &dyn Fn(u32) -> Option<String
             name.as_deref().map_or("unknown", |name| name.rsplit('/').next().unwrap_or(name));
         format!("{name} (pid {}, {})", process.pid, shown(process.used))
     };
-    let others: Vec<String> =
-        processes.iter().filter(|process| process.pid != own_pid).map(user).collect();
+    let (daemon, others): (Vec<&GpuProcess>, Vec<&GpuProcess>) = processes
+        .iter()
+        .filter(|process| process.pid != ours.own)
+        .partition(|process| ours.daemon.contains(&process.pid));
+    let words = match daemon.first() {
+        Some(daemon) => format!("{words}, {} by the daemon of this directory", shown(daemon.used)),
+        None => words,
+    };
+    let others: Vec<String> = others.into_iter().map(user).collect();
     if others.is_empty() {
         return Check::info("gpu", words);
     }
@@ -93,7 +107,8 @@ mod tests {
             ..GpuReading::default()
         };
         let named = |pid| (pid == 8).then(|| "python3".to_owned());
-        let checks = |processes| of_gpus(&[gpu(processes)], 7, &named);
+        let ours = Ours { own: 7, daemon: &[5] };
+        let checks = |processes| of_gpus(&[gpu(processes)], &ours, &named);
         let found = checks(Some(vec![
             process(7, None),
             process(8, None),
@@ -107,6 +122,9 @@ mod tests {
         assert_eq!(found[1].verdict, Verdict::Warning, "a build for the CPU");
         assert_eq!(checks(Some(vec![process(7, None)]))[0].verdict, Verdict::Info);
         assert!(checks(None)[0].detail.contains("unknown"));
-        assert!(of_gpus(&[], 7, &named).is_empty());
+        assert!(of_gpus(&[], &ours, &named).is_empty());
+        let daemon = &checks(Some(vec![process(7, None), process(5, Some("chandler-cuda"))]))[0];
+        assert_eq!(daemon.verdict, Verdict::Info);
+        assert!(daemon.detail.ends_with("1.00 GiB by the daemon of this directory"));
     }
 }

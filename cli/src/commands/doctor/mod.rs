@@ -24,6 +24,7 @@ use crate::failure::Failure;
 pub(super) fn doctor(app: &App) -> Result<Exit, Failure> {
     let (config_check, config) = configuration::check(app);
     let mut checks = vec![config_check];
+    let mut daemon = vec![];
     match app.state() {
         Err(failure) => checks.push(Check::of_failure("state directory", &failure)),
         Ok(state) => {
@@ -33,14 +34,16 @@ pub(super) fn doctor(app: &App) -> Result<Exit, Failure> {
             checks.push(file_system::check(file_system::read(state.root())));
             checks.push(state::database(&state));
             checks.push(state::lock(&state));
-            checks.extend(processes::check(&processes::read(), state.root()));
+            let processes = processes::read();
+            daemon = processes::pids_of_daemon(&processes, state.root());
+            checks.extend(processes::check(&processes, state.root()));
             checks.extend(clock::checks(&state));
             checks.push(network::check(&config, &network::read(&state, &config)));
         }
     }
     checks.extend(memory::checks(app, &config));
     checks.extend(machine::checks());
-    checks.extend(gpu::checks());
+    checks.extend(gpu::checks(&daemon));
     app.print(&render(&checks), &checks)?;
     let healthy = checks.iter().all(|check| check.verdict != Verdict::Problem);
     Ok(if healthy { Exit::Ok } else { Exit::Error })

@@ -44,10 +44,10 @@ fn strings(bytes: &[u8]) -> Vec<String> {
 }
 
 impl Process {
-    /// Whether it is `chandler run`, by its command line.
+    /// Whether it is `chandler run`, or its twin for GPUs, by its command line.
     fn is_daemon(&self) -> bool {
         let program = self.words.first().and_then(|word| Path::new(word).file_name());
-        let name = program.is_some_and(|name| name == "chandler");
+        let name = program.is_some_and(|name| name == "chandler" || name == "chandler-cuda");
         name && self.words.iter().skip(1).any(|word| word == "run")
     }
 
@@ -74,16 +74,26 @@ fn daemons(processes: &[Process]) -> Vec<&Process> {
     all.iter().copied().filter(|process| !is_child(process)).collect()
 }
 
+/// Whether a daemon works on this state directory.
+fn works_on(process: &Process, root: &Path) -> bool {
+    let whole = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    process.state_dir().is_some_and(|dir| whole(&dir) == whole(root))
+}
+
+/// The processes of the daemon of this state directory, its parent among them.
+pub(super) fn pids_of_daemon(processes: &Option<Vec<Process>>, root: &Path) -> Vec<u32> {
+    let all = processes.iter().flatten();
+    let ours = all.filter(|process| process.is_daemon() && works_on(process, root));
+    ours.map(|process| process.pid).collect()
+}
+
 pub(super) fn check(processes: &Option<Vec<Process>>, root: &Path) -> Vec<Check> {
     const NAME: &str = "daemons";
     let Some(processes) = processes else {
         return vec![Check::info(NAME, "unknown: this system does not list processes in /proc")];
     };
-    let whole = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let root = whole(root);
-    let (here, elsewhere): (Vec<&Process>, Vec<&Process>) = daemons(processes)
-        .into_iter()
-        .partition(|process| process.state_dir().is_some_and(|dir| whole(&dir) == root));
+    let (here, elsewhere): (Vec<&Process>, Vec<&Process>) =
+        daemons(processes).into_iter().partition(|process| works_on(process, root));
     let mut checks = Vec::new();
     let pids: Vec<String> = here.iter().map(|process| process.pid.to_string()).collect();
     if here.len() > 1 {
@@ -137,7 +147,9 @@ mod tests {
             process(8, 1, "chandler status --watch"),
         ];
         assert_eq!(verdicts(&all), [(Verdict::Ok, "one, pid 5, on this state directory".into())]);
-        all.push(process(9, 1, "chandler run --dir=/home/a/s"));
+        assert_eq!(pids_of_daemon(&Some(all.clone()), Path::new("/home/a/s")), [5, 6]);
+        assert!(pids_of_daemon(&Some(all.clone()), Path::new("/home/b")).is_empty());
+        all.push(process(9, 1, "chandler-cuda run --dir=/home/a/s"));
         let found = verdicts(&all);
         assert_eq!(
             found[0],

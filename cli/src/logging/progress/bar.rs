@@ -11,6 +11,7 @@ const NAME_CHARS: usize = 48;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Download,
+    Upload,
     Reading,
     Loading,
     Training,
@@ -26,7 +27,7 @@ impl Kind {
             Self::Reading => {
                 "{prefix} {bar:24} {binary_bytes}/{binary_total_bytes}  {msg}  {eta} left"
             }
-            Self::Download | Self::Loading | Self::Saving => {
+            Self::Download | Self::Upload | Self::Loading | Self::Saving => {
                 "{prefix} {bar:24} {binary_bytes}/{binary_total_bytes}  {eta} left"
             }
         }
@@ -58,6 +59,7 @@ mod tests {
     fn every_template_is_one() {
         for kind in [
             Kind::Download,
+            Kind::Upload,
             Kind::Reading,
             Kind::Loading,
             Kind::Training,

@@ -84,6 +84,13 @@ impl Progress {
         self.show(Kind::Download, file, total.unwrap_or(done), update, plain);
     }
 
+    /// Shows how many bytes of a file have been uploaded.
+    pub fn upload(&self, file: &str, done: u64, total: u64) {
+        let update = |bar: &ProgressBar| bar.set_position(done);
+        let plain = || format!("uploading {file}: {}", of_bytes(done, total));
+        self.show(Kind::Upload, file, total, update, plain);
+    }
+
     /// Shows how many bytes of a model's weights are in memory.
     pub fn loading(&self, done: u64, total: u64) {
         let update = |bar: &ProgressBar| bar.set_position(done);

@@ -1,5 +1,5 @@
-// Memory at this moment, as parts of what the machine has: ours by category, the rest of this
-// process, other processes, and what is free.
+// Memory at this moment, as parts of what there is where our tensors are, the machine's or a GPU's:
+// ours by category, the rest of this process, other processes, and what is free.
 
 import { swatch } from "./charts.js";
 import { element } from "./dom.js";
@@ -14,11 +14,20 @@ function machine(host) {
   return { total: host.total, used: host.total != null && host.available != null ? host.total - host.available : null };
 }
 
+// The GPU that our tensors are on, with what this process has of it by the driver's books; `null` on
+// the CPU. `used` and `total` are unknown where the driver does not list it.
+export function gpuOf(memory) {
+  if (!memory.on_gpu) return null;
+  const seen = (memory.gpus ?? []).find((gpu) => gpu.uuid === memory.on_gpu.uuid);
+  return { index: seen?.index, name: seen?.name, used: seen?.used, total: seen?.total, own: memory.on_gpu.own };
+}
+
 // The parts, in the order in which they are drawn; bytes are `null` where they are not known.
 export function partsOf(memory) {
   const ours = memory.ledger.categories.filter((line) => line.bytes > 0);
-  const { total, used } = machine(memory.host);
-  const own = memory.host.rss ?? memory.heap;
+  const gpu = gpuOf(memory);
+  const { total, used } = gpu ?? machine(memory.host);
+  const own = gpu ? gpu.own : memory.host.rss ?? memory.heap;
   const rest = own == null ? null : atLeastNothing(own - memory.ledger.total);
   const others = own == null || used == null ? null : atLeastNothing(used - Math.max(own, memory.ledger.total));
   const parts = ours.map((line) => ({ name: line.category, words: category(line.category), bytes: line.bytes }));

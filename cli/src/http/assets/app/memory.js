@@ -1,7 +1,7 @@
 // Memory: now, by step, since the page was opened, and each category beside what was planned.
 
 import { failed } from "./api.js";
-import { gpus, memoryBar } from "./bar.js";
+import { gpuOf, gpus, memoryBar } from "./bar.js";
 import { Chart, nothing, swatch } from "./charts.js";
 import { by, element, fill } from "./dom.js";
 import { bytes, category } from "./figures.js";
@@ -67,14 +67,17 @@ function showTable() {
   const total = element("tr", {}, element("td", {}, "all together"), element("td", { class: "number" }, bytes(newest.ledger.total)),
     element("td", { class: "number" }, bytes(newest.ledger.peak_total)), element("td", { class: "number" }, plan() ? bytes(plan().peak) : "–"));
   fill(by("memory-table"), rows, total);
-  const lines = [["heap", newest.heap], ["heap at most", newest.heap_peak], ["resident", newest.host.rss],
+  const { pool } = newest;
+  const lines = [["pool in use", pool?.used], ["pool at most", pool?.used_high], ["pool taken", pool?.reserved], ["heap", newest.heap], ["heap at most", newest.heap_peak], ["resident", newest.host.rss],
     ["resident at most", newest.host.peak_rss], ["memory.limit", newest.limit]];
-  fill(by("memory-process"), lines.filter(([name, value]) => value != null || name !== "memory.limit").map(([name, value]) =>
+  fill(by("memory-process"), lines.filter(([name, value]) => value != null || !/^(memory|pool)/.test(name)).map(([name, value]) =>
     element("div", {}, element("dt", {}, name), element("dd", {}, bytes(value)))));
 }
 
 function showNow() {
   if (!newest) return;
+  const gpu = gpuOf(newest);
+  by("memory-where").textContent = gpu ? `GPU ${gpu.index ?? ""} now` : "This machine now";
   fill(by("memory-bar"), memoryBar(newest, plan()));
   fill(by("memory-gpus"), gpus(newest));
   showTable();
@@ -85,7 +88,7 @@ export function begin(section) {
   const heads = ["", "now", "most", "planned"].map((word, at) => element("th", { scope: "col", class: at ? "number" : "" }, word || "category"));
   fill(section,
     element("div", { class: "pair" },
-      element("div", { class: "card" }, element("h2", {}, "This machine now"), element("div", { id: "memory-bar" }),
+      element("div", { class: "card" }, element("h2", { id: "memory-where" }, "This machine now"), element("div", { id: "memory-bar" }),
         element("div", { id: "memory-gpus" })),
       element("div", { class: "card" }, element("h2", {}, "What it is for"),
         element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Memory by category" },
