@@ -2,6 +2,7 @@
 
 mod add;
 mod bench;
+mod chat;
 mod completions;
 mod config;
 mod dashboard;
@@ -25,6 +26,7 @@ mod serve;
 mod service;
 mod status;
 pub(crate) mod steer;
+mod talk;
 mod train;
 
 use std::path::{Path, PathBuf};
@@ -103,6 +105,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Answer a conversation
     Generate(generate::GenerateArgs),
+    /// Talk with a model
+    Chat(chat::ChatArgs),
     /// Answer requests in the form of OpenAI's API with a model
     Serve(serve::ServeArgs),
     /// Say how much memory a run will use
@@ -248,6 +252,7 @@ fn dispatch(cli: Cli, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Train(args) => train::train(&app, &args),
         Command::Eval(args) => eval::eval(&app, &args),
         Command::Generate(args) => generate::generate(&app, &args),
+        Command::Chat(args) => chat::chat(&app, &args),
         Command::Serve(args) => serve::serve(&app, &args),
         Command::Plan(args) => plan::plan(&app, &args),
         Command::Export(args) => export::export(&app, &args),

@@ -115,6 +115,18 @@ pub enum EngineError {
     /// Too little memory for an evaluation, and `memory.on_pressure` is `stop`.
     #[error("{0}, and memory.on_pressure is \"stop\"")]
     Pressure(String),
+    /// More than the model reads at a time.
+    #[error(
+        "the conversation has {tokens} tokens, and the model reads {context} at most, its answer \
+             among them"
+    )]
+    TooLong {
+        /// Of the conversation.
+        tokens: usize,
+        /// Of the model.
+        context: usize,
+    },
+
     /// The run would need more memory than there is.
     #[error(
         "the run needs {needed}, however its steps are cut, and there are {available}: {lacking} \
@@ -178,6 +190,9 @@ impl EngineError {
                  memory, or set memory.on_pressure = \"adapt\""
                     .to_owned(),
             ),
+            Self::TooLong { .. } => {
+                Some("begin a new conversation (/new in `chandler chat`)".to_owned())
+            }
             Self::DoesNotFit { .. } => Some(
                 "lower train.per_device_train_batch_size or data.max_length (raise \
                  train.gradient_accumulation_steps to keep the global batch), set \

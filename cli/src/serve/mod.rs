@@ -38,9 +38,10 @@ use tokio::sync::mpsc::UnboundedReceiver;
 pub(crate) use desk::Said;
 pub(crate) use form::{Choice, DONE, Form, Usage, event};
 pub(crate) use host::{LoadError, Tell};
-pub(crate) use offer::{Offer, Source, name_of, newest, newest_or_base};
+pub(crate) use offer::{Offer, Source, context, name_of, newest, newest_or_base};
 pub(crate) use refusal::Refusal;
 pub(crate) use request::{Asked, Face};
+pub(crate) use speech::Speech;
 
 use crate::config::Config;
 use crate::daemon::Guest;

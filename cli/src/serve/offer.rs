@@ -102,7 +102,7 @@ impl Opened {
 }
 
 /// `max_position_embeddings`, which models with several parts have in one of them.
-fn context(shape: &ModelConfig) -> Option<usize> {
+pub(crate) fn context(shape: &ModelConfig) -> Option<usize> {
     let of = |pointer: &str| shape.raw.pointer(pointer).and_then(Value::as_u64);
     let positions = of("/max_position_embeddings").or(of("/text_config/max_position_embeddings"));
     positions.map(|positions| positions as usize)

@@ -19,7 +19,7 @@ const LEAST_WINDOW: usize = 8;
 const LONGEST_CLEANED: usize = 4;
 
 /// Turns tokens into text.
-pub(super) trait Decoder {
+pub(crate) trait Decoder {
     /// `None` where the library gives up on them.
     fn text_of(&self, ids: &[u32]) -> Option<String>;
     /// Whether a space at the end may still go.
@@ -144,25 +144,25 @@ impl Stops {
 
 /// One answer on its way to a client.
 #[derive(Debug)]
-pub(super) struct Speech {
+pub(crate) struct Speech {
     deltas: Deltas,
     stops: Stops,
 }
 
 impl Speech {
-    pub(super) fn new(stops: &[String]) -> Self {
+    pub(crate) fn new(stops: &[String]) -> Self {
         let stops = Stops { stops: stops.to_vec(), held: String::new() };
         Self { deltas: Deltas::default(), stops }
     }
 
     /// What can be said after this token, and whether a stop string ends the answer.
-    pub(super) fn push(&mut self, decoder: &dyn Decoder, id: u32) -> (String, bool) {
+    pub(crate) fn push(&mut self, decoder: &dyn Decoder, id: u32) -> (String, bool) {
         let new = self.deltas.push(decoder, id);
         self.stops.push(&new)
     }
 
     /// What was held back, and whether a stop string stands in it.
-    pub(super) fn finish(&mut self, decoder: &dyn Decoder) -> (String, bool) {
+    pub(crate) fn finish(&mut self, decoder: &dyn Decoder) -> (String, bool) {
         let rest = self.deltas.finish(decoder);
         let (mut text, stopped) = self.stops.push(&rest);
         if !stopped {

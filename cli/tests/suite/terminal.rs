@@ -53,12 +53,13 @@ fn json_error(code: i32, args: &[&str]) -> Value {
 }
 
 /// Commands that this test does not have succeed, and why.
-const ELSEWHERE: [(&str, &str); 15] = [
+const ELSEWHERE: [(&str, &str); 16] = [
     ("bench checkpoint", "bench.rs"),
     ("bench generate", "bench.rs"),
     ("bench kernels", "bench.rs"),
     ("bench plan", "bench.rs"),
     ("bench train", "bench.rs"),
+    ("chat", "chat.rs"),
     ("dashboard", "needs a daemon"),
     ("eval-now", "needs a daemon"),
     ("export adapter", "exports.rs"),
