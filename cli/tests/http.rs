@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,29 @@ use chandler_cli::http::{HttpServer, Limits, read_token};
 use chandler_cli::state_dir::StateDir;
 use chandler_cli::store::{EvalRow, EvalSample, ScoreRow, StepRow, Store};
 use serde_json::{Value, json};
+
+/// The samples of a page as Prometheus' own parser has them; `None` without a Python that has it.
+fn as_prometheus_reads(page: &str) -> Option<Vec<String>> {
+    let named = std::env::var("CHANDLER_TEST_PYTHON").ok();
+    let python = named.clone().unwrap_or_else(|| "python3".to_owned());
+    let has_it = Command::new(&python).args(["-c", "import prometheus_client"]).output();
+    if !has_it.is_ok_and(|output| output.status.success()) {
+        assert!(named.is_none(), "{python} has no prometheus_client");
+        eprintln!("skipped: no Python with the package prometheus_client");
+        return None;
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/counterparts/prometheus.py");
+    let mut child = Command::new(python)
+        .arg(script)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(page.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    Some(String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect())
+}
 
 struct Server {
     _folder: tempfile::TempDir,
@@ -395,6 +419,13 @@ fn everything_that_was_written_can_be_read() {
         assert!(body_of(&metrics).contains(line), "{metrics}");
     }
     assert!(!metrics.contains("tokens_per_second"), "what is unknown is left out");
+    if let Some(samples) = as_prometheus_reads(body_of(&metrics)) {
+        for sample in ["chandler_step{} 7", "chandler_memory_bytes{category=\"weights\"} 4096"] {
+            assert!(samples.iter().any(|found| found == sample), "{samples:?}");
+        }
+        let count = body_of(&metrics).lines().filter(|line| !line.starts_with('#')).count();
+        assert_eq!(samples.len(), count);
+    }
 }
 
 #[test]

@@ -6,11 +6,14 @@ use std::process::Command;
 use super::client::{Server, patient_model};
 use crate::support::text_of;
 
-/// `CHANDLER_TEST_PYTHON`, or the `python3` of the path, if it can import the package.
+/// `CHANDLER_TEST_PYTHON`, which must have the package, or the `python3` of the path if it has it.
 fn python() -> Option<String> {
-    let python = std::env::var("CHANDLER_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let named = std::env::var("CHANDLER_TEST_PYTHON").ok();
+    let python = named.clone().unwrap_or_else(|| "python3".to_owned());
     let has_it = Command::new(&python).args(["-c", "import openai"]).output();
-    has_it.is_ok_and(|output| output.status.success()).then_some(python)
+    let has_it = has_it.is_ok_and(|output| output.status.success());
+    assert!(has_it || named.is_none(), "{python} has no package openai");
+    has_it.then_some(python)
 }
 
 #[test]
