@@ -10,8 +10,6 @@ use anyhow::{Context, Result, ensure};
 
 /// The name of the first file that is learned from.
 pub const FILE_NAME: &str = "rows.jsonl";
-/// Of the others the beginning: they come after it.
-const OTHERS: &str = "rows-";
 
 /// What the daemon is given to do.
 #[derive(Clone, Debug)]
@@ -84,7 +82,8 @@ impl Scenario {
         for (number, data) in self.data.iter().enumerate() {
             let name = match number {
                 0 => FILE_NAME.to_owned(),
-                _ => format!("{OTHERS}{number}.jsonl"),
+                // After it by name too: a folder that is laid out anew has other times.
+                _ => format!("rows{}.jsonl", number + 1),
             };
             let place = state.join("inbox").join(&name);
             fs::copy(data, &place)?;

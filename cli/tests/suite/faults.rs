@@ -231,7 +231,7 @@ fn a_file_that_ends_the_daemon_three_times_at_the_same_step_is_given_up_and_the_
         ["rows.jsonl", "rows.jsonl.report.json", "rows.jsonl.report.txt"],
         "{log}"
     );
-    assert_eq!(names("done"), ["rows-1.jsonl"], "{log}");
+    assert_eq!(names("done"), ["rows2.jsonl"], "{log}");
 }
 
 /// A model is replaced by the next one, and checkpoints go while others come.
