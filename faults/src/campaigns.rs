@@ -198,6 +198,7 @@ fn add(total: &mut kills::Tally, tally: kills::Tally) {
     total.kills += tally.kills;
     total.finished += tally.finished;
     total.longest_life_ms = total.longest_life_ms.max(tally.longest_life_ms);
+    total.most_steps_again = total.most_steps_again.max(tally.most_steps_again);
 }
 
 fn all_boundaries(scenario: &Scenario, folder: &Path) -> Result<Vec<Boundary>> {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::call::{Call, Kind};
-use crate::oracle::Oracle;
+use crate::oracle::{Oracle, most_steps_again};
 use crate::random::Random;
 use crate::scenario::Scenario;
 use crate::tracer::{self, Ending, Verdict};
@@ -26,6 +26,8 @@ pub struct Tally {
     pub finished: u64,
     /// The longest that a life after a kill took to its end, in milliseconds.
     pub longest_life_ms: u64,
+    /// The most steps that a life did again.
+    pub most_steps_again: u64,
 }
 
 /// Kills at random moments, several times in a row, until `kills` lives were cut off: by turns at an
@@ -139,6 +141,7 @@ fn finish(scenario: &Scenario, oracle: &Oracle, state: &Path, tally: &mut Tally)
     ensure!(output.status.success(), "the last life ended with {}: {errors}", output.status);
     oracle.check(state)?;
     tally.finished += 1;
+    tally.most_steps_again = tally.most_steps_again.max(most_steps_again(state)?);
     tally.longest_life_ms = tally.longest_life_ms.max(begun.elapsed().as_millis() as u64);
     Ok(())
 }

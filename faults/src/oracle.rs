@@ -119,6 +119,21 @@ impl Oracle {
     }
 }
 
+/// The most steps that a life had to do again which one before it had done.
+pub(crate) fn most_steps_again(state: &Path) -> Result<u64> {
+    let query = "SELECT r.job_id, min(m.step), max(m.step)
+        FROM metrics m JOIN runs r ON r.id = m.run_id GROUP BY r.id ORDER BY r.id";
+    let (mut most, mut done) = (0, BTreeMap::<i64, i64>::new());
+    let runs: Vec<(i64, i64, i64)> =
+        rows(state, query, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    for (job, first, last) in runs {
+        let before = done.entry(job).or_default();
+        most = most.max(*before + 1 - first);
+        *before = last.max(*before);
+    }
+    Ok(u64::try_from(most).unwrap_or(0))
+}
+
 /// Where files with these contents lie.
 fn places(state: &Path, sha256: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();

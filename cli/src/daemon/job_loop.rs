@@ -380,3 +380,91 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> JobError {
         Some("this is a defect of chandler; please report it with the newest file in logs/".into()),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use chandler_daemon_lock::lock_state_dir;
+    use serde_json::json;
+
+    use super::*;
+    use crate::logging::Terminal;
+    use crate::priority::Priority;
+
+    /// Panics in its first runs, as an op in an evaluation might.
+    struct Panicking {
+        left: u32,
+        runs: u32,
+    }
+
+    impl JobRunner for Panicking {
+        fn validate(
+            &mut self,
+            _: &ClaimedJob,
+            _: &mut RunContext<'_>,
+        ) -> Result<JobEstimate, JobError> {
+            Ok(JobEstimate::default())
+        }
+
+        fn run(&mut self, _: &ClaimedJob, _: &mut RunContext<'_>) -> Result<JobOutcome, JobError> {
+            self.runs += 1;
+            if self.left > 0 {
+                self.left -= 1;
+                panic!("in generation, on purpose");
+            }
+            Ok(JobOutcome::Finished { report: json!({}) })
+        }
+
+        fn discard(&mut self, _: &ClaimedJob) -> Result<(), JobError> {
+            Ok(())
+        }
+
+        fn tidy(&mut self) -> Result<(), JobError> {
+            Ok(())
+        }
+    }
+
+    /// What the daemon does with two files whose runner panics so often.
+    fn work(panics: u32) -> (Tally, u32, Vec<String>) {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::choose(Some(Path::new("state")), folder.path());
+        state.init("").unwrap();
+        for name in ["a.jsonl", "b.jsonl"] {
+            let place = state.inbox(Priority::Normal).join(name);
+            chandler_durable::write(&place, format!("{{\"text\": \"{name}\"}}\n").as_bytes())
+                .unwrap();
+        }
+        let mut config = Config::default();
+        (config.daemon.settle_seconds, config.daemon.min_free_gib) = (0.0, 0.0);
+        let lock = lock_state_dir(state.root()).unwrap();
+        let mut store = Store::open(&state.database()).unwrap();
+        let mut runner = Panicking { left: panics, runs: 0 };
+        let tally = JobLoop {
+            state: &state,
+            config: &config,
+            lock: &lock,
+            store: &mut store,
+            controls: &Controls::default(),
+            progress: &Progress::new(&Terminal::stderr()),
+            runner: &mut runner,
+            clock: SteadyClock::after(None),
+            guest: None,
+        }
+        .work(Until::Empty)
+        .unwrap();
+        let events = store.recent_events(50).unwrap();
+        (tally, runner.runs, events.into_iter().map(|event| event.message).collect())
+    }
+
+    #[test]
+    fn a_panic_ends_an_attempt_and_three_the_job_but_never_the_daemon() {
+        let done = |done, failed| Tally { done, failed, skipped: 0 };
+        let (tally, runs, events) = work(1);
+        assert_eq!((tally, runs), (done(2, 0), 3));
+        let word = "attempt 1 of 3 failed: the run panicked: in generation, on purpose";
+        assert!(events.iter().any(|event| event == word), "{events:?}");
+        let (tally, runs, _) = work(3);
+        assert_eq!((tally, runs), (done(1, 1), 4));
+    }
+}

@@ -39,20 +39,29 @@ pub(super) fn answer(
     answers.iter().enumerate().map(sample).collect()
 }
 
+/// Who looks on while choices are made.
+pub(super) struct Watched<'a> {
+    /// Whether somebody wants an end.
+    pub(super) stop: &'a dyn Fn() -> bool,
+    /// Is told how many questions are done.
+    pub(super) tell: &'a dyn Fn(usize),
+}
+
 /// Has the most probable choice of each question picked.
 pub(super) fn choose(
     scope: &mut EvalScope,
     set: &EvalSet,
     normalization: Normalization,
     tokenizer: &Tokenizer,
-    stop: &dyn Fn() -> bool,
+    watched: &Watched,
 ) -> Result<Vec<EvalSample>, EngineError> {
     let mut samples = vec![];
     for (position, question) in set.questions.iter().enumerate() {
+        (watched.tell)(position);
         let Some(choices) = &question.choices else { continue };
         let mut found = vec![];
         for choice in &choices.each {
-            if stop() {
+            if (watched.stop)() {
                 return Err(EvalError::Stopped.into());
             }
             let likely = scope.log_likelihood(&choice.row())?;

@@ -5,7 +5,7 @@ use chandler_evaluator::{EvalError, EvalScope, GenerateOptions, LossReport};
 use chandler_model::CausalLm;
 use chandler_vram::{Bytes, HostMeter, Ledger};
 
-use super::answering::{answer, choose};
+use super::answering::{Watched, answer, choose};
 use super::eval_set::EvalSet;
 use super::scoring::{
     row_of_loss, rows_of_loss, rows_of_samples, score_samples, share_that_matches,
@@ -96,14 +96,15 @@ impl Evaluator<'_> {
             }
             error => Err(error),
         };
-        match loss(&mut scope, set) {
+        match loss(&mut scope, set, progress) {
             Ok(report) => of_set.report = report,
             Err(error) => unless_short("the loss", error)?,
         }
         let answered = match (&set.scorer, options) {
             (SetScorer::None, _) | (_, None) => Ok(vec![]),
             (SetScorer::Choice(normalization), _) => {
-                choose(&mut scope, set, *normalization, tokenizer, stop)
+                let tell = |done| progress.scoring(name, done, set.questions.len());
+                choose(&mut scope, set, *normalization, tokenizer, &Watched { stop, tell: &tell })
             }
             (_, Some(options)) => answer(&mut scope, set, options, tokenizer),
         };
@@ -175,9 +176,14 @@ impl Evaluator<'_> {
 }
 
 /// The loss on the set's rows, where it has some.
-fn loss(scope: &mut EvalScope, set: &EvalSet) -> Result<Option<LossReport>, EngineError> {
+fn loss(
+    scope: &mut EvalScope,
+    set: &EvalSet,
+    progress: &Progress,
+) -> Result<Option<LossReport>, EngineError> {
     let Some(rows) = &set.rows else { return Ok(None) };
     let row = |index: usize| {
+        progress.scoring(&set.name, index, rows.len());
         rows.row(index).map_err(|source| EngineError::Read {
             path: rows.source(index).map_or_else(Default::default, |s| s.0.to_owned()),
             source,

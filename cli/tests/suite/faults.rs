@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -287,11 +288,64 @@ fn a_disk_that_is_full_from_some_operation_on() {
 #[test]
 fn a_full_disk_is_waited_for() {
     let Some((scenario, oracle)) = scene() else { return };
-    let words = io_errors::full_for_a_while(scenario, oracle, 300, 3).unwrap();
-    assert!(
-        words.contains("waiting, nothing is lost") && words.contains("free some room"),
-        "{words}"
-    );
+    for number in [180, 300, 420] {
+        let words = io_errors::full_for_a_while(scenario, oracle, number, 3).unwrap();
+        assert!(
+            words.contains("waiting, nothing is lost") && words.contains("free some room"),
+            "{number}: {words}"
+        );
+    }
+}
+
+/// Says in the end where it came to; 77 where this system lets nobody mount.
+const ON_A_TMPFS: &str = r#"
+place=$1 out=$2 model=$3 data=$4; shift 4
+mount -t tmpfs -o size=40m none "$place" || exit 77
+"$@" init --dir "$place/state" --model "$model" > /dev/null || exit 1
+cp "$data" "$place/state/inbox/rows.jsonl"
+while [ "$(df --output=avail -k "$place" | tail -1)" -gt 64 ]; do
+  head -c 16384 /dev/zero >> "$place/filler" || break
+done
+"$@" run --dir "$place/state" $SETTINGS 2> "$out/words" & daemon=$!
+patience=300
+until "$@" status --dir "$place/state" --json 2> /dev/null | grep -q '"waiting": "'; do
+  sleep 0.1; patience=$((patience - 1)); [ "$patience" -gt 0 ] || exit 2
+done
+"$@" status --dir "$place/state" > "$out/status"
+rm "$place/filler"
+until [ -e "$place/state/done/rows.jsonl" ]; do
+  sleep 0.1; patience=$((patience - 1)); [ "$patience" -gt 0 ] || exit 3
+done
+"$@" stop --dir "$place/state" > /dev/null; wait "$daemon" || exit 4
+cp -r "$place/state" "$out/state"
+"#;
+
+#[test]
+fn a_full_tmpfs_is_waited_for() {
+    let Some((scenario, oracle)) = scene() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let [place, out] = ["place", "out"].map(|name| folder.path().join(name));
+    for folder in [&place, &out] {
+        fs::create_dir(folder).unwrap();
+    }
+    let settings: Vec<String> =
+        scenario.settings.iter().map(|setting| format!("--set {setting}")).collect();
+    let ended = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-c", ON_A_TMPFS, "sh"])
+        .args([&place, &out, &scenario.model, &scenario.data[0], &scenario.binary])
+        .env("SETTINGS", settings.join(" "))
+        .envs(scenario.environment.iter().cloned())
+        .output();
+    let read = |name: &str| fs::read_to_string(out.join(name)).unwrap_or_default();
+    match ended.as_ref().map(|output| output.status.code()) {
+        Err(_) | Ok(Some(1 | 77)) if !out.join("words").exists() => {
+            return eprintln!("SKIPPED: this sandbox forbids to mount a tmpfs");
+        }
+        code => assert_eq!(code.unwrap(), Some(0), "{}{}", read("status"), read("words")),
+    }
+    assert!(read("status").contains("disk is full"), "{}", read("status"));
+    assert!(read("words").contains("waiting, nothing is lost"), "{}", read("words"));
+    oracle.check(&out.join("state")).unwrap();
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub(super) enum Kind {
     Loading,
     Training,
     Evaluating,
+    Scoring,
     Saving,
 }
 
@@ -24,6 +25,7 @@ impl Kind {
         match self {
             Self::Training => "{prefix} {bar:24} {pos}/{len}  {wide_msg}",
             Self::Evaluating => "{prefix} {bar:24} {pos}/{len} answered  {wide_msg}",
+            Self::Scoring => "{prefix} {bar:24} {pos}/{len} scored",
             Self::Reading => {
                 "{prefix} {bar:24} {binary_bytes}/{binary_total_bytes}  {msg}  {eta} left"
             }
@@ -64,6 +66,7 @@ mod tests {
             Kind::Loading,
             Kind::Training,
             Kind::Evaluating,
+            Kind::Scoring,
             Kind::Saving,
         ] {
             assert!(ProgressStyle::with_template(kind.template()).is_ok(), "{kind:?}");

@@ -118,6 +118,13 @@ impl Progress {
         self.show(Kind::Evaluating, "evaluation", prompts as u64, update, plain);
     }
 
+    /// Shows how many rows or questions of an evaluation are scored.
+    pub fn scoring(&self, what: &str, done: usize, total: usize) {
+        let update = |bar: &ProgressBar| bar.set_position(done as u64);
+        let plain = || format!("scoring {what}: {done} of {total}");
+        self.show(Kind::Scoring, what, total as u64, update, plain);
+    }
+
     /// Shows how many bytes of a model or checkpoint are written.
     pub fn saving(&self, name: &str, done: u64, total: u64) {
         let update = |bar: &ProgressBar| bar.set_position(done);

@@ -19,7 +19,7 @@ const isKnown = (value) => value != null;
 function measures(evals) {
   const found = new Map();
   const at = (key, title, metric) => {
-    if (!found.has(key)) found.set(key, { title, words: wordsOf(metric), step: [], value: [], low: [], high: [], base: null, count: null });
+    if (!found.has(key)) found.set(key, { title, words: wordsOf(metric), step: [], value: [], low: [], high: [], best: [], base: null, count: null });
     return found.get(key);
   };
   for (const row of evals) {
@@ -33,11 +33,12 @@ function measures(evals) {
   return found;
 }
 
-function push(one, step, { value, low, high, base, count }) {
+function push(one, step, { value, low, high, best, base, count }) {
   one.step.push(step);
   one.value.push(value);
   one.low.push(low ?? null);
   one.high.push(high ?? null);
+  one.best.push(best ?? null);
   one.base ??= base ?? null;
   one.count = count ?? one.count;
 }
@@ -58,6 +59,11 @@ function showOne(key, one) {
     lines.unshift({ label: "low", colour: "raw", width: 0 }, { label: "high", colour: "raw", width: 0 });
     data.splice(1, 0, one.low, one.high);
     bands.push([2, 1]);
+  }
+  // In this run and in those before it; of one evaluation it is the value itself.
+  if (one.best.some((best, at) => isKnown(best) && best !== one.value[at])) {
+    lines.push({ label: "best so far", colour: "good", dash: [2, 3], width: 1 });
+    data.push(one.best);
   }
   if (isKnown(one.base)) {
     lines.push({ label: "before the first step", colour: "cool", dash: [4, 4], width: 1 });

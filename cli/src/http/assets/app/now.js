@@ -96,7 +96,8 @@ function showEval() {
   const others = (last.scores ?? []).filter((one) => one.set !== OWN_SET || !OWN.includes(one.metric));
   const score = (one) => element("li", {}, element("span", {}, `${one.set} ${one.metric.replaceAll("_", " ")}`),
     element("span", {}, wordsOf(one.metric)(one.value),
-      one.base != null && element("span", { class: "muted" }, ` from ${wordsOf(one.metric)(one.base)}`)));
+      one.base != null && element("span", { class: "muted" }, ` from ${wordsOf(one.metric)(one.base)}`),
+      one.best != null && one.best !== one.value && element("span", { class: "muted" }, `, best ${wordsOf(one.metric)(one.best)}`)));
   fill(by("newest-eval"), element("ul", { class: "parts" },
     element("li", {}, element("span", {}, "step"), element("span", {}, whole(last.step))),
     row("held-out loss", "loss"), row("perplexity", "perplexity"),
