@@ -166,24 +166,25 @@ impl Store {
 
     /// Puts files at the end of their priorities' queues, all or none, as [`enqueue`](Self::enqueue).
     pub fn enqueue_all(&self, jobs: &[NewJob<'_>]) -> Result<Vec<Job>, StoreError> {
-        let enqueue = || {
-            let transaction = self.connection.unchecked_transaction()?;
-            let queued = jobs.iter().map(|job| self.enqueue_within(&transaction, job));
-            let queued = queued.collect::<Result<Vec<_>, _>>()?;
-            transaction.commit()?;
-            Ok::<_, rusqlite::Error>(queued)
-        };
-        if jobs.is_empty() { Ok(vec![]) } else { enqueue().doing("queue files") }
+        if jobs.is_empty() {
+            return Ok(vec![]);
+        }
+        // It looks before it writes: whoever only reads so far is not let wait for another writer.
+        self.all_or_none(|| {
+            let queued = jobs.iter().map(|job| self.enqueue_one(job));
+            queued.collect::<Result<Vec<_>, _>>().doing("queue files")
+        })
     }
 
-    fn enqueue_within(&self, transaction: &Transaction, job: &NewJob<'_>) -> rusqlite::Result<Job> {
+    /// Within a transaction.
+    fn enqueue_one(&self, job: &NewJob<'_>) -> rusqlite::Result<Job> {
         let path = self.kept(job.path);
         let waiting = format!("SELECT {COLUMNS} FROM jobs WHERE path = ?1 AND state = 'queued'");
-        let mut waiting = transaction.prepare_cached(&waiting)?;
+        let mut waiting = self.connection.prepare_cached(&waiting)?;
         if let Some(job) = waiting.query_row([&path], self.take_job()).optional()? {
             return Ok(job);
         }
-        let mut insert = transaction.prepare_cached(&format!(
+        let mut insert = self.connection.prepare_cached(&format!(
             "INSERT INTO jobs (file_name, path, size_bytes, priority, state, created_at)
                  VALUES (?1, ?2, ?3, ?4, 'queued', ?5) RETURNING {COLUMNS}"
         ))?;
@@ -371,6 +372,25 @@ mod tests {
         let order: Vec<String> =
             store.jobs_in(JobState::Queued).unwrap().into_iter().map(|job| job.file_name).collect();
         assert_eq!(order, ["c", "e", "b", "d", "a"]);
+    }
+
+    #[test]
+    fn a_file_is_queued_while_somebody_else_writes() {
+        let (folder, store) = store();
+        let other = Store::open(&store.path).unwrap();
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let writer = std::thread::spawn(move || {
+            other.all_or_none(|| {
+                other.record_event("kind", None, None, "word", None)?;
+                begun.send(()).unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(200));
+                Ok::<_, StoreError>(())
+            })
+        });
+        has_begun.recv().unwrap();
+        assert_eq!(add(&store, "a", Priority::Normal).state, JobState::Queued);
+        writer.join().unwrap().unwrap();
+        drop(folder);
     }
 
     #[test]
