@@ -85,7 +85,7 @@ function showNow() {
 }
 
 export function begin(section) {
-  const heads = ["", "now", "most", "planned"].map((word, at) => element("th", { scope: "col", class: at ? "number" : "" }, word || "category"));
+  const heads = ["", "now", "most", "at the planned peak"].map((word, at) => element("th", { scope: "col", class: at ? "number" : "" }, word || "category"));
   fill(section,
     element("div", { class: "pair" },
       element("div", { class: "card" }, element("h2", { id: "memory-where" }, "This machine now"), element("div", { id: "memory-bar" }),
