@@ -7,7 +7,6 @@ import { open } from "./browser.mjs";
 
 const PICTURES = [
   { name: "dashboard-run", hash: "#/run", height: 1010 },
-  { name: "dashboard-run-dark", hash: "#/run", height: 1010, theme: "dark" },
   { name: "dashboard-answers", hash: "#/evals", run: "1", scroll: "#answers" },
   { name: "dashboard-memory", hash: "#/memory", wait: 6000, theme: "dark" },
   { name: "dashboard-queue", hash: "#/queue", open: "#settled tr:has-text('bad.jsonl') a:has-text('report')", height: 640 },
