@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -47,6 +48,8 @@ fn main() -> anyhow::Result<()> {
     if let ([target], false) = (targets.as_slice(), args.replay.is_empty()) {
         return replay(*target, &args.replay);
     }
+    // Readers catch panics of libraries, thousands of them; what is a finding is told by its words.
+    std::panic::set_hook(Box::new(|panic| *last_panic() = panic.to_string()));
     let found: usize =
         targets.iter().map(|target| run(*target, &args)).sum::<anyhow::Result<usize>>()?;
     chandler_fuzz::clean_up();
@@ -54,6 +57,12 @@ fn main() -> anyhow::Result<()> {
         bail!("{found} inputs were too much: see {}", args.findings.display());
     }
     Ok(())
+}
+
+/// What the newest panic said, and where.
+fn last_panic() -> MutexGuard<'static, String> {
+    static LAST: Mutex<String> = Mutex::new(String::new());
+    LAST.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs one target on files; a panic or an abort ends it there.
@@ -93,7 +102,8 @@ fn run(target: Target, args: &Args) -> anyhow::Result<usize> {
             found += 1;
             let path = args.findings.join(format!("{}-{}-{executions}", target.name, args.seed));
             chandler_durable::write(&path, &input)?;
-            eprintln!("{}: {} ms, panic: {}", path.display(), taken.as_millis(), ended.is_err());
+            let words = if ended.is_err() { last_panic().clone() } else { String::new() };
+            eprintln!("{}: {} ms {words}", path.display(), taken.as_millis());
         }
     }
     kept.clear()?;
