@@ -570,7 +570,6 @@ fn a_port_that_is_taken_is_left_to_its_owner() {
 
 /// `cargo test -p chandler-cli --test http million -- --ignored --nocapture`
 #[test]
-#[ignore = "writes a million steps"]
 fn a_million_steps_are_served_at_once() {
     let server = serve(Limits::default());
     let run = server.store.begin_run(None, 1, &Config::default()).unwrap();
@@ -583,12 +582,15 @@ fn a_million_steps_are_served_at_once() {
         [run],
     );
     assert_eq!(written.unwrap(), 1_000_000);
+    // Of an optimized build; without, and on a busy machine, it is seconds where it goes by points and
+    // minutes where it goes by steps.
+    let most = Duration::from_millis(if cfg!(debug_assertions) { 5000 } else { 200 });
     for query in ["", "?points=4000", "?from=500000", "?from=990000", "?from=985000&to=995000"] {
         let begun = Instant::now();
         let (status, course) = server.get(&format!("/api/runs/{run}/metrics{query}"));
         let took = begun.elapsed();
         let points = course["step"].as_array().unwrap().len();
         eprintln!("{query:<24} {points:>5} points in {took:.0?}");
-        assert!(status == 200 && took < Duration::from_millis(200), "{took:?}");
+        assert!(status == 200 && took < most, "{took:?}");
     }
 }
