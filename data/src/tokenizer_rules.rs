@@ -1,4 +1,5 @@
-//! What a decoder of `tokenizer.json` may do, since answers are decoded in the process that trains.
+//! What a decoder of `tokenizer.json` may do, since answers are decoded in the process that trains, and
+//! what its templates must say of themselves.
 //!
 //! A decoder undoes what the tokenizer did to spaces and bytes. Known ones replace fixed texts by
 //! short ones; an expression that backtracks, or a text that grows with each decoder of a sequence,
@@ -14,17 +15,40 @@ const MAX_AFFIX_BYTES: usize = 256;
 /// Decoders in all.
 const MAX_DECODERS: usize = 64;
 
-/// The one part of the file that is looked at; serde_json passes over the vocabulary.
+/// The parts of the file that are looked at; serde_json passes over the vocabulary.
 #[derive(Deserialize)]
 struct Rules {
     #[serde(default)]
     decoder: Value,
+    #[serde(default)]
+    post_processor: Value,
 }
 
-/// Says what is wrong with the decoder, if anything is.
+/// Says what is wrong with decoder and post-processor, if anything is.
 pub(crate) fn check(tokenizer_json: &[u8]) -> Result<(), String> {
     let rules: Rules = serde_json::from_slice(tokenizer_json).map_err(|error| error.to_string())?;
+    tokens_are_told(&rules.post_processor)?;
     Budget { decoders: MAX_DECODERS, growth: 1 }.spend(&rules.decoder)
+}
+
+/// Every token that a template puts around a text must be one whose id the template gives: the library
+/// panics on others as soon as it is used.
+fn tokens_are_told(post_processor: &Value) -> Result<(), String> {
+    let list = |key: &str| post_processor.get(key).and_then(Value::as_array).into_iter().flatten();
+    for inner in list("processors") {
+        tokens_are_told(inner)?;
+    }
+    for piece in list("single").chain(list("pair")) {
+        let Some(token) = piece.pointer("/SpecialToken/id").and_then(Value::as_str) else {
+            continue;
+        };
+        if post_processor.get("special_tokens").and_then(|known| known.get(token)).is_none() {
+            return Err(format!(
+                "its template names {token:?}, and does not say which token that is"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What the decoders of a file may still do.
@@ -86,6 +110,32 @@ mod tests {
 
     fn sequence(decoders: Vec<Value>) -> Value {
         json!({ "type": "Sequence", "decoders": decoders })
+    }
+
+    #[test]
+    fn a_template_says_which_tokens_it_puts_around_a_text() {
+        let template = |special: Value| {
+            json!({
+                "type": "TemplateProcessing",
+                "single": [
+                    { "SpecialToken": { "id": "<s>", "type_id": 0 } },
+                    { "Sequence": { "id": "A", "type_id": 0 } },
+                ],
+                "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }],
+                "special_tokens": special,
+            })
+        };
+        let said = |post_processor: Value| {
+            let file = json!({ "version": "1.0", "post_processor": post_processor });
+            check(file.to_string().as_bytes()).err()
+        };
+        let known = json!({ "<s>": { "id": "<s>", "ids": [1], "tokens": ["<s>"] } });
+        assert_eq!(said(template(known)), None);
+        assert_eq!(said(Value::Null), None);
+        let within = json!({ "type": "Sequence", "processors": [template(json!({}))] });
+        for bad in [template(json!({})), template(Value::Null), within] {
+            assert!(said(bad).unwrap().contains("names \"<s>\""));
+        }
     }
 
     #[test]
