@@ -283,7 +283,9 @@ def write_page(table, measured, sides):
     everything = kept_rows(found.get(machine, ""), measured) + table
     order = {work.name: place for place, work in enumerate(WORKS)}
     everything.sort(key=lambda row: order[row[0].split(":")[0]])
-    command = shlex.join(["benches/compare.py", "--rounds", str(sides.args.rounds), "--steps", str(sides.args.steps)])
+    only = ["--only", sides.args.only] if sides.args.only else []
+    rounds = ["--rounds", str(sides.args.rounds), "--steps", str(sides.args.steps)]
+    command = shlex.join(["benches/compare.py", *rounds, *only])
     found[machine] = f"{machine}\n\n`{command}`: {versions(sides)}.\n\n{markdown(everything)}"
     block = "\n\n".join(f"### {section}" for section in found.values())
     before, after = text.split(BEGIN)[0], text.split(END)[1]

@@ -54,7 +54,7 @@ pub use order::{row_order, split_held_out};
 pub use pipeline::TextPipeline;
 pub use question::{Choice, Choices, Question};
 pub use record::{ChatExtras, Messages, Record};
-pub use row::{IGNORE_INDEX, Row};
+pub use row::{IGNORE_INDEX, Row, digest_of};
 pub use source_lines::{SourceError, SourceLines};
 pub use stats::LengthStats;
 pub use tokenizer::Tokenizer;

@@ -1,5 +1,5 @@
 use chandler_model::ModelError;
-use chandler_vram::{Bytes, Category, Ledger, Shortage};
+use chandler_vram::{Bytes, Category, Shortage};
 
 /// Why an evaluation has no result.
 #[derive(Debug, thiserror::Error)]
@@ -44,17 +44,6 @@ impl EvalError {
     /// Whether memory was lacking, which asking for less may help.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Self::OutOfMemory(_) | Self::Model(ModelError::OutOfMemory { .. }))
-    }
-
-    /// Memory that was lacking, with who holds what at this moment; other errors as they are.
-    pub(crate) fn told(self, ledger: &Ledger) -> Self {
-        match self {
-            Self::Model(ModelError::OutOfMemory { bytes }) => {
-                let wanted = bytes.map(|bytes| bytes as u64);
-                Self::OutOfMemory(Box::new(Shortage::in_heap(wanted, ledger.snapshot())))
-            }
-            other => other,
-        }
     }
 
     /// What the person who sees the error can do about it.

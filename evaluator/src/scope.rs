@@ -1,7 +1,7 @@
 //! The scope that owns the cache.
 
 use chandler_kernels::device;
-use chandler_model::{CausalLm, KvCache};
+use chandler_model::{CausalLm, KvCache, ModelError};
 use chandler_vram::{Category, Entry, Ledger, Shortage};
 use serde::Serialize;
 
@@ -139,8 +139,7 @@ impl<'a> EvalScope<'a> {
                     (left, tried_again) = (rest, false);
                 }
                 Err(EvalError::OutOfMemory(shortage)) => {
-                    // What lies idle may be all that was lacking.
-                    device::give_back(self.model.device())?;
+                    self.give_back()?;
                     if tried_again {
                         let Some(smaller) = options.smaller(batch.len()) else {
                             return Err(EvalError::OutOfMemory(shortage));
@@ -185,9 +184,21 @@ impl<'a> EvalScope<'a> {
             .map_err(|error| self.told(error))
     }
 
-    /// An error in whose words is who held what, where memory was lacking.
+    /// Memory that was lacking, with who holds what at this moment; other errors as they are.
     pub(crate) fn told(&self, error: EvalError) -> EvalError {
-        error.told(&self.ledger)
+        match error {
+            EvalError::Model(ModelError::OutOfMemory { bytes }) => {
+                let wanted = bytes.map(|bytes| bytes as u64);
+                let shortage = Shortage::in_heap(wanted, self.ledger.snapshot());
+                EvalError::OutOfMemory(Box::new(shortage))
+            }
+            other => other,
+        }
+    }
+
+    /// Gives back what lies idle, which may be all that is lacking.
+    pub(crate) fn give_back(&self) -> Result<(), EvalError> {
+        device::give_back(self.model.device()).map_err(|error| self.told(error.into()))
     }
 
     /// Ends the evaluation: an error, if the ledger has more of the cache than before.

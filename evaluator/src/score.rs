@@ -1,7 +1,6 @@
 //! Loss, perplexity and accuracy.
 
 use chandler_data::Row;
-use chandler_kernels::device;
 use chandler_model::{IGNORE_INDEX, Score, SequenceLayout};
 use serde::Serialize;
 
@@ -67,7 +66,7 @@ impl EvalScope<'_> {
     fn score_row(&self, row: &Row) -> Result<Score, EvalError> {
         let scored = match self.try_row(row) {
             Err(error) if error.is_out_of_memory() => {
-                device::give_back(self.model().device())?;
+                self.give_back()?;
                 self.try_row(row)
             }
             scored => scored,

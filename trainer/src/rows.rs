@@ -1,7 +1,6 @@
 //! Where rows come from.
 
-use chandler_data::{Dataset, Row};
-use sha2::{Digest, Sha256};
+use chandler_data::{Dataset, Row, digest_of};
 
 use crate::BoxError;
 
@@ -49,19 +48,6 @@ impl Rows for Vec<Row> {
     }
 
     fn digest(&self) -> Option<String> {
-        let mut hash = Sha256::new();
-        for row in self {
-            let Row { input_ids, labels, seq_lengths, examples } = row;
-            for size in [input_ids.len(), labels.len(), seq_lengths.len(), *examples as usize] {
-                hash.update((size as u64).to_le_bytes());
-            }
-            for number in input_ids.iter().chain(seq_lengths) {
-                hash.update(number.to_le_bytes());
-            }
-            for label in labels {
-                hash.update(label.to_le_bytes());
-            }
-        }
-        Some(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Some(digest_of(self))
     }
 }

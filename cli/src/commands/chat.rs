@@ -85,19 +85,13 @@ pub(super) fn chat(app: &App, args: &ChatArgs) -> Result<Exit, Failure> {
                 let answered = interrupt.during(|stop| answer(&talk, &messages, stop, args.json));
                 match answered {
                     Ok(answer) => {
-                        if args.json {
-                            output::print_json_line(&answer)?;
-                        } else {
-                            output::print("\n")?;
-                        }
+                        end(&answer, args.json)?;
                         messages.push(json!({ "role": "assistant", "content": answer.content }));
                     }
                     // The conversation goes on without what could not be answered.
                     Err(error) if is_terminal => {
                         messages.pop();
-                        let hint =
-                            error.hint().map_or_else(String::new, |hint| format!("\nhint: {hint}"));
-                        output::print(&format!("error: {}{hint}\n", in_one_line(&error)))?;
+                        apologise(&error)?;
                     }
                     Err(error) => return Err(error.into()),
                 }
@@ -105,6 +99,15 @@ pub(super) fn chat(app: &App, args: &ChatArgs) -> Result<Exit, Failure> {
         }
     }
     Ok(Exit::Ok)
+}
+
+fn end(answer: &Answer, as_json: bool) -> Result<(), Failure> {
+    if as_json { output::print_json_line(answer) } else { output::print("\n") }
+}
+
+fn apologise(error: &EngineError) -> Result<(), Failure> {
+    let hint = error.hint().map_or_else(String::new, |hint| format!("\nhint: {hint}"));
+    output::print(&format!("error: {}{hint}\n", in_one_line(error)))
 }
 
 fn next_line() -> Result<Option<String>, Failure> {

@@ -301,7 +301,7 @@ fn a_full_disk_is_waited_for() {
 const ON_A_TMPFS: &str = r#"
 place=$1 out=$2 model=$3 data=$4; shift 4
 mount -t tmpfs -o size=40m none "$place" || exit 77
-"$@" init --dir "$place/state" --model "$model" > /dev/null || exit 1
+"$@" init --dir "$place/state" --model "$model" > /dev/null || exit 5
 cp "$data" "$place/state/inbox/rows.jsonl"
 while [ "$(df --output=avail -k "$place" | tail -1)" -gt 64 ]; do
   head -c 16384 /dev/zero >> "$place/filler" || break

@@ -1,6 +1,9 @@
 //! The real binary, as scripts and people use it.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../counterparts/python.rs"]
+mod python;
+
 mod bad_input;
 mod bench;
 mod chat;

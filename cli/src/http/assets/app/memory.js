@@ -68,7 +68,8 @@ function showTable() {
     element("td", { class: "number" }, bytes(newest.ledger.peak_total)), element("td", { class: "number" }, plan() ? bytes(plan().peak) : "–"));
   fill(by("memory-table"), rows, total);
   const { pool } = newest;
-  const lines = [["pool in use", pool?.used], ["pool at most", pool?.used_high], ["pool taken", pool?.reserved], ["heap", newest.heap], ["heap at most", newest.heap_peak], ["resident", newest.host.rss],
+  const lines = [["pool in use", pool?.used], ["pool at most", pool?.used_high], ["pool taken", pool?.reserved],
+    ["heap", newest.heap], ["heap at most", newest.heap_peak], ["resident", newest.host.rss],
     ["resident at most", newest.host.peak_rss], ["memory.limit", newest.limit]];
   fill(by("memory-process"), lines.filter(([name, value]) => value != null || !/^(memory|pool)/.test(name)).map(([name, value]) =>
     element("div", {}, element("dt", {}, name), element("dd", {}, bytes(value)))));
