@@ -41,6 +41,8 @@ struct Reading {
     descriptors: u64,
     threads: u64,
     resident_kib: u64,
+    /// Of these, what is the process's own: the rest are pages of the program's file.
+    anonymous_kib: u64,
 }
 
 impl Reading {
@@ -55,6 +57,7 @@ impl Reading {
             descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64,
             threads: figure("Threads:")?,
             resident_kib: figure("VmRSS:")?,
+            anonymous_kib: figure("RssAnon:")?,
         })
     }
 }
@@ -331,5 +334,6 @@ fn summary(life: &[Reading]) -> Value {
         "descriptors": both(|reading| reading.descriptors),
         "threads": both(|reading| reading.threads),
         "resident_kib": both(|reading| reading.resident_kib),
+        "anonymous_kib": both(|reading| reading.anonymous_kib),
     })
 }

@@ -178,7 +178,7 @@ impl JobLoop<'_> {
         let settle = Duration::from_secs_f64(self.config.daemon.settle_seconds);
         let poll = Duration::from_secs_f64(self.config.daemon.poll_seconds);
         let mut inbox = Inbox::new(self.state, settle, self.max_file_bytes());
-        let mut idle_since = Instant::now();
+        let (mut idle_since, mut is_at_rest) = (Instant::now(), false);
         while self.controls.stop().requested() != Some(StopReason::Shutdown) {
             self.lock.still_ours()?;
             let look = inbox.look(self.store, SystemTime::now())?;
@@ -188,6 +188,7 @@ impl JobLoop<'_> {
                     tracing::warn!("paused: `chandler resume` lets it go on");
                     return Ok(());
                 }
+                self.come_to_rest(&mut is_at_rest)?;
                 self.controls.sleep(poll);
                 continue;
             }
@@ -195,9 +196,10 @@ impl JobLoop<'_> {
             if let Some(job) = self.take_next()? {
                 when_idle.is_busy();
                 self.work_on(&job, tally)?;
-                idle_since = Instant::now();
+                (idle_since, is_at_rest) = (Instant::now(), false);
                 continue;
             }
+            self.come_to_rest(&mut is_at_rest)?;
             if until == Until::Stopped && look.unsettled.is_empty() {
                 when_idle.is_idle(self.store)?;
             }
@@ -213,6 +215,15 @@ impl JobLoop<'_> {
                 return Ok(());
             }
             self.controls.sleep(poll);
+        }
+        Ok(())
+    }
+
+    /// Once after the last job: memory that lies idle goes back.
+    fn come_to_rest(&mut self, is_at_rest: &mut bool) -> Result<(), DaemonError> {
+        if !std::mem::replace(is_at_rest, true) {
+            self.store.shrink()?;
+            self.runner.rest();
         }
         Ok(())
     }
@@ -423,6 +434,8 @@ mod tests {
         fn tidy(&mut self) -> Result<(), JobError> {
             Ok(())
         }
+
+        fn rest(&mut self) {}
     }
 
     /// What the daemon does with two files whose runner panics so often.

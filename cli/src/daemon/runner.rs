@@ -38,6 +38,9 @@ pub trait JobRunner {
 
     /// Removes old checkpoints and snapshots, and makes the day's snapshot, after a finished job.
     fn tidy(&mut self) -> Result<(), JobError>;
+
+    /// Nothing waits any more: gives memory back that lies idle.
+    fn rest(&mut self);
 }
 
 /// What a runner works with besides the job.

@@ -300,6 +300,10 @@ impl JobRunner for EngineRunner {
         remove_if_there(&self.state.checkpoints_of(job.job.id)).map_err(JobError::from)
     }
 
+    fn rest(&mut self) {
+        memory::give_back();
+    }
+
     /// Of checkpoints only those of the job that has just finished stay: whatever else is begun goes
     /// on from another model than there is now. A snapshot a day is made of the newest model.
     fn tidy(&mut self) -> Result<(), JobError> {

@@ -63,6 +63,11 @@ impl Store {
         self.connection.is_readonly(rusqlite::MAIN_DB).unwrap_or(true)
     }
 
+    /// Lets go of the pages that are kept in memory; they are read again where they are wanted.
+    pub fn shrink(&self) -> Result<(), StoreError> {
+        self.connection.execute_batch("PRAGMA shrink_memory").doing("let go of the cache")
+    }
+
     /// Opens the database for reading alone: a writer is never kept waiting, and what is there is
     /// not brought to a newer version. It must exist.
     pub fn open_to_read(path: &Path) -> Result<Self, StoreError> {
