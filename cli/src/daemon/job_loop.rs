@@ -26,6 +26,9 @@ use crate::visible::visible_path;
 /// With `--once`, how long a file that does not come to rest holds up the end.
 const ONCE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long after a job its idle memory is given back.
+const RESTS_AFTER: [Duration; 2] = [Duration::ZERO, Duration::from_secs(1)];
+
 /// When the loop ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
@@ -178,7 +181,7 @@ impl JobLoop<'_> {
         let settle = Duration::from_secs_f64(self.config.daemon.settle_seconds);
         let poll = Duration::from_secs_f64(self.config.daemon.poll_seconds);
         let mut inbox = Inbox::new(self.state, settle, self.max_file_bytes());
-        let (mut idle_since, mut is_at_rest) = (Instant::now(), false);
+        let (mut idle_since, mut rests) = (Instant::now(), 0);
         while self.controls.stop().requested() != Some(StopReason::Shutdown) {
             self.lock.still_ours()?;
             let look = inbox.look(self.store, SystemTime::now())?;
@@ -188,7 +191,7 @@ impl JobLoop<'_> {
                     tracing::warn!("paused: `chandler resume` lets it go on");
                     return Ok(());
                 }
-                self.come_to_rest(&mut is_at_rest)?;
+                self.come_to_rest(idle_since.elapsed(), &mut rests)?;
                 self.controls.sleep(poll);
                 continue;
             }
@@ -196,10 +199,10 @@ impl JobLoop<'_> {
             if let Some(job) = self.take_next()? {
                 when_idle.is_busy();
                 self.work_on(&job, tally)?;
-                (idle_since, is_at_rest) = (Instant::now(), false);
+                (idle_since, rests) = (Instant::now(), 0);
                 continue;
             }
-            self.come_to_rest(&mut is_at_rest)?;
+            self.come_to_rest(idle_since.elapsed(), &mut rests)?;
             if until == Until::Stopped && look.unsettled.is_empty() {
                 when_idle.is_idle(self.store)?;
             }
@@ -219,9 +222,11 @@ impl JobLoop<'_> {
         Ok(())
     }
 
-    /// Once after the last job: memory that lies idle goes back.
-    fn come_to_rest(&mut self, is_at_rest: &mut bool) -> Result<(), DaemonError> {
-        if !std::mem::replace(is_at_rest, true) {
+    /// Memory that lies idle goes back after the last job, and once more when threads that it left
+    /// behind have ended.
+    fn come_to_rest(&mut self, idle_for: Duration, rests: &mut usize) -> Result<(), DaemonError> {
+        if RESTS_AFTER.get(*rests).is_some_and(|after| idle_for >= *after) {
+            *rests += 1;
             self.store.shrink()?;
             self.runner.rest();
         }
