@@ -4,6 +4,7 @@ use chandler_data::Row;
 use chandler_model::{IGNORE_INDEX, Score, SequenceLayout};
 use serde::Serialize;
 
+use crate::scoring::Ratio;
 use crate::{EvalError, EvalScope};
 
 /// How well a model predicts some rows.
@@ -11,12 +12,41 @@ use crate::{EvalError, EvalScope};
 pub struct LossReport {
     /// Mean cross entropy of the tokens that carry loss, in nats.
     pub loss: f64,
+    /// Ends of its 95 % interval; `None` where the rows do not tell how far off it may be.
+    pub loss_interval: Option<[f64; 2]>,
     /// `exp(loss)`.
     pub perplexity: f64,
     /// Share of these tokens that the model would have named.
     pub token_accuracy: f64,
-    /// How many they are.
+    /// Ends of the 95 % interval of that, within 0 and 1.
+    pub token_accuracy_interval: Option<[f64; 2]>,
+    /// How many tokens they are.
     pub tokens: usize,
+}
+
+impl LossReport {
+    fn of(scores: &[Score]) -> Option<Self> {
+        let ratio = |part: fn(&Score) -> f64| {
+            Ratio::of(scores.iter().map(|score| (part(score), score.num_targets as f64)))
+        };
+        let loss = ratio(|score| score.loss_sum)?;
+        let accuracy = ratio(|score| score.num_correct as f64)?;
+        Some(Self {
+            loss: loss.value,
+            loss_interval: loss.interval,
+            perplexity: loss.value.exp(),
+            token_accuracy: accuracy.value,
+            token_accuracy_interval: accuracy
+                .interval
+                .map(|ends| ends.map(|end| end.clamp(0.0, 1.0))),
+            tokens: scores.iter().map(|score| score.num_targets).sum(),
+        })
+    }
+
+    /// Ends of the 95 % interval of the perplexity.
+    pub fn perplexity_interval(&self) -> Option<[f64; 2]> {
+        self.loss_interval.map(|ends| ends.map(f64::exp))
+    }
 }
 
 /// How probable some tokens are.
@@ -37,22 +67,12 @@ impl EvalScope<'_> {
         &mut self,
         rows: impl IntoIterator<Item = Result<Row, E>>,
     ) -> Result<Option<LossReport>, E> {
-        let mut total = Score::default();
+        let mut scores = vec![];
         for row in rows {
             self.unless_stopped()?;
-            total.add(self.score_row(&row?)?);
+            scores.push(self.score_row(&row?)?);
         }
-        if total.num_targets == 0 {
-            return Ok(None);
-        }
-        let tokens = total.num_targets as f64;
-        let loss = total.loss_sum / tokens;
-        Ok(Some(LossReport {
-            loss,
-            perplexity: loss.exp(),
-            token_accuracy: total.num_correct as f64 / tokens,
-            tokens: total.num_targets,
-        }))
+        Ok(LossReport::of(&scores))
     }
 
     /// How probable the model holds the tokens of a row that carry loss.

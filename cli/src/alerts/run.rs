@@ -7,7 +7,7 @@ use chandler_evaluator::Better;
 use super::usual::Window;
 use super::{Alert, EVENT_KIND, EvalRegression, LossSpike, ThroughputDrop};
 use crate::config::AlertsConfig;
-use crate::store::{EvalRow, Run, RunState, StepRow, Store, StoreError};
+use crate::store::{EvalRow, Run, RunState, ScoreRow, StepRow, Store, StoreError};
 
 /// Steps whose median is the usual time of one.
 const PACE_STEPS: usize = 64;
@@ -79,26 +79,30 @@ impl RunAlerts {
         told.filter(|_| self.enabled).collect()
     }
 
-    /// Takes in the figures of an evaluation.
+    /// Takes in the figures of an evaluation: the loss and the matches of the job's own rows, and every
+    /// score.
     pub fn evaluation(&mut self, row: &EvalRow) -> Vec<Alert> {
         let figures =
             [("loss", row.loss, Better::Lower), ("exact_match", row.exact_match, Better::Higher)];
-        let known =
-            figures.into_iter().filter_map(|(name, value, better)| Some((name, value?, better)));
-        known
-            .filter_map(|(name, value, better)| self.evaluated(row.step, name, value, better))
+        let figures = figures
+            .into_iter()
+            .filter_map(|(name, value, better)| Some((name.to_owned(), value?, better)));
+        // What the figures say already is not told again.
+        let is_told = |score: &&ScoreRow| {
+            let of_figures = ["loss", "perplexity", "token_accuracy", "exact_match"];
+            let is_figure = of_figures.contains(&score.metric.as_str());
+            score.metric == "perplexity" || (score.is_own() && is_figure)
+        };
+        let scores = row.scores.iter().filter(|score| !is_told(score)).map(|score| {
+            let better = Better::of_metric(&score.metric);
+            (format!("{}/{}", score.set, score.metric), score.value, better)
+        });
+        let Self { evals, enabled, .. } = self;
+        figures
+            .chain(scores)
+            .filter_map(|(name, value, better)| evals.see(row.step, &name, value, better))
+            .filter(|_| *enabled)
             .collect()
-    }
-
-    /// Takes in one score of an evaluation before the step after `step`.
-    pub fn evaluated(
-        &mut self,
-        step: u64,
-        metric: &str,
-        value: f64,
-        better: Better,
-    ) -> Option<Alert> {
-        self.evals.see(step, metric, value, better).filter(|_| self.enabled)
     }
 
     /// The median time from step to step, once there were some.
@@ -167,6 +171,42 @@ mod tests {
         store.end_run(run, RunState::Stopped, None).unwrap();
         let kinds: Vec<_> = spike(&store).iter().map(|alert| alert.alert).collect();
         assert_eq!(kinds, [AlertKind::LossSpike, AlertKind::EvalRegression]);
+    }
+
+    #[test]
+    fn a_run_that_goes_on_knows_the_best_scores_of_every_set() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&folder.path().join("chandler.db")).unwrap();
+        let run = store.begin_run(None, 1, &Config::default()).unwrap();
+        let row = |step, values: [f64; 5]| {
+            let names = [
+                ("sums", "numeric"),
+                ("sums", "loss"),
+                ("sums", "perplexity"),
+                ("held-out", "chrf"),
+                ("held-out", "loss"),
+            ];
+            let scores = names.into_iter().zip(values).map(|((set, metric), value)| ScoreRow {
+                set: set.to_owned(),
+                metric: metric.to_owned(),
+                value,
+                ..ScoreRow::default()
+            });
+            EvalRow { step, scores: scores.collect(), ..EvalRow::default() }
+        };
+        store.record_eval(run, &row(10, [0.9, 1.0, 2.7, 0.8, 1.0]), &[]).unwrap();
+        store.end_run(run, RunState::Crashed, None).unwrap();
+        let before = store.run(run).unwrap();
+        let going_on =
+            || RunAlerts::going_on(&AlertsConfig::default(), &store, before.as_ref()).unwrap();
+        let told = |row: &EvalRow| -> Vec<String> {
+            let alerts = going_on().evaluation(row);
+            alerts.into_iter().map(|alert| alert.metric).collect()
+        };
+        let worse = row(20, [0.1, 9.0, 99.0, 0.1, 9.0]);
+        // The loss of the job's own rows is told by its own name, and a perplexity by its loss.
+        assert_eq!(told(&worse), ["sums/numeric", "sums/loss", "held-out/chrf"]);
+        assert_eq!(told(&row(20, [0.9, 1.0, 2.7, 0.8, 1.0])), [""; 0]);
     }
 
     #[test]

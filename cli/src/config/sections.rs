@@ -202,6 +202,9 @@ section! {
         early_stopping_patience: Option<usize> = None, Bounds::at_least(1.0);
         /// How much better one must be to count.
         early_stopping_threshold: f64 = 0.0, Bounds::at_least(0.0);
+        /// Ask the base model, too, what an eval set asks that it was never asked: scores stand beside
+        /// its. It is loaded before a job for that, where there is room for it beside the newest model.
+        compare_to_base: bool = true;
         /// At the end of a job, write the questions of the eval sets that were answered wrongly
         /// as a new training file into the inbox, once for each job.
         requeue_wrong: bool = false;

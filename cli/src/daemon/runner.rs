@@ -1,7 +1,6 @@
 //! The seam between the daemon and the engine: what it asks of whoever trains.
 
 use chandler_daemon_lock::{Lock, LockError};
-use chandler_evaluator::Better;
 
 use crate::alerts::{self, Alert, RunAlerts};
 use crate::config::Config;
@@ -93,19 +92,6 @@ impl RunContext<'_> {
         }
         let alerts = self.alerts.evaluation(row);
         alerts.iter().try_for_each(|alert| self.alert(alert))
-    }
-
-    /// Looks at one more score of an evaluation before the step after `step`, and tells where it is
-    /// worse than the best so far.
-    pub fn scored(
-        &mut self,
-        step: u64,
-        metric: &str,
-        value: f64,
-        better: Better,
-    ) -> Result<(), StoreError> {
-        let alert = self.alerts.evaluated(step, metric, value, better);
-        alert.iter().try_for_each(|alert| self.alert(alert))
     }
 
     /// Logs and records an alert.

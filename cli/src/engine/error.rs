@@ -115,6 +115,9 @@ pub enum EngineError {
     /// Too little memory for an evaluation, and `memory.on_pressure` is `stop`.
     #[error("{0}, and memory.on_pressure is \"stop\"")]
     Pressure(String),
+    /// There is no base model to hold scores against.
+    #[error("the base model cannot be asked: {0}")]
+    BaseModel(String),
     /// More than the model reads at a time.
     #[error(
         "the conversation has {tokens} tokens, and the model reads {context} at most, its answer \
@@ -188,6 +191,11 @@ impl EngineError {
             Self::Pressure(_) => Some(
                 "lower eval.batch_size or eval.max_new_tokens, end other programs that use the \
                  memory, or set memory.on_pressure = \"adapt\""
+                    .to_owned(),
+            ),
+            Self::BaseModel(_) => Some(
+                "give back memory or set model.path to the base model; eval.compare_to_base = false \
+                 asks it nothing"
                     .to_owned(),
             ),
             Self::TooLong { .. } => {
@@ -280,7 +288,11 @@ impl EngineError {
 
     /// Whether it is only that somebody wanted an end.
     pub(crate) fn is_a_stop(&self) -> bool {
-        matches!(self, Self::Worker(error) if matches!(**error, WorkerError::Stopped))
+        match self {
+            Self::Worker(error) => matches!(**error, WorkerError::Stopped),
+            Self::Eval(error) => matches!(error, EvalError::Stopped),
+            _ => false,
+        }
     }
 }
 

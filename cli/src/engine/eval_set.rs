@@ -14,15 +14,9 @@ use super::reading::Reader;
 use super::settings::generate_options;
 use crate::config::{Config, EvalSetConfig, SetScorer};
 use crate::failure::in_one_line;
+use crate::store::{HELD_OUT, OWN_SETS, PROMPTS, TRAINING};
 use crate::visible::visible_line;
 use crate::worker::{SetRead, SetToRead};
-
-/// Names of the job's own set, by what its questions are.
-pub(crate) const HELD_OUT: &str = "held-out";
-/// Its questions are those of `eval.prompts`.
-pub(crate) const PROMPTS: &str = "prompts";
-/// Its questions are rows that are trained on.
-pub(crate) const TRAINING: &str = "training";
 
 /// Questions and rows that belong together, and how they are asked and scored.
 pub(crate) struct EvalSet {
@@ -170,7 +164,7 @@ pub(crate) fn read_sets(
     let mut sets = vec![];
     for file in files(folder) {
         let name = visible_line(&file.file_stem().unwrap_or_default().to_string_lossy());
-        if [HELD_OUT, PROMPTS, TRAINING].contains(&name.as_str()) {
+        if OWN_SETS.contains(&name.as_str()) {
             tracing::warn!("eval set {name} is left out: that name is taken; rename the file");
             continue;
         }

@@ -8,6 +8,7 @@ use chandler_trainer::{Fit, Outcome, TrainError, Trainer};
 use chandler_vram::{Ledger, Phase};
 use serde_json::{Value, json};
 
+use super::base_model::Questions;
 use super::best::put_best;
 use super::checkpoints::{GoneOn, checkpoint_bytes, leave_checkpoint, resume_or_begin_anew};
 use super::job_sink::JobSink;
@@ -113,6 +114,38 @@ impl EngineRunner {
         Ok(require_space(&RealFs, self.state.root(), needed)?)
     }
 
+    /// Puts to the base model what it was never asked, unless this job's first evaluation does.
+    fn ask_base(
+        &self,
+        job: &ClaimedJob,
+        ready: &Ready,
+        context: &mut RunContext,
+    ) -> Result<(), EngineError> {
+        let is_begun = !names_in(&self.state.checkpoints_of(job.job.id)).is_empty();
+        if self.is_base(&ready.base) && !is_begun {
+            return Ok(());
+        }
+        let controls = context.controls;
+        let Prepared { model, evaluation, tokenizer_sha256, .. } = &ready.prepared;
+        let questions = Questions {
+            config: &self.config,
+            ledger: &self.ledger,
+            evaluation,
+            bound: binding(&self.config, model, tokenizer_sha256),
+            stop: &|| {
+                controls.beat();
+                controls.stop().is_requested()
+            },
+            progress: context.progress,
+        };
+        questions.ask(context.store)
+    }
+
+    /// Whether a model's folder is that of the base model, and not of what was made of it.
+    fn is_base(&self, folder: &Path) -> bool {
+        folder != self.state.model()
+    }
+
     fn learn(
         &mut self,
         job: &ClaimedJob,
@@ -147,6 +180,7 @@ impl EngineRunner {
             job_id: job.job.id,
             fit_key,
             keep_last: self.config.daemon.keep_checkpoints,
+            begins_with_base: self.is_base(&base) && self.config.eval.compare_to_base,
             requeues: self.config.eval.requeue_wrong && !is_requeued(&job.job.file_name),
             checkpoints: checkpoints.clone(),
             removals: vec![],
@@ -282,8 +316,12 @@ impl JobRunner for EngineRunner {
                 self.ready.take().ok_or(EngineError::NoModel)?
             }
         };
-        let outcome = self.learn(job, ready, context);
+        let outcome =
+            self.ask_base(job, &ready, context).and_then(|()| self.learn(job, ready, context));
         memory::give_back();
+        if outcome.as_ref().is_err_and(EngineError::is_a_stop) {
+            return Ok(JobOutcome::Stopped { step: 0 });
+        }
         if let Some((what, step)) = outcome.as_ref().err().and_then(EngineError::not_finite)
             && context.config.alerts.enabled
         {

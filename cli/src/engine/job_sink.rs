@@ -3,16 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use chandler_durable::Removal;
-use chandler_evaluator::Better;
 use chandler_trainer::{BoxError, Fit};
 
-use super::EngineError;
 use super::best::Best;
 use super::checkpoints::remove_old_checkpoints;
-use super::eval_set::{HELD_OUT, PROMPTS, TRAINING};
 use super::requeue::keep_wrong;
 use super::scoring::{shown, with_gains};
 use super::sink::{Sink, Wish};
+use super::{EngineError, base_model};
 use crate::config::Config;
 use crate::daemon::{Controls, RunContext};
 use crate::logging::StepProgress;
@@ -25,6 +23,8 @@ pub(super) struct JobSink<'a, 'c> {
     /// What runs that fit into memory in the same way have in common.
     pub(super) fit_key: String,
     pub(super) keep_last: usize,
+    /// Whether the model at step 0 is the one that everything descends from.
+    pub(super) begins_with_base: bool,
     /// Whether wrong answers become a training file.
     pub(super) requeues: bool,
     pub(super) checkpoints: PathBuf,
@@ -45,14 +45,10 @@ impl Sink for JobSink<'_, '_> {
     fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), BoxError> {
         let row = &with_gains(row, samples, self.context.store, self.context.run_id)?;
         log_evaluation(self.context.config, row, samples);
-        self.context.evaluated(row, samples)?;
-        // The job's own figures are looked at with the evaluation.
-        for score in row.scores.iter().filter(|score| !is_own(&score.set)) {
-            let name = format!("{}/{}", score.set, score.metric);
-            let better = Better::of_metric(&score.metric);
-            self.context.scored(row.step, &name, score.value, better)?;
+        if self.begins_with_base && row.step == 0 {
+            base_model::keep(self.context.store, row, samples)?;
         }
-        Ok(())
+        Ok(self.context.evaluated(row, samples)?)
     }
 
     fn wrong(&mut self, records: &[String]) -> Result<(), BoxError> {
@@ -94,15 +90,9 @@ impl Sink for JobSink<'_, '_> {
     }
 }
 
-/// Whether a set is the job's own.
-fn is_own(set: &str) -> bool {
-    [HELD_OUT, PROMPTS, TRAINING].contains(&set)
-}
-
 /// What the line of the job's own figures does not say.
 fn is_news(score: &ScoreRow) -> bool {
-    !is_own(&score.set)
-        || !["loss", "perplexity", "token_accuracy"].contains(&score.metric.as_str())
+    !score.is_own() || !["loss", "perplexity", "token_accuracy"].contains(&score.metric.as_str())
 }
 
 /// One line for the figures and, where the log may hold text, one for each of the first answers.

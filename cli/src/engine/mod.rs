@@ -1,6 +1,7 @@
 //! The engine: what the commands and the daemon do with models, composed from the library crates.
 
 mod answering;
+mod base_model;
 mod best;
 mod checkpoints;
 mod device;

@@ -11,7 +11,7 @@ use chandler_evaluator::{
 use super::eval_set::EvalSet;
 use crate::config::SetScorer;
 use crate::failure::in_one_line;
-use crate::store::{EvalRow, EvalSample, ScoreRow, Store, StoreError};
+use crate::store::{Earlier, EvalRow, EvalSample, ScoreRow, Store, StoreError};
 
 /// Scores a set's answers; what could not be scored is returned in words, and goes without. An end
 /// that somebody wants is an error: what was scored until then is no evaluation.
@@ -92,10 +92,15 @@ pub(super) fn share_that_matches(samples: &[EvalSample]) -> Option<f64> {
 /// What the loss of a set's rows comes to.
 pub(super) fn rows_of_loss(set: &EvalSet, report: Option<&LossReport>) -> Vec<ScoreRow> {
     let Some(report) = report else { return vec![] };
+    let with_ends = |row: ScoreRow, ends: Option<[f64; 2]>| {
+        let [low, high] = ends.map_or([None, None], |ends| ends.map(Some));
+        ScoreRow { low, high, ..row }
+    };
+    let row = |metric, value| row_of_loss(set, report, metric, value);
     vec![
-        row_of_loss(set, report, "loss", report.loss),
-        row_of_loss(set, report, "perplexity", report.perplexity),
-        row_of_loss(set, report, "token_accuracy", report.token_accuracy),
+        with_ends(row("loss", report.loss), report.loss_interval),
+        with_ends(row("perplexity", report.perplexity), report.perplexity_interval()),
+        with_ends(row("token_accuracy", report.token_accuracy), report.token_accuracy_interval),
     ]
 }
 
@@ -156,8 +161,8 @@ fn mean(scores: &[f64]) -> f64 {
     scores.iter().sum::<f64>() / scores.len() as f64
 }
 
-/// The evaluation, with how much each set's score differs from the first time that the same was
-/// asked, question by question.
+/// The evaluation, with how much each set's score differs from the base model's, or from the first time
+/// that the same was asked, question by question.
 pub(crate) fn with_gains(
     eval: &EvalRow,
     samples: &[EvalSample],
@@ -169,10 +174,13 @@ pub(crate) fn with_gains(
         let of_set: Vec<EvalSample> =
             samples.iter().filter(|sample| sample.set == score.set).cloned().collect();
         let now = by_question(&of_set);
-        let first = store.first_scores(&score.asked, &score.metric, (run_id, eval.step))?;
+        let earlier = store.earlier_scores(&score.asked, &score.metric, (run_id, eval.step))?;
         // Only the mean of the questions' scores is made of what is compared here.
         let is_mean = !score.metric.starts_with("pass@") && score.count == now.len() as u64;
-        let (Some(first), true) = (first, is_mean) else { continue };
+        let (Some(Earlier { by_question: first, of_base }), true) = (earlier, is_mean) else {
+            continue;
+        };
+        score.of_base = of_base;
         let pairs = now.iter().filter_map(|(at, scores)| Some((*first.get(at)?, mean(scores))));
         let (before, after): (Vec<f64>, Vec<f64>) = pairs.unzip();
         if let Some(paired) = Paired::of(&before, &after) {
@@ -215,7 +223,8 @@ pub(crate) fn shown(score: &ScoreRow) -> String {
         text += &format!(" [{low:.4}, {high:.4}]");
     }
     if let Some(gain) = score.gain {
-        text += &format!(", {gain:+.4} since the first time");
+        let over = if score.of_base { "over the base model" } else { "since the first time" };
+        text += &format!(", {gain:+.4} {over}");
     }
     text
 }

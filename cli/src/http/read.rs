@@ -176,6 +176,8 @@ pub(super) async fn evals(State(app): State<Arc<App>>, id: AnId) -> Answer<Vec<E
 pub(super) struct AtStep {
     step: Option<u64>,
     set: Option<String>,
+    #[serde(default)]
+    base: bool,
 }
 
 /// `GET /api/runs/{id}/samples`.
@@ -196,11 +198,15 @@ pub(super) async fn samples(
     let (Path(id), Query(at)) = (id?, at?);
     let read = app.read(move |store| {
         let step = match at.step {
+            _ if at.base => None,
             Some(step) => Some(step),
             None => store.last_eval_step(id)?,
         };
-        let mut samples =
-            step.map(|step| store.eval_samples(id, step)).transpose()?.unwrap_or_default();
+        let mut samples = match step {
+            Some(step) => store.eval_samples(id, step)?,
+            None if at.base => store.base_answers(id)?,
+            None => vec![],
+        };
         let mut sets: Vec<String> = samples.iter().map(|sample| sample.set.clone()).collect();
         sets.dedup();
         samples.retain(|sample| at.set.as_ref().is_none_or(|set| *set == sample.set));
@@ -234,6 +240,8 @@ pub(super) struct Answers {
     position: u64,
     prompt: Option<String>,
     reference: Option<String>,
+    /// Those of the base model, where it was asked.
+    base: Vec<EvalSample>,
     answers: Vec<AnswerAt>,
 }
 
@@ -245,14 +253,18 @@ pub(super) async fn answers(
     let (Path(id), Query(question)) = (id?, question?);
     let OneQuestion { set, position } = question;
     let asked = set.clone();
-    let read = app.read(move |store| Ok((store.run(id)?, store.answers_to(id, &asked, position)?)));
-    let (run, answers) = read.await?;
+    let read = app.read(move |store| {
+        let mut base = store.base_answers(id)?;
+        base.retain(|answer| answer.set == asked && answer.position == position);
+        Ok((store.run(id)?, base, store.answers_to(id, &asked, position)?))
+    });
+    let (run, base, answers) = read.await?;
     run.ok_or_else(|| no_run(id))?;
     let first = answers.first().map(|(_, answer)| answer);
     let prompt = first.map(|answer| answer.prompt.clone());
     let reference = first.and_then(|answer| answer.reference.clone());
     let answers = answers.into_iter().map(|(step, answer)| AnswerAt { step, answer }).collect();
-    Ok(Json(Answers { set, position, prompt, reference, answers }))
+    Ok(Json(Answers { set, position, prompt, reference, base, answers }))
 }
 
 /// A part of the events, or the newest of one kind.

@@ -299,7 +299,7 @@ mod tests {
         store
             .connection
             .execute_batch(
-                "DROP TABLE layers;
+                "DROP TABLE base_scores; DROP TABLE base_answers; DROP TABLE layers;
                  DROP INDEX jobs_by_end; ALTER TABLE jobs DROP COLUMN runs_before;
                  DROP INDEX jobs_by_path; DROP INDEX events_by_kind; DROP INDEX runs_going_on;
                  DROP TABLE outbox; DROP TABLE scores; DROP TABLE answers;

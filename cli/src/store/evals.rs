@@ -1,13 +1,20 @@
 //! Evaluations: their figures, the scores of each set, and every answer.
 
-use std::collections::BTreeMap;
-
-use chandler_evaluator::Better;
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::{Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Doing, StoreError};
 use super::{Store, now};
+
+/// Names of the job's own set, by what its questions are.
+pub const HELD_OUT: &str = "held-out";
+/// Its questions are those of `eval.prompts`.
+pub const PROMPTS: &str = "prompts";
+/// Its questions are rows that are trained on.
+pub const TRAINING: &str = "training";
+
+/// The sets that are the job's own, which no eval set may be called.
+pub const OWN_SETS: [&str; 3] = [HELD_OUT, PROMPTS, TRAINING];
 
 /// One evaluation.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -45,15 +52,19 @@ pub struct ScoreRow {
     pub high: Option<f64>,
     /// Questions, or tokens, that it is made from.
     pub count: u64,
-    /// How much it differs from the first time that the same was asked, question by question.
+    /// How much it differs from the base model, or from the first time that the same was asked,
+    /// question by question.
     pub gain: Option<f64>,
     /// Bounds of the 95 % interval of that.
     pub gain_low: Option<f64>,
     /// The upper one.
     pub gain_high: Option<f64>,
-    /// The value of the first time that the same was asked.
+    /// The base model's value, or that of the first time that the same was asked.
     #[serde(default)]
     pub base: Option<f64>,
+    /// Whether `base` and `gain` go by the base model, and not by the first time.
+    #[serde(default)]
+    pub of_base: bool,
     /// The best value up to this one.
     #[serde(default)]
     pub best: Option<f64>,
@@ -92,9 +103,11 @@ pub struct EvalSample {
     pub seconds: Option<f64>,
 }
 
-/// The better of two values of a metric.
-fn better(metric: &str, left: f64, right: f64) -> f64 {
-    if Better::of_metric(metric).compare(left, right).is_ge() { left } else { right }
+impl ScoreRow {
+    /// Whether it is of the job's own rows or questions.
+    pub fn is_own(&self) -> bool {
+        OWN_SETS.contains(&self.set.as_str())
+    }
 }
 
 impl EvalRow {
@@ -186,84 +199,8 @@ impl Store {
             .doing(doing)?;
         let rows = statement.query_map([run_id], score_in).doing(doing)?;
         let mut scores: Vec<(u64, ScoreRow)> = rows.collect::<Result<_, _>>().doing(doing)?;
-        let mut known: BTreeMap<(String, String), (f64, f64)> = BTreeMap::new();
-        for (_, score) in &mut scores {
-            let key = (score.asked.clone(), score.metric.clone());
-            let before = match known.get(&key) {
-                Some(before) => Some(*before),
-                None => self.before(run_id, &score.asked, &score.metric)?,
-            };
-            let (base, best) = before.unwrap_or((score.value, score.value));
-            let best = better(&score.metric, best, score.value);
-            (score.base, score.best) = (Some(base), Some(best));
-            known.insert(key, (base, best));
-        }
+        self.compare(run_id, &mut scores)?;
         Ok(scores)
-    }
-
-    /// The first and the best value of a metric of the same questions in runs before this one.
-    fn before(
-        &self,
-        run_id: i64,
-        asked: &str,
-        metric: &str,
-    ) -> Result<Option<(f64, f64)>, StoreError> {
-        let best = match Better::of_metric(metric) {
-            Better::Higher => "max",
-            Better::Lower => "min",
-        };
-        self.connection
-            .prepare_cached(&format!(
-                "SELECT value, (SELECT {best}(value) FROM scores
-                                WHERE asked = ?1 AND metric = ?2 AND run_id < ?3)
-                 FROM scores WHERE asked = ?1 AND metric = ?2 AND run_id < ?3
-                 ORDER BY run_id, step LIMIT 1",
-            ))
-            .and_then(|mut statement| {
-                statement
-                    .query_row(params![asked, metric, run_id], |row| Ok((row.get(0)?, row.get(1)?)))
-                    .optional()
-            })
-            .doing("read earlier scores")
-    }
-
-    /// What each question's answers scored when the same was asked for the first time, by position;
-    /// `None` where it was not asked before this step of this run.
-    pub fn first_scores(
-        &self,
-        asked: &str,
-        metric: &str,
-        before: (i64, u64),
-    ) -> Result<Option<BTreeMap<u64, f64>>, StoreError> {
-        let doing = "read the first scores";
-        let (run_id, step) = (before.0, before.1 as i64);
-        let first: Option<(i64, i64, String)> = self
-            .connection
-            .query_row(
-                "SELECT run_id, step, set_name FROM scores
-                 WHERE asked = ?1 AND metric = ?2
-                       AND (run_id < ?3 OR (run_id = ?3 AND step < ?4))
-                 ORDER BY run_id, step LIMIT 1",
-                params![asked, metric, run_id, step],
-                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
-            )
-            .optional()
-            .doing(doing)?;
-        let Some((run_id, step, set)) = first else { return Ok(None) };
-        let mut statement = self
-            .connection
-            .prepare_cached(
-                "SELECT position, avg(score) FROM answers
-                 WHERE run_id = ?1 AND step = ?2 AND set_name = ?3 AND score IS NOT NULL
-                 GROUP BY position",
-            )
-            .doing(doing)?;
-        let rows = statement
-            .query_map(params![run_id, step, set], |row| {
-                Ok((row.get::<_, i64>(0)? as u64, row.get(1)?))
-            })
-            .doing(doing)?;
-        rows.collect::<Result<_, _>>().doing(doing).map(Some)
     }
 
     /// The samples of one evaluation, set by set, in order.
@@ -390,13 +327,12 @@ fn score_in(row: &Row) -> rusqlite::Result<(u64, ScoreRow)> {
         gain: row.get(8)?,
         gain_low: row.get(9)?,
         gain_high: row.get(10)?,
-        base: None,
-        best: None,
+        ..ScoreRow::default()
     };
     Ok((row.get::<_, i64>(0)? as u64, score))
 }
 
-fn answer_in(row: &Row) -> rusqlite::Result<(u64, EvalSample)> {
+pub(super) fn answer_in(row: &Row) -> rusqlite::Result<(u64, EvalSample)> {
     let number = |at| row.get::<_, i64>(at).map(|number| number as u64);
     let (reference, text): (Option<String>, String) = (row.get(5)?, row.get(6)?);
     let matched = reference.as_ref().map(|expected| expected.trim() == text.trim());
@@ -459,31 +395,6 @@ mod tests {
         assert_eq!(store.evals(run).unwrap(), [row]);
         assert_eq!(store.eval_samples(run, 0).unwrap(), samples[..1]);
         assert_eq!(store.last_eval_step(run).unwrap(), Some(0));
-    }
-
-    #[test]
-    fn scores_are_held_against_the_first_and_the_best_of_the_same_questions() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut store = Store::open(&folder.path().join("chandler.db")).unwrap();
-        let first = store.begin_run(None, 1, &Config::default()).unwrap();
-        store.record_eval(first, &eval(0, 2.0, 0.1), &[sample(0, 0.2), sample(1, 0.0)]).unwrap();
-        store.record_eval(first, &eval(5, 1.0, 0.9), &[sample(0, 1.0)]).unwrap();
-        let second = store.begin_run(None, 1, &Config::default()).unwrap();
-        store.record_eval(second, &eval(0, 1.5, 0.8), &[]).unwrap();
-        store.record_eval(second, &eval(5, 0.5, 0.4), &[]).unwrap();
-        let against = |metric: &str| -> Vec<(f64, f64)> {
-            let evals = store.evals(second).unwrap();
-            let scores = evals.iter().flat_map(|eval| &eval.scores);
-            let these = scores.filter(|score| score.metric == metric);
-            these.map(|score| (score.base.unwrap(), score.best.unwrap())).collect()
-        };
-        assert_eq!(against("exact_match"), [(0.1, 0.9), (0.1, 0.9)]);
-        assert_eq!(against("loss"), [(2.0, 1.0), (2.0, 0.5)]);
-        let first_scores = store.first_scores("a", "exact_match", (second, 0)).unwrap().unwrap();
-        assert_eq!(first_scores, BTreeMap::from([(0, 0.2), (1, 0.0)]));
-        assert_eq!(store.first_scores("a", "exact_match", (first, 0)).unwrap(), None);
-        let answers = store.answers_to(first, "sums", 0).unwrap();
-        assert_eq!(answers.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [0, 5]);
     }
 
     #[test]

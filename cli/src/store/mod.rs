@@ -4,6 +4,7 @@
 //! Several processes may use the file at once, so commands work while the daemon runs.
 
 mod binding;
+mod comparison;
 mod curve;
 mod error;
 mod evals;
@@ -23,10 +24,11 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub use binding::{Binding, BindingMismatch};
+pub use comparison::Earlier;
 pub use curve::{Bucket, Curve, SERIES, Span};
 use error::Doing;
 pub use error::StoreError;
-pub use evals::{EvalRow, EvalSample, ScoreRow};
+pub use evals::{EvalRow, EvalSample, HELD_OUT, OWN_SETS, PROMPTS, ScoreRow, TRAINING};
 pub use events::Event;
 pub use forget::Forgotten;
 pub use jobs::{Job, JobState, NewJob};

@@ -244,6 +244,30 @@ const STEPS: &[&str] = &[
         PRIMARY KEY (run_id, step, position)
     ) WITHOUT ROWID;
 ",
+    // What the model that everything descends from scored in what is asked of its descendants.
+    "
+    CREATE TABLE base_scores (
+        asked    TEXT NOT NULL,
+        metric   TEXT NOT NULL,
+        set_name TEXT NOT NULL,
+        value    REAL NOT NULL,
+        PRIMARY KEY (asked, metric)
+    ) WITHOUT ROWID;
+    CREATE TABLE base_answers (
+        asked         TEXT NOT NULL,
+        position      INTEGER NOT NULL,
+        attempt       INTEGER NOT NULL,
+        set_name      TEXT NOT NULL,
+        prompt        TEXT NOT NULL,
+        reference     TEXT,
+        text          TEXT NOT NULL,
+        score         REAL,
+        prompt_tokens INTEGER,
+        new_tokens    INTEGER NOT NULL,
+        seconds       REAL,
+        PRIMARY KEY (asked, position, attempt)
+    ) WITHOUT ROWID;
+",
 ];
 
 /// Applies the steps that the database has not seen, each in a transaction of its own.

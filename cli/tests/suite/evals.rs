@@ -33,7 +33,7 @@ const QUICK: [&str; 18] = [
     "eval.eval_steps=1",
 ];
 
-fn state_of(folder: &Path) -> String {
+pub(crate) fn state_of(folder: &Path) -> String {
     let state = text_of(&folder.join("state")).to_owned();
     ok(&["init", "--dir", &state, "--model", &model("qwen3")]);
     std::fs::copy(goldens().join("data/messages.jsonl"), folder.join("state/inbox/a.jsonl"))
@@ -41,7 +41,7 @@ fn state_of(folder: &Path) -> String {
     state
 }
 
-fn once(state: &str, set: &[&str]) -> String {
+pub(crate) fn once(state: &str, set: &[&str]) -> String {
     let set: Vec<&str> = set.iter().flat_map(|set| ["--set", set]).collect();
     let output = run(&[&["run", "--once", "--dir", state], &QUICK[..], &set[..]].concat());
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -76,7 +76,11 @@ fn weights(state: &str) -> Vec<u8> {
     std::fs::read(Path::new(state).join("model/model.safetensors")).unwrap()
 }
 
-fn rows<T>(state: &str, query: &str, take: fn(&rusqlite::Row) -> rusqlite::Result<T>) -> Vec<T> {
+pub(crate) fn rows<T>(
+    state: &str,
+    query: &str,
+    take: fn(&rusqlite::Row) -> rusqlite::Result<T>,
+) -> Vec<T> {
     let connection = Connection::open(Path::new(state).join("chandler.db")).unwrap();
     let mut statement = connection.prepare(query).unwrap();
     let rows = statement.query_map([], take).unwrap();

@@ -5,6 +5,7 @@
 mod python;
 
 mod bad_input;
+mod base_model;
 mod bench;
 mod chat;
 mod daemon;

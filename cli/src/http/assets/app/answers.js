@@ -11,6 +11,7 @@ import { on } from "./stream.js";
 
 const PAGE = 20;
 const REFERENCE = "reference";
+const BASE = "base";
 
 // What was read of a run: answers by step and set.
 let read = new Map();
@@ -21,7 +22,7 @@ const keyOf = (sample, at) => (sample.position == null ? String(at) : `${sample.
 
 async function samplesOf(run, step, set) {
   const key = `${run}/${step}/${set}`;
-  const asked = new URLSearchParams(set ? { step, set } : { step });
+  const asked = new URLSearchParams({ ...(step === BASE ? { base: true } : { step }), ...(set && { set }) });
   const samples = read.get(key) ?? await ask(`runs/${run}/samples?${asked}`);
   read.set(key, samples);
   return samples;
@@ -34,8 +35,8 @@ const scoreOf = (sample) => sample?.score ?? (sample?.exact_match == null ? null
 async function pair() {
   const [run, first, second, set] = [shown.id, by("answers-first").value, by("answers-second").value, by("answers-set").value];
   if (first === "") return { sets: [], pairs: [] };
-  const before = await samplesOf(run, Number(first), set);
-  const after = second === REFERENCE ? null : await samplesOf(run, Number(second), set);
+  const before = await samplesOf(run, first, set);
+  const after = second === REFERENCE ? null : await samplesOf(run, second, set);
   const others = new Map((after?.samples ?? []).map((sample, at) => [keyOf(sample, at), sample]));
   return { sets: before.sets ?? [], pairs: before.samples.map((sample, at) => ({ before: sample,
     after: after ? others.get(keyOf(sample, at)) : null, isReference: !after })) };
@@ -90,12 +91,13 @@ function card({ before, after, isReference }, titles) {
 // One prompt's answers over the steps, each beside the one before it.
 async function showOver(sample, pressed) {
   try {
-    const { answers } = await ask(`runs/${shown.id}/answers?${new URLSearchParams({ set: sample.set, position: sample.position })}`);
+    const { base, answers } = await ask(`runs/${shown.id}/answers?${new URLSearchParams({ set: sample.set, position: sample.position })}`);
     let before = "";
-    pressed.replaceWith(element("ol", { class: "plain" }, answers.map((answer) => {
+    const all = [...base.map((answer) => ({ ...answer, step: null })), ...answers];
+    pressed.replaceWith(element("ol", { class: "plain" }, all.map((answer) => {
       const parts = difference(before, answer.text)[1];
       before = answer.text;
-      return element("li", {}, element("span", { class: "muted" }, `step ${answer.step}${answer.attempt ? `.${answer.attempt}` : ""}`),
+      return element("li", {}, element("span", { class: "muted" }, `${answer.step === null ? "base model" : `step ${answer.step}`}${answer.attempt ? `.${answer.attempt}` : ""}`),
         element("span", { class: "text" }, marked(parts, "ins")));
     })));
   } catch (error) {
@@ -105,7 +107,7 @@ async function showOver(sample, pressed) {
 
 function show() {
   const wanted = pairs.filter(FILTERS[by("answers-filter").value]);
-  const titles = [by("answers-first"), by("answers-second")].map((select) => `step ${select.value}`);
+  const titles = [by("answers-first"), by("answers-second")].map((select) => (select.value === BASE ? "base model" : `step ${select.value}`));
   const changed = pairs.filter(FILTERS.changed).length;
   fill(by("answers-count"), pairs.length ? `${wanted.length} of ${pairs.length} answers, ${changed} differ` : "");
   fill(by("answers-list"), wanted.slice(0, rows).map((one) => card(one, titles)),
@@ -141,7 +143,8 @@ function offer() {
   by("answers").hidden = !steps.length;
   if (!steps.length) return;
   const [first, second] = [by("answers-first").value, by("answers-second").value];
-  const pairsOf = steps.map((step) => [step, step === 0 ? "before the first step" : `step ${step}`]);
+  const ofBase = shown.evals.some((row) => row.scores?.some((score) => score.of_base)) ? [[BASE, "base model"]] : [];
+  const pairsOf = [...ofBase, ...steps.map((step) => [step, step === 0 ? "before the first step" : `step ${step}`])];
   choices(by("answers-first"), pairsOf, chosen ? first : steps[0]);
   choices(by("answers-second"), [...pairsOf, [REFERENCE, "the reference"]], chosen ? second : steps.at(-1));
   compareSoon();

@@ -3,13 +3,19 @@
 import { beginAnswers } from "./answers.js";
 import { Chart } from "./charts.js";
 import { by, element, fill } from "./dom.js";
-import { wordsOf } from "./figures.js";
+import { whole, wordsOf } from "./figures.js";
 import { draw } from "./frame.js";
 import { shown } from "./shown.js";
 import { on } from "./stream.js";
 
 const OWN = [["loss", "Held-out loss"], ["perplexity", "Perplexity"], ["token_accuracy", "Token accuracy"],
   ["exact_match", "Exact match"]];
+
+// What is made of the loss of rows counts tokens.
+const OF_TOKENS = new Set(["loss", "perplexity", "token_accuracy", "generalisation_gap"]);
+
+// The job's own set, whose scores have the intervals of these figures.
+const OWN_SETS = new Set(["held-out", "prompts", "training"]);
 
 const charts = new Map();
 
@@ -19,27 +25,31 @@ const isKnown = (value) => value != null;
 function measures(evals) {
   const found = new Map();
   const at = (key, title, metric) => {
-    if (!found.has(key)) found.set(key, { title, words: wordsOf(metric), step: [], value: [], low: [], high: [], best: [], base: null, count: null });
+    if (!found.has(key)) found.set(key, { title, words: wordsOf(metric), step: [], value: [], low: [], high: [], best: [], base: null, ofBase: false, of: "", count: null });
     return found.get(key);
   };
   for (const row of evals) {
+    const ofOwn = (metric) => row.scores?.find((score) => OWN_SETS.has(score.set) && score.metric === metric);
     for (const [key, title] of OWN) {
-      if (isKnown(row[key])) push(at(key, title, key), row.step, { value: row[key] });
+      if (isKnown(row[key])) push(at(key, title, key), row.step, { value: row[key], ...ofOwn(key) });
     }
-    for (const score of row.scores ?? []) {
+    const isShown = (score) => OWN_SETS.has(score.set) && OWN.some(([key]) => key === score.metric && isKnown(row[key]));
+    for (const score of (row.scores ?? []).filter((score) => !isShown(score))) {
       if (isKnown(score.value)) push(at(`${score.set}/${score.metric}`, `${score.set}: ${score.metric.replaceAll("_", " ")}`, score.metric), row.step, score);
     }
   }
   return found;
 }
 
-function push(one, step, { value, low, high, best, base, count }) {
+function push(one, step, { value, low, high, best, base, count, of_base, metric }) {
   one.step.push(step);
   one.value.push(value);
   one.low.push(low ?? null);
   one.high.push(high ?? null);
   one.best.push(best ?? null);
   one.base ??= base ?? null;
+  one.ofBase ||= of_base ?? false;
+  one.of = OF_TOKENS.has(metric) ? "tokens" : "questions";
   one.count = count ?? one.count;
 }
 
@@ -51,7 +61,7 @@ function showOne(key, one) {
     charts.set(key, { note, chart: new Chart(host, { name: one.title, words: one.words, sync: "evals" }) });
   }
   const { chart, note } = charts.get(key);
-  fill(note, one.count == null ? "" : `${one.count} answers`);
+  fill(note, one.count == null ? "" : `${whole(one.count)} ${one.of}`);
   const lines = [{ label: "value", colour: "accent", width: 2, points: true }];
   const data = [one.step, one.value];
   const bands = [];
@@ -66,7 +76,7 @@ function showOne(key, one) {
     data.push(one.best);
   }
   if (isKnown(one.base)) {
-    lines.push({ label: "before the first step", colour: "cool", dash: [4, 4], width: 1 });
+    lines.push({ label: one.ofBase ? "base model" : "the first time", colour: "cool", dash: [4, 4], width: 1 });
     data.push(one.step.map(() => one.base));
   }
   chart.show(lines, data, { bands });
