@@ -20,6 +20,8 @@ export class Daemon {
     this.chandler("quickstart", set({ ...SHARED, "train.max_steps": steps, "eval.eval_steps": steps / 2 }));
     const [learned] = readdirSync(join(this.state, "done"));
     this.learned = join(this.state, "done", learned);
+    // Comes after the first job, so it is put to the base model before the next one.
+    writeFileSync(join(this.state, "evals", "later.jsonl"), '{"prompt": "nine blue owls", "completion": " sing"}\n');
   }
 
   chandler(command, more = []) {

@@ -155,6 +155,19 @@ const checks = {
     await page.selectOption("#answers-filter", "changed");
   },
 
+  async "sets answers beside the base model's"({ page, daemon }) {
+    const runs = await daemon.ask("runs");
+    await page.selectOption("#run", String(runs.find((run) => run.state === "running").id));
+    await go(page, "evals");
+    await page.waitForSelector("#answers-first option[value=base]", { state: "attached" });
+    await page.selectOption("#answers-first", "base");
+    await until(page, () => document.querySelector("#answers-list .side:nth-child(2) span")?.textContent === "base model");
+    assert.match(await page.textContent("#eval-charts"), /later: exact match/);
+    await page.click("#answers-list .answer .link");
+    await until(page, () => document.querySelector("#answers-list ol li span")?.textContent === "base model");
+    await page.selectOption("#run", "1");
+  },
+
   async "zooms by drag with finer points, and back by a double click"({ page, seen }) {
     await go(page, "run");
     const plot = page.locator("#chart-loss .u-over");
