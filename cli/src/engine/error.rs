@@ -115,6 +115,9 @@ pub enum EngineError {
     /// Too little memory for an evaluation, and `memory.on_pressure` is `stop`.
     #[error("{0}, and memory.on_pressure is \"stop\"")]
     Pressure(String),
+    /// A folder without an eval set that could be read.
+    #[error("there is no eval set to ask in {}", .0.display())]
+    NoSets(PathBuf),
     /// There is no base model to hold scores against.
     #[error("the base model cannot be asked: {0}")]
     BaseModel(String),
@@ -191,6 +194,11 @@ impl EngineError {
             Self::Pressure(_) => Some(
                 "lower eval.batch_size or eval.max_new_tokens, end other programs that use the \
                  memory, or set memory.on_pressure = \"adapt\""
+                    .to_owned(),
+            ),
+            Self::NoSets(_) => Some(
+                "a set is a file of records named NAME.jsonl; what was said above is why the others \
+                 were left out"
                     .to_owned(),
             ),
             Self::BaseModel(_) => Some(

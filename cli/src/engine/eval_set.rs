@@ -102,6 +102,12 @@ impl EvalSet {
         }
     }
 
+    /// The same with answers that end at these tokens.
+    pub(crate) fn ended_by(mut self, stop_ids: Vec<u32>) -> Self {
+        self.options.stop_ids = stop_ids;
+        self
+    }
+
     /// Whether answers are written, which takes a KV cache.
     pub(crate) fn writes_answers(&self) -> bool {
         let writes = matches!(self.scorer, SetScorer::Rule(_) | SetScorer::Command { .. });
@@ -201,7 +207,8 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-fn read_set(
+/// Reads one set.
+pub(crate) fn read_set(
     name: &str,
     file: &Path,
     config: &Config,

@@ -36,7 +36,7 @@ pub(crate) use device::{
     uuid as device_uuid,
 };
 pub use error::EngineError;
-pub(crate) use eval_set::EvalSet;
+pub(crate) use eval_set::{EvalSet, read_set, read_sets};
 pub(crate) use evaluation::{Evaluated, Evaluator};
 pub(crate) use guard::{Decision, bytes_of_answers, decide};
 pub use job_runner::runner;
@@ -49,6 +49,7 @@ pub(crate) use memory::{
 pub(crate) use planning::{Planning, answers_shape, fitting, model_shape, train_shape};
 pub(crate) use publish::{export, in_new_folder, write_output};
 pub(crate) use reading::{Reader, questions_from};
+pub(crate) use scoring::gain_over;
 pub(crate) use session::{Prepared, Request, prepare};
 pub(crate) use settings::{data_options, dtype, generate_options, lora, train_settings};
 pub(crate) use sink::{Sink, Wish};

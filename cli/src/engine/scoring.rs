@@ -173,22 +173,39 @@ pub(crate) fn with_gains(
     for score in &mut eval.scores {
         let of_set: Vec<EvalSample> =
             samples.iter().filter(|sample| sample.set == score.set).cloned().collect();
-        let now = by_question(&of_set);
         let earlier = store.earlier_scores(&score.asked, &score.metric, (run_id, eval.step))?;
-        // Only the mean of the questions' scores is made of what is compared here.
-        let is_mean = !score.metric.starts_with("pass@") && score.count == now.len() as u64;
-        let (Some(Earlier { by_question: first, of_base }), true) = (earlier, is_mean) else {
-            continue;
-        };
-        score.of_base = of_base;
-        let pairs = now.iter().filter_map(|(at, scores)| Some((*first.get(at)?, mean(scores))));
-        let (before, after): (Vec<f64>, Vec<f64>) = pairs.unzip();
-        if let Some(paired) = Paired::of(&before, &after) {
-            let Summary { value, low, high, .. } = paired.difference;
-            (score.gain, score.gain_low, score.gain_high) = (value, low, high);
+        let Some(Earlier { by_question, of_base }) = earlier else { continue };
+        if set_gain(score, &of_set, &by_question) {
+            score.of_base = of_base;
         }
     }
     Ok(eval)
+}
+
+/// How much a score differs from another model's, by the answers of both.
+pub(crate) fn gain_over(score: &mut ScoreRow, samples: &[EvalSample], of_other: &[EvalSample]) {
+    let of_set = |samples: &[EvalSample]| -> Vec<EvalSample> {
+        samples.iter().filter(|sample| sample.set == score.set).cloned().collect()
+    };
+    let (now, before) = (of_set(samples), by_question(&of_set(of_other)));
+    let before = before.into_iter().map(|(at, scores)| (at, mean(&scores))).collect();
+    set_gain(score, &now, &before);
+}
+
+/// Fills in the difference, question by question, where the score is the mean of what the set's answers
+/// scored; whether it is.
+fn set_gain(score: &mut ScoreRow, of_set: &[EvalSample], before: &BTreeMap<u64, f64>) -> bool {
+    let now = by_question(of_set);
+    let of_rows = ["loss", "perplexity", "token_accuracy", "generalisation_gap"];
+    let is_mean = !score.metric.starts_with("pass@")
+        && !of_rows.contains(&score.metric.as_str())
+        && score.count == now.len() as u64;
+    let pairs = now.iter().filter_map(|(at, scores)| Some((*before.get(at)?, mean(scores))));
+    let (before, after): (Vec<f64>, Vec<f64>) = pairs.unzip();
+    let Some(paired) = Paired::of(&before, &after).filter(|_| is_mean) else { return false };
+    let Summary { value, low, high, .. } = paired.difference;
+    (score.gain, score.gain_low, score.gain_high) = (value, low, high);
+    true
 }
 
 impl EvalSet {

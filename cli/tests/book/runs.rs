@@ -55,6 +55,7 @@ impl Prepared {
         symlink(root().join(SMALL), model.join("snapshots").join(commit)).unwrap();
         let prepared = Self { folder };
         let steps = "chandler init --model Qwen/Qwen3-0.6B
+            echo '{\"prompt\": \"1 + 1 =\", \"completion\": \" 2\"}' > chandler-state/evals/sums.jsonl
             for n in 1 2 3; do cp conversations.jsonl $n.jsonl; chandler add $n.jsonl; done
             \"$CHANDLER\" run --once --set http.enabled=false";
         let output = prepared.bash(&prepared.folder_of("before"), steps, &QUICK);

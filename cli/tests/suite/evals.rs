@@ -158,6 +158,47 @@ fn every_set_is_asked_and_scored_its_own_way() {
 }
 
 #[test]
+fn sets_are_asked_of_two_models_by_a_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_of(folder.path());
+    once(&state, &["train.max_steps=3"]);
+    let sets = folder.path().join("sets");
+    std::fs::create_dir(&sets).unwrap();
+    let questions = ["two red cats", "nine blue owls", "one black dog"]
+        .map(|words| format!("{{\"prompt\": \"{words}\", \"completion\": \" sing\"}}\n"));
+    put(&sets.join("songs.jsonl"), questions.concat());
+    put(&sets.join("songs.toml"), "scorer = \"chrf\"\nmax_new_tokens = 4\n");
+    let (newest, base) = (Path::new(&state).join("model"), model("qwen3"));
+    let eval = |args: &[&str]| ok(&[&["eval", "--model", text_of(&newest)], args].concat());
+    let json = |args: &[&str]| -> Value { serde_json::from_str(&eval(args)).unwrap() };
+    let both = json(&["--evals", text_of(&sets), "--against", &base, "--json"]);
+    let score = |all: &Value, metric: &str| -> Value {
+        let scores = all["scores"].as_array().unwrap();
+        scores.iter().find(|score| score["metric"] == metric).unwrap().clone()
+    };
+    let (chrf, of_base) = (score(&both, "chrf"), score(&both["against"], "chrf"));
+    assert_eq!((&chrf["count"], &chrf["base"]), (&3.into(), &of_base["value"]));
+    let difference = chrf["value"].as_f64().unwrap() - of_base["value"].as_f64().unwrap();
+    assert!((chrf["gain"].as_f64().unwrap() - difference).abs() < 1e-12, "{chrf}");
+    let loss = score(&both, "loss");
+    let [low, value, high] = ["low", "value", "high"].map(|key| loss[key].as_f64().unwrap());
+    assert!(low < value && value < high && loss["gain"].is_null(), "{loss}");
+    assert_ne!(loss["base"], loss["value"], "it has learned");
+
+    // One set by its file, whose settings lie beside it; and the same file as mere records.
+    let one = json(&["--data", text_of(&sets.join("songs.jsonl")), "--json"]);
+    assert_eq!(score(&one, "chrf")["value"], chrf["value"]);
+    let text = eval(&["--data", text_of(&sets.join("songs.jsonl")), "--against", &base]);
+    assert!(text.contains("songs chrf") && text.contains("against 0"), "{text}");
+    std::fs::remove_file(sets.join("songs.toml")).unwrap();
+    let records = eval(&["--data", text_of(&sets.join("songs.jsonl"))]);
+    assert!(records.starts_with("loss ") && records.contains(" ["), "{records}");
+    let empty = run(&["eval", "--model", &base, "--evals", text_of(&folder.path().join("none"))]);
+    let said = String::from_utf8_lossy(&empty.stderr).into_owned();
+    assert!(!empty.status.success() && said.contains("hint: "), "{said}");
+}
+
+#[test]
 fn evaluations_with_sets_leave_training_alone() {
     let losses = |with_sets: bool| -> Vec<i64> {
         let folder = tempfile::tempdir().unwrap();
