@@ -16,6 +16,7 @@ mod faults;
 mod hostile;
 mod kills;
 mod memory;
+mod models_elsewhere;
 mod notify;
 mod old_checkpoints;
 mod page;
