@@ -19,6 +19,7 @@ mod memory;
 mod models_elsewhere;
 mod notify;
 mod old_checkpoints;
+mod packaging;
 mod page;
 mod receiver;
 mod restarts;
