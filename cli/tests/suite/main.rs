@@ -4,6 +4,7 @@
 #[path = "../counterparts/python.rs"]
 mod python;
 
+mod alerts;
 mod bad_input;
 mod base_model;
 mod bench;

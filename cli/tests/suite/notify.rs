@@ -41,14 +41,14 @@ fn hmac(key: &str, text: &str) -> String {
     outer.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-struct State {
-    dir: String,
-    folder: tempfile::TempDir,
+pub(crate) struct State {
+    pub(crate) dir: String,
+    pub(crate) folder: tempfile::TempDir,
 }
 
 impl State {
     /// A state directory with `lines` added to its configuration.
-    fn new(lines: &str) -> Self {
+    pub(crate) fn new(lines: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let dir = text_of(&folder.path().join("state")).to_owned();
         ok(&["init", "--dir", &dir, "--model", &model("qwen3")]);
@@ -76,13 +76,13 @@ impl State {
         Self { dir, folder }
     }
 
-    fn add(&self, name: &str) {
+    pub(crate) fn add(&self, name: &str) {
         let file = self.folder.path().join(name);
         std::fs::copy(goldens().join("data/chat.jsonl"), &file).unwrap();
         ok(&["add", "--dir", &self.dir, text_of(&file)]);
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = chandler();
         for proxy in ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "NOTIFY_SOCKET"] {
             command.env_remove(proxy);
@@ -91,7 +91,7 @@ impl State {
         command
     }
 
-    fn start(&self, args: &[&str]) -> Daemon {
+    pub(crate) fn start(&self, args: &[&str]) -> Daemon {
         let stderr = std::fs::File::options()
             .create(true)
             .append(true)
@@ -102,7 +102,7 @@ impl State {
     }
 
     /// Everything that was said on the terminal and in the log so far.
-    fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         let mut said = std::fs::read_to_string(self.folder.path().join("stderr")).unwrap();
         for entry in std::fs::read_dir(Path::new(&self.dir).join("logs")).unwrap() {
             said += &std::fs::read_to_string(entry.unwrap().path()).unwrap();
@@ -110,15 +110,15 @@ impl State {
         said
     }
 
-    fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         serde_json::from_str(&ok(&["status", "--dir", &self.dir, "--json"])).unwrap()
     }
 }
 
-struct Daemon(Child);
+pub(crate) struct Daemon(pub(crate) Child);
 
 impl Daemon {
-    fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
         assert_eq!(self.0.wait().unwrap().code(), Some(0));
     }
@@ -131,7 +131,7 @@ impl Drop for Daemon {
     }
 }
 
-fn webhook(url: &str, rest: &str) -> String {
+pub(crate) fn webhook(url: &str, rest: &str) -> String {
     format!("[[notify.webhooks]]\nurl = \"{url}\"\nsecret = \"{SECRET}\"\n{rest}")
 }
 

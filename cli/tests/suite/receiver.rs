@@ -2,8 +2,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::Value;
 
 use crate::notify::wait_for;
@@ -49,15 +53,39 @@ impl Receiver {
     pub(crate) fn start(
         answer: impl Fn(&Heard, usize) -> (u16, &'static str) + Send + 'static,
     ) -> Self {
+        Self::listen("http", answer, Some)
+    }
+
+    /// The same over TLS, with the certificate of `fixtures/tls`. Who does not trust it says nothing.
+    pub(crate) fn start_tls() -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/tls");
+        let chain = vec![CertificateDer::from_pem_file(folder.join("server.pem")).unwrap()];
+        let key = PrivateKeyDer::from_pem_file(folder.join("server.key")).unwrap();
+        let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key);
+        let config = Arc::new(config.unwrap());
+        let wrap = move |stream| {
+            let mut connection = ServerConnection::new(Arc::clone(&config)).unwrap();
+            let mut stream: TcpStream = stream;
+            connection.complete_io(&mut stream).ok()?;
+            Some(StreamOwned::new(connection, stream))
+        };
+        Self::listen("https", |_, _| (200, ""), wrap)
+    }
+
+    fn listen<S: Read + Write>(
+        scheme: &str,
+        answer: impl Fn(&Heard, usize) -> (u16, &'static str) + Send + 'static,
+        wrap: impl Fn(TcpStream) -> Option<S> + Send + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}/{HIDDEN_PATH}", listener.local_addr().unwrap());
+        let url = format!("{scheme}://{}/{HIDDEN_PATH}", listener.local_addr().unwrap());
         let heard = Arc::new(Mutex::new(Vec::new()));
         let all = Arc::clone(&heard);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
+                let Some(mut stream) = wrap(stream.unwrap()) else { continue };
                 // Who was killed while it spoke has said nothing.
-                let Some(mut request) = hear(&stream) else { continue };
+                let Some(mut request) = hear(&mut stream) else { continue };
                 let number = all.lock().unwrap().len();
                 let (status, lines) = answer(&request, number);
                 request.answered = status;
@@ -82,7 +110,7 @@ impl Receiver {
     }
 }
 
-fn hear(stream: &TcpStream) -> Option<Heard> {
+fn hear(stream: &mut impl Read) -> Option<Heard> {
     let mut reader = BufReader::new(stream);
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
