@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::metrics_file::MetricsFile;
+use crate::alerts::{Alert, RunAlerts};
 use crate::config::Config;
 use crate::daemon::Controls;
 use crate::engine::{
@@ -97,8 +98,12 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     let stop = || controls.stop().is_requested();
     let room = || memory_room(&config);
     let room_for_copy = |step_bytes| memory_room_for_copy(&config, step_bytes);
+    let mut alerts = RunAlerts::new(&config.alerts);
+    // What the checkpoint knows of how well it was doing.
+    last_eval.iter().for_each(|row| drop(alerts.evaluation(row)));
     let mut sink = FileSink {
         metrics,
+        alerts,
         config: &config,
         progress: &progress,
         controls: &controls,
@@ -206,6 +211,7 @@ fn hold_output(folder: &Path) -> Result<chandler_daemon_lock::Lock, Failure> {
 
 struct FileSink<'a> {
     metrics: Option<MetricsFile>,
+    alerts: RunAlerts,
     config: &'a Config,
     progress: &'a Progress,
     controls: &'a Controls,
@@ -221,9 +227,16 @@ fn events_folder(output: &Path) -> PathBuf {
     output.join("runs").join(jiff::Timestamp::now().strftime("%Y-%m-%dT%H-%M-%SZ").to_string())
 }
 
+fn tell(alerts: &[Alert]) {
+    for alert in alerts {
+        tracing::warn!(step = alert.step, "{alert}");
+    }
+}
+
 impl Sink for FileSink<'_> {
     fn step(&mut self, row: &StepRow, progress: &StepProgress) -> Result<(), BoxError> {
         self.progress.step(progress);
+        tell(&self.alerts.step(row));
         if let Some(events) = &mut self.events {
             events.step(row);
         }
@@ -237,6 +250,7 @@ impl Sink for FileSink<'_> {
 
     fn evaluated(&mut self, row: &EvalRow, samples: &[EvalSample]) -> Result<(), BoxError> {
         log_evaluation(self.config, row, samples);
+        tell(&self.alerts.evaluation(row));
         if let Some(events) = &mut self.events {
             events.evaluated(row, samples);
         }

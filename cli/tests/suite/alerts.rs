@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::notify::{State, wait_for, webhook};
 use crate::receiver::Receiver;
-use crate::support::{ok, put, text_of};
+use crate::support::{model, ok, put, run, text_of};
 
 /// Puts a file of so many equal rows and one that is like none of them into the inbox.
 fn put_rows(state: &State, equal: usize, odd: &str) {
@@ -51,6 +51,23 @@ fn a_row_like_no_other_is_a_loss_spike() {
     assert_eq!((&details["metric"], &details["step"]), (&"loss".into(), &41.into()));
     assert!(details["value"].as_f64().unwrap() > 3.0 * details["expected"].as_f64().unwrap());
     daemon.stop();
+}
+
+#[test]
+fn a_run_without_a_daemon_tells_in_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, out) = (folder.path().join("rows.jsonl"), folder.path().join("out"));
+    let row = |text: &str| format!("{{\"text\": \"{text}\"}}\n");
+    put(&data, row("one two three four").repeat(30) + &row("zyx wvu tsr qpo nml kji hgf edc"));
+    let (name, data, out) = (model("qwen3"), text_of(&data), text_of(&out));
+    let args = ["train", "--model", &name, "--data", data, "--output", out];
+    let set = ["per_device_train_batch_size=1", "learning_rate=0.01", "num_train_epochs=1"];
+    let set = set.map(|set| format!("train.{set}"));
+    let others = ["data.shuffle=false", "eval.eval_steps=0"];
+    let set = set.iter().map(String::as_str).chain(others).flat_map(|set| ["--set", set]);
+    let output = run(&args.into_iter().chain(set).collect::<Vec<_>>());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("alert: the loss is "), "{said}");
 }
 
 #[test]
