@@ -1,8 +1,9 @@
 //! `chandler chat`, asked through a pipe.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::{Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::support::{chandler, model, ok};
@@ -64,6 +65,40 @@ fn an_answer_is_printed_as_it_is() {
     );
     let none = talk("", &[]);
     assert!(none.status.success() && none.stdout.is_empty());
+}
+
+#[test]
+fn an_interrupt_ends_the_answer_and_at_the_prompt_the_command() {
+    let mut child = chandler()
+        .args(["chat", "--model", &model("qwen3"), "--max-new-tokens", "900", "--temperature", "0"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (mut asks, mut answers) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let pid = Pid::from_child(&child);
+    let mut first = vec![0; 16];
+    asks.write_all(b"Who are you?\n").unwrap();
+    answers.read_exact(&mut first).unwrap();
+    kill_process(pid, Signal::INT).unwrap();
+    // It is there for another question, and ends an answer to that, too.
+    let mut ended = vec![];
+    while !ended.ends_with(b"\n") {
+        let mut byte = [0];
+        answers.read_exact(&mut byte).unwrap();
+        ended.push(byte[0]);
+    }
+    asks.write_all(b"And why?\n").unwrap();
+    answers.read_exact(&mut first).unwrap();
+    kill_process(pid, Signal::INT).unwrap();
+    drop(asks);
+    let mut rest = vec![];
+    answers.read_to_end(&mut rest).unwrap();
+    assert!(child.wait().unwrap().success());
+    let args = ["generate", "--model", &model("qwen3"), "--prompt", "Who are you?"];
+    let whole = ok(&[&args, &["--max-new-tokens", "900", "--temperature", "0"][..]].concat()).len();
+    assert!(16 + ended.len() < whole, "{} of {whole} bytes", ended.len());
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! What we write is loaded by transformers itself, where Python has it; skipped, and said so, where
-//! not. `CHANDLER_TEST_PYTHON` names the interpreter.
+//! not. `CHANDLER_TEST_TORCH` names the interpreter.
 
 use std::process::Command;
 
@@ -15,7 +15,7 @@ use crate::support::{
 const TOKENS: [u32; 6] = [5, 90, 3, 1700, 44, 8];
 
 fn python() -> Option<String> {
-    let named = std::env::var("CHANDLER_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let named = std::env::var("CHANDLER_TEST_TORCH").unwrap_or_else(|_| "python3".to_owned());
     let found = Command::new(&named).args(["-c", "import torch, transformers, peft"]).output();
     found.is_ok_and(|output| output.status.success()).then_some(named)
 }

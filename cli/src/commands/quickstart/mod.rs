@@ -217,9 +217,9 @@ fn artefacts(state: &StateDir) -> String {
         rows.into_iter().map(|(what, path)| vec![format!("  {what}"), path]).collect();
     let (root, model) = (root.display(), state.model().display().to_string());
     format!(
-        "\nwhere everything is\n{}\ntry next\n  chandler generate --model {model} --prompt \
-         \"Translate into German: nine blue owls sing\"\n  chandler status --dir {root}\n  chandler \
-         export --model {model} --dtype bf16 my-model\n",
+        "\nwhere everything is\n{}\ntry next\n  chandler chat --model {model}\n  chandler generate \
+         --model {model} --prompt \"Translate into German: nine blue owls sing\"\n  chandler status \
+         --dir {root}\n  chandler export model my-model --model {model} --dtype bf16\n",
         output::table(&rows)
     )
 }
