@@ -100,7 +100,9 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     let room_for_copy = |step_bytes| memory_room_for_copy(&config, step_bytes);
     let mut alerts = RunAlerts::new(&config.alerts);
     // What the checkpoint knows of how well it was doing.
-    last_eval.iter().for_each(|row| drop(alerts.evaluation(row)));
+    if let Some(row) = &last_eval {
+        alerts.evaluation(row);
+    }
     let mut sink = FileSink {
         metrics,
         alerts,

@@ -2,6 +2,7 @@
 //! has what the page takes for granted.
 
 use std::fs;
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -135,6 +136,11 @@ fn commands_to_run(block: &Block, ci: &str) -> String {
     block.text.lines().filter(|line| !is_run_by_ci(line)).flat_map(|line| [line, "\n"]).collect()
 }
 
+/// Says that something is not looked at here; what a test prints that passes is shown to nobody.
+fn skipped(what: &str) {
+    std::io::stderr().write_all(format!("SKIPPED: {what}\n").as_bytes()).unwrap();
+}
+
 /// A program that a page takes for granted and that is not here.
 fn missing(text: &str) -> Option<&'static str> {
     let is_used = |name: &str| text.split(|c: char| !c.is_alphanumeric()).any(|word| word == name);
@@ -159,7 +165,7 @@ fn the_commands_of_every_page_are_run_or_are_marked() {
                 continue;
             }
             if let Some(program) = missing(&commands) {
-                eprintln!("SKIPPED: a block of {name}, for want of {program}");
+                skipped(&format!("a block of {name}, for want of {program}"));
                 continue;
             }
             script += &format!("{}{commands}", block.before);

@@ -1,5 +1,6 @@
 //! A Python that has the programs for whom chandler writes.
 
+use std::io::Write;
 use std::process::Command;
 
 /// `CHANDLER_TEST_PYTHON`, which must have the package, or the `python3` of the path if it has it; what
@@ -16,7 +17,13 @@ pub(crate) fn python_of(variable: &str, package: &str) -> Option<String> {
     let has_it = has_it.is_ok_and(|output| output.status.success());
     assert!(has_it || named.is_none(), "{python} has no package {package}");
     if !has_it {
-        eprintln!("skipped: no Python with the package {package} ({variable})");
+        skipped(&format!("no Python with the package {package} ({variable})"));
     }
     has_it.then_some(python)
+}
+
+/// Says that something is not looked at here. The test passes, and what is printed in one that does is
+/// shown to nobody; what is written is.
+pub(crate) fn skipped(what: &str) {
+    std::io::stderr().write_all(format!("SKIPPED: {what}\n").as_bytes()).unwrap();
 }

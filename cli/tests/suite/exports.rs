@@ -11,6 +11,7 @@ use parquet::record::Field;
 use serde_json::Value;
 
 use crate::hostile::watched;
+use crate::python::skipped;
 use crate::support::{chandler, fails, goldens, model, ok, put, run, text_of};
 
 fn fixture(name: &str) -> std::path::PathBuf {
@@ -178,7 +179,7 @@ fn counterparts(place: &Path) {
     let python = std::env::var("CHANDLER_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/counterparts/check.py");
     match Command::new(&python).arg(script).arg(place).output() {
-        Err(error) => eprintln!("skipped: {python}: {error}"),
+        Err(error) => skipped(&format!("{python}: {error}")),
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stdout);
             let errors = String::from_utf8_lossy(&output.stderr);

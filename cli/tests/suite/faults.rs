@@ -14,6 +14,7 @@ use chandler_faults::power::{self, Effort};
 use chandler_faults::soak::{self, Duty};
 use chandler_faults::{Call, Oracle, Random, Scenario, can_trace};
 
+use crate::python::skipped;
 use crate::support::put;
 
 /// The undisturbed run, made once.
@@ -21,7 +22,7 @@ fn scene() -> Option<&'static (Scenario, Oracle)> {
     static SCENE: OnceLock<Option<(Scenario, Oracle)>> = OnceLock::new();
     let scene = SCENE.get_or_init(|| {
         if !can_trace() {
-            eprintln!("SKIPPED: this sandbox forbids to trace a process");
+            skipped("this sandbox forbids to trace a process");
             return None;
         }
         let scenario = Scenario::small(Path::new(env!("CARGO_BIN_EXE_chandler")), 4).unwrap();
@@ -339,7 +340,7 @@ fn a_full_tmpfs_is_waited_for() {
     let read = |name: &str| fs::read_to_string(out.join(name)).unwrap_or_default();
     match ended.as_ref().map(|output| output.status.code()) {
         Err(_) | Ok(Some(1 | 77)) if !out.join("words").exists() => {
-            return eprintln!("SKIPPED: this sandbox forbids to mount a tmpfs");
+            return skipped("this sandbox forbids to mount a tmpfs");
         }
         code => assert_eq!(code.unwrap(), Some(0), "{}{}", read("status"), read("words")),
     }

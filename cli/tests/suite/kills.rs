@@ -64,6 +64,30 @@ fn a_killed_run_goes_on_bit_for_bit() {
     assert!(weights(whole.path()) == weights(killed.path()), "the same model, byte for byte");
 }
 
+#[test]
+fn a_killed_run_goes_on_bit_for_bit_on_other_threads_and_with_other_blocks_kept() {
+    let whole = tempfile::tempdir().unwrap();
+    assert!(train(whole.path(), false).env("RAYON_NUM_THREADS", "2").status().unwrap().success());
+    let killed = tempfile::tempdir().unwrap();
+    let file = killed.path().join("metrics.jsonl");
+    let life = |resume: bool, threads: &str, set: &[&str]| {
+        let mut command = train(killed.path(), resume);
+        command.env("RAYON_NUM_THREADS", threads);
+        command.args(set.iter().flat_map(|set| ["--set", set]));
+        command
+    };
+    kill_after(life(false, "1", &[]).spawn().unwrap(), &file, 9);
+    let little = ["train.gradient_checkpointing=true"];
+    kill_after(life(true, "3", &little).spawn().unwrap(), &file, 18);
+    let some = ["train.activation_memory=300KiB"];
+    kill_after(life(true, "1", &some).spawn().unwrap(), &file, 29);
+    assert!(life(true, "2", &little).status().unwrap().success());
+    let expected = bits(&metrics(&whole.path().join("metrics.jsonl")));
+    assert_eq!(bits(&metrics(&file)), expected);
+    let weights = |folder: &Path| fs::read(folder.join("out/model.safetensors")).unwrap();
+    assert!(weights(whole.path()) == weights(killed.path()), "the same model, byte for byte");
+}
+
 /// Steps of the newest run in the database, through `jobs --json`'s own report and the model.
 fn state_with_file(folder: &Path) -> String {
     let state = folder.join("state");

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::python::python_with;
+use crate::python::{python_with, skipped};
 use crate::support::{put, text_of};
 
 fn packaging(file: &str) -> PathBuf {
@@ -17,7 +17,7 @@ fn said(program: &Path, args: &[&str]) -> Option<(bool, String)> {
     let runtime = std::env::temp_dir();
     match Command::new(program).args(args).env("XDG_RUNTIME_DIR", runtime).output() {
         Err(_) => {
-            eprintln!("skipped: there is no {}", program.display());
+            skipped(&format!("there is no {}", program.display()));
             None
         }
         Ok(output) => {

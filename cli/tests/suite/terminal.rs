@@ -11,6 +11,7 @@ use chandler_cli::commands::Cli;
 use clap::CommandFactory;
 use serde_json::Value;
 
+use crate::python::skipped;
 use crate::support::{chandler, fails, golden, goldens, model, ok, put, run, text_of};
 
 const QUICK: [&str; 12] = [
@@ -224,7 +225,7 @@ fn completions_parse_and_pages_are_written() {
     let script = folder.path().join("chandler.bash");
     put(&script, ok(&["completions", "bash"]));
     let Ok(bash) = Command::new("bash").arg("-n").arg(&script).output() else {
-        return eprintln!("no bash here: skipped");
+        return skipped("there is no bash");
     };
     assert!(bash.status.success(), "{}", String::from_utf8_lossy(&bash.stderr));
 }
@@ -323,7 +324,7 @@ fn the_whole_screen_is_taken_and_given_back() {
     };
     for (before, keys, code) in [("", b"?xq", 0), ("timeout --foreground -s TERM 2", b"   ", 124)] {
         let Some((found, shown)) = on_a_terminal(before, keys) else {
-            return eprintln!("no `script` here: skipped");
+            return skipped("there is no `script`");
         };
         assert_eq!(found, Some(code), "{shown}");
         for part in ["\u{1b}[?1049h", "not running", "\u{1b}[?1049l", "\u{1b}[?25h"] {

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::ptr;
 
@@ -163,15 +164,20 @@ fn check(name: &str, kernels: &[&str], ptx: &str) {
     assert!(name != "adamw" || !ptx.contains("fma.rn.f32"), "{name} multiplies and adds at once");
 }
 
+/// Says that something is not looked at here; what a test prints that passes is shown to nobody.
+fn skipped(what: &str) {
+    std::io::stderr()
+        .write_all(format!("SKIPPED: {what}\n").as_bytes())
+        .expect("the standard error");
+}
+
 /// Compiles every source for one architecture; those for a dimension of a head for each of these.
 fn compiles(architecture: u32, head_dims: &[usize]) {
     let Some(compiler) = Compiler::open() else {
-        eprintln!("skipped: no libnvrtc to compile CUDA sources with (CHANDLER_NVRTC names one)");
-        return;
+        return skipped("no libnvrtc to compile CUDA sources with (CHANDLER_NVRTC names one)");
     };
     if !compiler.architectures().contains(&architecture) {
-        eprintln!("skipped: this libnvrtc does not know sm_{architecture}");
-        return;
+        return skipped(&format!("this libnvrtc does not know sm_{architecture}"));
     }
     let headers = headers();
     for source in SOURCES {

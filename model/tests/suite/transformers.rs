@@ -1,6 +1,7 @@
 //! What we write is loaded by transformers itself, where Python has it; skipped, and said so, where
 //! not. `CHANDLER_TEST_TORCH` names the interpreter.
 
+use std::io::Write;
 use std::process::Command;
 
 use candle_core::{DType, Tensor};
@@ -29,7 +30,9 @@ fn last_logits(model: &chandler_model::CausalLm) -> Vec<f64> {
 #[test]
 fn written_folders_load_in_transformers_and_peft() {
     let Some(python) = python() else {
-        println!("skipped: python3 with torch, transformers and peft is not here");
+        std::io::stderr()
+            .write_all(b"SKIPPED: no Python with torch, transformers and peft\n")
+            .unwrap();
         return;
     };
     for name in MODELS {

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{copy_of, once, state_for};
+use crate::python::skipped;
 use crate::support::{model, ok, put, run, text_of};
 
 const EVIL: &str = "\u{1b}]0;title\u{7}\u{1b}[2J\u{9b}8m\u{202e}\r\u{8}\u{2066}";
@@ -109,7 +110,7 @@ fn on_a_terminal_too() {
         .env_remove("NO_COLOR")
         .stdin(std::process::Stdio::null())
         .output();
-    let Ok(typed) = typed else { return eprintln!("no `script` here: skipped") };
+    let Ok(typed) = typed else { return skipped("there is no `script`") };
     let shown = String::from_utf8_lossy(&typed.stdout).replace("\r\n", "\n");
     assert!(shown.contains("\u{1b}[32m"), "trained text is green: {shown:?}");
     harmless(
