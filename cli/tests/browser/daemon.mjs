@@ -61,6 +61,15 @@ export class Daemon {
     return response.json();
   }
 
+  // Records an event as the daemon does, which shows it to whoever looks on.
+  record(kind, message, details) {
+    const insert = `import sqlite3, sys
+with sqlite3.connect(sys.argv[1], timeout=10) as db:
+    db.execute("INSERT INTO events (at, kind, message, details) VALUES (?, ?, ?, ?)", sys.argv[2:])`;
+    const values = [new Date().toISOString(), kind, message, JSON.stringify(details)];
+    execFileSync("python3", ["-c", insert, join(this.state, "chandler.db"), ...values]);
+  }
+
   end() {
     this.process?.kill("SIGKILL");
     rmSync(this.folder, { recursive: true, force: true });

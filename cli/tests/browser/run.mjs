@@ -233,6 +233,20 @@ const checks = {
     assert.deepEqual(unknown, { total: 24, weights: 6, rest: null, others: null, free: 4 });
   },
 
+  async "tells an alert until it is dismissed"({ page, daemon }) {
+    daemon.record("alert", "alert: the loss is 9.000, where <b>2.000</b> is usual", { alert: "loss_spike", step: 7 });
+    await page.waitForSelector("#alerts .alert-strip");
+    assert.equal(await page.textContent("#alerts strong"), "loss spike");
+    assert.match(await page.textContent("#alerts span"), /where <b>2.000<\/b> is usual/);
+    await page.reload();
+    await page.click("#alerts .alert-strip button");
+    await page.waitForSelector("#alerts:empty", { state: "attached" });
+    await page.reload();
+    await badge(page, "training");
+    await page.waitForSelector("#newest-events .alert", { state: "attached" });
+    assert.equal(await page.$("#alerts .alert-strip"), null);
+  },
+
   async "remembers the theme"({ page }) {
     const ground = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
     const light = await ground();
