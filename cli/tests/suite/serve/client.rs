@@ -79,6 +79,14 @@ impl Server {
         self.process.wait().unwrap().code()
     }
 
+    /// Ends it, and returns everything that it logged.
+    pub(crate) fn log(mut self) -> String {
+        let pid = self.process.id().to_string();
+        std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap();
+        self.process.wait().unwrap();
+        self.said.iter().flat_map(|line| [line, "\n".to_owned()]).collect()
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.process.id()
     }

@@ -41,6 +41,26 @@ fn what_cannot_be_answered_is_said_in_the_form_of_openai() {
 }
 
 #[test]
+fn what_is_asked_and_answered_stays_out_of_the_log_at_every_level() {
+    let server = Server::start(&model("qwen3"), &["--set", "log.level=trace"]);
+    let place = server.place.clone();
+    let secret = "WombatSiebenundneunzig";
+    let answer = place.chat(&question(secret, json!({ "max_tokens": 12, "temperature": 0 })));
+    assert_eq!(answer.code, 200);
+    let text = answer.body["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    assert!(text.len() > 12, "{text}");
+    assert_eq!(place.chat(&question(secret, json!({ "temperature": secret }))).code, 400);
+    assert_eq!(place.chat(&question("Hello", json!({ "model": secret }))).code, 404);
+    let broken = format!("{{\"messages\": [{secret}");
+    assert_eq!(place.ask("POST /v1/chat/completions", Some(&broken)).code, 400);
+    let log = server.log();
+    assert!(log.contains("DEBUG") || log.contains("TRACE"), "{log}");
+    for hidden in [secret, text.trim(), &place.token] {
+        assert!(!log.contains(hidden), "{hidden}: {log}");
+    }
+}
+
+#[test]
 fn an_address_that_others_reach_needs_the_token_and_a_taken_port_is_said() {
     let name = model("qwen3");
     let open = ["serve", "--model", &name, "--no-token", "--address", "0.0.0.0"];
