@@ -48,7 +48,8 @@ impl Questions<'_> {
             return Ok(());
         }
         let mut sets = vec![];
-        for set in self.evaluation.sets.iter().filter(|set| !set.is_own) {
+        // What can have no score would be asked before every job.
+        for set in self.evaluation.sets.iter().filter(|set| !set.is_own && set.is_measured()) {
             if !store.knows_base(&set.asked)? {
                 sets.push(set);
             }

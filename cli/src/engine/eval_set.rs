@@ -114,6 +114,11 @@ impl EvalSet {
         writes && !self.questions.is_empty()
     }
 
+    /// Whether anything comes of it that can be compared.
+    pub(crate) fn is_measured(&self) -> bool {
+        self.rows.is_some() || !matches!(self.scorer, SetScorer::None)
+    }
+
     /// Prompts of one pass: every question, as often as it is asked.
     pub(crate) fn prompts(&self) -> usize {
         self.questions.len() * self.attempts.max(1)
