@@ -14,6 +14,7 @@ use crate::engine::{
 };
 use crate::failure::Failure;
 use crate::logging::Progress;
+use crate::store::OWN_SETS;
 use crate::worker::HeldOut;
 
 /// A model that is evaluated.
@@ -105,7 +106,10 @@ impl Asking<'_> {
         let (mut sets, mut tokenizer, mut rows) = (vec![], None, None);
         if let Some(file) = &args.data {
             if chandler_durable::is_there(&file.with_extension("toml"))? {
-                let name = file.file_stem().unwrap_or_default().to_string_lossy();
+                let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+                // What would pass for the figures of mere records is called by its whole name.
+                let is_taken = OWN_SETS.contains(&&*stem);
+                let name = if is_taken { format!("{stem}.jsonl") } else { stem.into_owned() };
                 sets.push(read_set(&name, file, self.config, &reader, self.cache, &[])?);
             } else {
                 let questions = questions_from(self.config, HeldOut::All);
