@@ -88,11 +88,7 @@ impl RunAlerts {
             .into_iter()
             .filter_map(|(name, value, better)| Some((name.to_owned(), value?, better)));
         // What the figures say already is not told again.
-        let is_told = |score: &&ScoreRow| {
-            let of_figures = ["loss", "perplexity", "token_accuracy", "exact_match"];
-            let is_figure = of_figures.contains(&score.metric.as_str());
-            score.metric == "perplexity" || (score.is_own() && is_figure)
-        };
+        let is_told = |score: &&ScoreRow| score.metric == "perplexity" || score.is_figure();
         let scores = row.scores.iter().filter(|score| !is_told(score)).map(|score| {
             let better = Better::of_metric(&score.metric);
             (format!("{}/{}", score.set, score.metric), score.value, better)

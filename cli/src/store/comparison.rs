@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, btree_map::Entry};
 
 use chandler_evaluator::Better;
-use rusqlite::{OptionalExtension, params};
+use rusqlite::types::Value;
+use rusqlite::{OptionalExtension, params, params_from_iter};
 
 use super::Store;
 use super::error::{Doing, StoreError};
-use super::evals::{EvalSample, ScoreRow, answer_in};
+use super::evals::{EvalSample, ScoreRow, answer_in, values};
 
 /// Each question's mean score in an earlier evaluation, by position.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,22 +53,10 @@ impl Store {
             let Some(asked) = asked_of.get(sample.set.as_str()) else { continue };
             transaction
                 .execute(
-                    "INSERT OR REPLACE INTO base_answers (asked, position, attempt, set_name, prompt,
+                    "INSERT OR REPLACE INTO base_answers (asked, set_name, position, attempt, prompt,
                          reference, text, score, prompt_tokens, new_tokens, seconds)
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-                    params![
-                        asked,
-                        sample.position as i64,
-                        sample.attempt as i64,
-                        sample.set,
-                        sample.prompt,
-                        sample.reference,
-                        sample.text,
-                        sample.score,
-                        sample.prompt_tokens.map(|tokens| tokens as i64),
-                        sample.new_tokens as i64,
-                        sample.seconds,
-                    ],
+                    params_from_iter([Value::from((*asked).to_owned())].into_iter().chain(values(sample))),
                 )
                 .doing(doing)?;
         }

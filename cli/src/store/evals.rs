@@ -1,6 +1,7 @@
 //! Evaluations: their figures, the scores of each set, and every answer.
 
-use rusqlite::{Row, Transaction, params};
+use rusqlite::types::Value;
+use rusqlite::{Row, Transaction, params, params_from_iter};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Doing, StoreError};
@@ -104,6 +105,12 @@ pub struct EvalSample {
 }
 
 impl ScoreRow {
+    /// Whether the evaluation has it as a figure of its own, too.
+    pub fn is_figure(&self) -> bool {
+        let figures = ["loss", "perplexity", "token_accuracy", "exact_match"];
+        self.is_own() && figures.contains(&self.metric.as_str())
+    }
+
     /// Whether it is of the job's own rows or questions.
     pub fn is_own(&self) -> bool {
         OWN_SETS.contains(&self.set.as_str())
@@ -298,21 +305,26 @@ fn write_answer(
              score, prompt_tokens, new_tokens, seconds)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
     )?
-    .execute(params![
-        run_id,
-        step as i64,
-        sample.set,
-        sample.position as i64,
-        sample.attempt as i64,
-        sample.prompt,
-        sample.reference,
-        sample.text,
-        sample.score,
-        sample.prompt_tokens.map(|tokens| tokens as i64),
-        sample.new_tokens as i64,
-        sample.seconds,
-    ])
+    .execute(params_from_iter(
+        [Value::from(run_id), (step as i64).into()].into_iter().chain(values(sample)),
+    ))
     .map(drop)
+}
+
+/// What an answer has, from its set on, in the order of the columns.
+pub(super) fn values(sample: &EvalSample) -> [Value; 10] {
+    [
+        sample.set.clone().into(),
+        (sample.position as i64).into(),
+        (sample.attempt as i64).into(),
+        sample.prompt.clone().into(),
+        sample.reference.clone().into(),
+        sample.text.clone().into(),
+        sample.score.into(),
+        sample.prompt_tokens.map(|tokens| tokens as i64).into(),
+        (sample.new_tokens as i64).into(),
+        sample.seconds.into(),
+    ]
 }
 
 fn score_in(row: &Row) -> rusqlite::Result<(u64, ScoreRow)> {

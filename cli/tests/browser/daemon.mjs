@@ -70,6 +70,19 @@ with sqlite3.connect(sys.argv[1], timeout=10) as db:
     execFileSync("python3", ["-c", insert, join(this.state, "chandler.db"), ...values]);
   }
 
+  // A run of a million steps, which is over.
+  recordMillion() {
+    const insert = `import sqlite3, sys
+with sqlite3.connect(sys.argv[1], timeout=10) as db:
+    run = db.execute("INSERT INTO runs (attempt, state, started_at, config) VALUES (1, 'done', ?, '{}')", sys.argv[2:]).lastrowid
+    db.execute("""INSERT INTO metrics (run_id, step, loss, grad_norm, lr, num_tokens, mean_token_accuracy,
+            tokens_per_s, peak_bytes, memory)
+        WITH RECURSIVE steps (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM steps WHERE n < 1000000)
+        SELECT ?, n, 1.0 / n, 1.0, 0.1, n * 4096, 0.5, 5.0, n, '{"weights":4096}' FROM steps""", [run])
+    print(run)`;
+    return Number(execFileSync("python3", ["-c", insert, join(this.state, "chandler.db"), new Date().toISOString()]).toString());
+  }
+
   end() {
     this.process?.kill("SIGKILL");
     rmSync(this.folder, { recursive: true, force: true });

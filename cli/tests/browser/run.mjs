@@ -330,6 +330,17 @@ const checks = {
     }
   },
 
+  async "is served a million steps at once"({ daemon }) {
+    daemon.chandler("pause");
+    const run = daemon.recordMillion();
+    for (const query of ["", "?points=4000", "?from=500000", "?from=990000", "?from=985000&to=995000"]) {
+      const begun = performance.now();
+      const { step } = await daemon.ask(`runs/${run}/metrics${query}`);
+      const took = performance.now() - begun;
+      assert(step.length > 100 && took < 200, `${query}: ${step.length} points in ${took} ms`);
+    }
+  },
+
   async "leaves no error behind"({ seen }) {
     assert.deepEqual(seen.troubles, []);
   },

@@ -66,8 +66,7 @@ fn figures(row: &EvalRow) -> Vec<Vec<String>> {
 
 /// Whether the figures do not say it already.
 fn is_told(score: &ScoreRow, is_compared: bool) -> bool {
-    let of_figures = ["loss", "perplexity", "token_accuracy", "exact_match"];
-    is_compared || !(score.is_own() && of_figures.contains(&score.metric.as_str()))
+    is_compared || !score.is_figure()
 }
 
 /// Its 95 % interval, where it has one.
@@ -85,7 +84,7 @@ fn line(score: &ScoreRow) -> Vec<String> {
         ends(score),
     ];
     if let Some(base) = score.base {
-        let gain = score.gain.map_or(score.value - base, |gain| gain);
+        let gain = score.gain.unwrap_or(score.value - base);
         let ends = match (score.gain_low, score.gain_high) {
             (Some(low), Some(high)) => format!(" [{low:+.4}, {high:+.4}]"),
             _ => String::new(),
