@@ -141,13 +141,6 @@ pub(crate) fn go_on(pid: Pid, signal: i32, to_end_of_call: bool) -> io::Result<(
     alive(checked(unsafe { libc::ptrace(request, pid, 0, libc::c_long::from(signal)) }))
 }
 
-/// No huge pages for this process and those that it will start.
-pub(crate) fn without_huge_pages() -> io::Result<()> {
-    // SAFETY: a plain setting of the process; it decides about pages to come.
-    let done = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
-    checked(done.into()).map(drop)
-}
-
 /// Sends a signal to a process, or to a group by its negative number.
 pub(crate) fn send(pid: Pid, signal: i32) -> io::Result<()> {
     // SAFETY: no memory of ours is touched.

@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::kernel;
 use crate::scenario::Scenario;
 
 /// How long anything may take that the daemon is asked for.
@@ -87,8 +86,6 @@ const DISTURBANCES: [fn(&Soak) -> Result<()>; 9] = [
 
 /// Runs it; what came of it as JSON.
 pub fn run(scenario: &Scenario, duty: Duty) -> Result<Value> {
-    // One of them comes or goes with 2 MiB, where a leak of some KiB is looked for.
-    kernel::without_huge_pages()?;
     let folder = tempfile::tempdir()?;
     let state = folder.path().canonicalize()?.join("state");
     scenario.prepare(&state)?;

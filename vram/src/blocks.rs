@@ -88,6 +88,46 @@ fn ask_for_huge_pages(block: *mut u8, bytes: usize) {
     };
 }
 
+/// Asks for no more huge pages where large blocks lay or lie; the next large block asks anew. What is
+/// in memory stays as it is. For a program at rest: else a small block where a large one lay has 2 MiB.
+#[cfg(target_os = "linux")]
+pub fn forget_huge_pages() -> std::io::Result<()> {
+    for (first, end) in advised(&std::fs::read_to_string("/proc/self/smaps")?) {
+        // SAFETY: as above. A mapping that has gone meanwhile is refused, and one that has come in its
+        // place has smaller pages.
+        let _refused = unsafe {
+            let place = std::ptr::without_provenance_mut(first);
+            rustix::mm::madvise(place, end - first, rustix::mm::Advice::LinuxNoHugepage)
+        };
+    }
+    Ok(())
+}
+
+/// Other systems were asked for none.
+#[cfg(not(target_os = "linux"))]
+pub fn forget_huge_pages() -> std::io::Result<()> {
+    Ok(())
+}
+
+/// First and end of the mappings that huge pages are asked for in, of a `smaps`.
+#[cfg(target_os = "linux")]
+fn advised(smaps: &str) -> Vec<(usize, usize)> {
+    let range = |line: &str| {
+        let (first, end) = line.split_whitespace().next()?.split_once('-')?;
+        let address = |text| usize::from_str_radix(text, 16).ok();
+        Some((address(first)?, address(end)?))
+    };
+    let (mut found, mut mapping) = (vec![], None);
+    for line in smaps.lines() {
+        mapping = range(line).or(mapping);
+        let is_asked = line
+            .strip_prefix("VmFlags:")
+            .is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "hg"));
+        found.extend(mapping.filter(|_| is_asked));
+    }
+    found
+}
+
 /// Other systems make huge pages of their own accord, or none.
 #[cfg(not(target_os = "linux"))]
 fn ask_for_huge_pages(_: *mut u8, _: usize) {}
@@ -166,7 +206,12 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for TensorBlocks<A> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, PoisonError};
+
     use super::*;
+
+    /// What is asked for one block reaches beyond it, so only one test at a time has large ones.
+    static ALONE: Mutex<()> = Mutex::new(());
 
     /// An allocator whose blocks begin at every place in a line in turn, and move when they grow.
     struct Shifting(std::sync::atomic::AtomicUsize);
@@ -196,8 +241,37 @@ mod tests {
         }
     }
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn huge_pages_are_asked_for_until_they_are_forgotten() {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let blocks = TensorBlocks::new(System);
+        let layout = Layout::from_size_align(8 << 20, 64).expect("a layout");
+        let is_asked = |block: *mut u8| {
+            let smaps = std::fs::read_to_string("/proc/self/smaps").expect("a list of mappings");
+            let place = block.addr() + (4 << 20);
+            advised(&smaps).iter().any(|(first, end)| (*first..*end).contains(&place))
+        };
+        // SAFETY: the layout is not empty, and writes and reads lie in the block.
+        unsafe {
+            let block = blocks.alloc(layout);
+            block.add(4 << 20).write(7);
+            if !is_asked(block) {
+                blocks.dealloc(block, layout);
+                return eprintln!("this kernel has no huge pages");
+            }
+            forget_huge_pages().expect("a list of mappings");
+            assert!(!is_asked(block) && block.add(4 << 20).read() == 7);
+            let other = blocks.alloc(layout);
+            assert!(is_asked(other), "the next large block asks anew");
+            blocks.dealloc(other, layout);
+            blocks.dealloc(block, layout);
+        }
+    }
+
     #[test]
     fn blocks_begin_at_a_line_and_keep_their_content_however_they_grow_and_shrink() {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let blocks = TensorBlocks::new(Shifting(0.into()));
         let sizes = [100, 5000, 70_000, 4 << 20, 9 << 20, 80_000, 4096, 4095, 60, 12_000, 12_001];
         for align in [1, 8, 64] {

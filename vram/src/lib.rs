@@ -37,7 +37,7 @@ mod pool;
 mod recorded;
 mod shortage;
 
-pub use blocks::TensorBlocks;
+pub use blocks::{TensorBlocks, forget_huge_pages};
 pub use bytes::{Bytes, ParseBytesError};
 pub use counting::CountingAllocator;
 pub use host::{HostMeter, HostReading};

@@ -339,7 +339,7 @@ impl JobRunner for EngineRunner {
     }
 
     fn rest(&mut self) {
-        memory::give_back();
+        memory::rest();
     }
 
     /// Of checkpoints only those of the job that has just finished stay: whatever else is begun goes

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chandler_kernels::memory::{Gate, set_gate};
 use chandler_kernels::rehearsal::Rehearsal;
-use chandler_vram::{Bytes, HostMeter, Ledger, Meter, Plan, counting};
+use chandler_vram::{Bytes, HostMeter, Ledger, Meter, Plan, counting, forget_huge_pages};
 
 use super::{EngineError, device};
 use crate::config::{Config, MemorySize};
@@ -72,6 +72,15 @@ pub(crate) fn give_back() {
     heap::give_back();
     if let Err(error) = device::give_back() {
         tracing::warn!(%error, "what was freed stays in the pool of the GPU");
+    }
+}
+
+/// Gives back what lies idle where nothing is to do: huge pages are no longer asked for either, which
+/// small blocks would take where large ones lay.
+pub(crate) fn rest() {
+    give_back();
+    if let Err(error) = forget_huge_pages() {
+        tracing::debug!(%error, "huge pages are still asked for");
     }
 }
 
