@@ -10,9 +10,11 @@
     expect(unsafe_code, reason = "calls into the C library")
 )]
 
-/// Heaps that threads allocate from side by side; glibc would make eight for every core.
+/// Heaps that threads allocate from side by side; glibc would make eight for every core. Of one alone,
+/// the first, the unused end goes back when it is asked for: any other keeps the pages at its end that
+/// were ever touched.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-const MOST_ARENAS: i32 = 4;
+const MOST_ARENAS: i32 = 1;
 
 /// Large blocks come from the heap, and what is freed stays in the process. Called once, at start.
 pub fn keep_pages() {
@@ -25,8 +27,8 @@ pub fn keep_pages() {
                 libc::mallopt(parameter, BEYOND_ANY);
             }
         }
-        // SAFETY: as above; the heap grows by this much at a time. Threads that come and go share few
-        // arenas, for what is freed in one serves no other.
+        // SAFETY: as above; the heap grows by this much at a time, and what one thread frees serves
+        // every other.
         unsafe {
             libc::mallopt(libc::M_TOP_PAD, 64 << 20);
             libc::mallopt(libc::M_ARENA_MAX, MOST_ARENAS);

@@ -1,7 +1,8 @@
 //! A thousand times training and evaluation in turn, with evaluations that are stopped, fail and
 //! panic: not a byte stays.
 //!
-//! The allocator and the gate are the process's own, so this is a test binary of its own.
+//! The allocator, its settings and the gate are the process's own, so this is a program of its own,
+//! which like chandler tells the heap to keep pages before there is a second thread.
 
 use std::alloc::System;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,6 +17,7 @@ use chandler_kernels::memory::{Faults, set_gate};
 use chandler_model::{CausalLm, ModelConfig};
 use chandler_trainer::{TrainSettings, Trainer};
 use chandler_vram::{Category, CountingAllocator, HostMeter, Ledger, counting};
+use libtest_mimic::{Arguments, Trial};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator<System> = CountingAllocator::new(System);
@@ -71,10 +73,17 @@ fn evaluate(model: &CausalLm, ledger: &Ledger, turn: usize) -> bool {
     answered.unwrap_or(false)
 }
 
-#[test]
+fn main() {
+    heap::keep_pages();
+    let trial = Trial::test("a_thousand_cycles_leave_nothing", || {
+        a_thousand_cycles_leave_nothing();
+        Ok(())
+    });
+    libtest_mimic::run(&Arguments::from_args(), vec![trial]).exit();
+}
+
 fn a_thousand_cycles_leave_nothing() {
     std::panic::set_hook(Box::new(|_| {}));
-    heap::keep_pages();
     let (rows, ledger) = (rows(), Ledger::new());
     let settings = TrainSettings {
         max_steps: Some(CYCLES as u64),
