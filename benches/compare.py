@@ -17,6 +17,7 @@ import datetime
 import json
 import os
 import pathlib
+import re
 import shlex
 import statistics
 import subprocess
@@ -41,6 +42,8 @@ class Work:
     peers: dict
     """Arguments of peer_bench.py by the name of the variant."""
     what: str = ""
+    runs: int = 1
+    """Processes in a row, of which the last is measured."""
 
     @property
     def is_cold(self):
@@ -61,6 +64,7 @@ def generate(name, what, shape, batch_size):
 
 
 NARROW = ("bf16", "autocast", "f32")
+COLD_LOOPS = {loop: f"cold --loop {loop}" for loop in ("sft", "trainer", "raw")}
 WORKS = [
     train("small-512-bf16", "full, bf16, 4 x 512", "small", 512, 4, "bf16", NARROW),
     train("small-2048-bf16", "full, bf16, 4 x 2048", "small", 2048, 4, "bf16", NARROW),
@@ -80,10 +84,8 @@ WORKS = [
     ),
     generate("generate-qwen3", "Qwen3-0.6B, bf16, 1 x 128 new tokens", "qwen3-0.6b", 1),
     generate("generate-small", "small, bf16, 8 x 128 new tokens", "small", 8),
-    Work(
-        "cold-start", "cold", {loop: f"cold --loop {loop}" for loop in ("sft", "trainer", "raw")},
-        "small, f32: process start to first step done",
-    ),
+    Work("cold-start", "cold", COLD_LOOPS, "small, f32: process start to first step done"),
+    Work("cold-start-again", "cold", COLD_LOOPS, "the same, right after a process like it", runs=2),
 ]
 
 
@@ -203,7 +205,8 @@ def measure(work, sides):
     for number in range(sides.args.rounds):
         for line in lines:
             chandler = line.side == "chandler"
-            result = sides.chandler(work) if chandler else sides.peer(work, work.peers[line.side])
+            for _ in range(work.runs):
+                result = sides.chandler(work) if chandler else sides.peer(work, work.peers[line.side])
             line.results.append(result)
             shown = {key: result.get(key) for key in (KEY[work.is_cold], "peak_rss_bytes")}
             print(f"{work.name} round {number + 1} {line.side}: {shown}", file=sys.stderr, flush=True)
@@ -268,6 +271,19 @@ def kept_rows(section, measured):
     return [row for row in split if row[0].split(":")[0] in names]
 
 
+MADE_BY = re.compile(r"(?P<command>`benches/compare.py[^`]*`) measured (?P<works>[^:]*): (?P<versions>.*)")
+
+
+def kept_commands(section, measured):
+    """The lines that say which command made which works, but for those that were measured anew."""
+    kept = []
+    for line in map(MADE_BY.fullmatch, section.splitlines()):
+        works = [name for name in line["works"].split(", ") if name not in measured] if line else []
+        if works:
+            kept.append(f"{line['command']} measured {', '.join(works)}: {line['versions']}")
+    return kept
+
+
 def sections(text):
     """What the page says of each machine, by the machine, in the page's order."""
     within = text.split(BEGIN)[1].split(END)[0]
@@ -286,7 +302,9 @@ def write_page(table, measured, sides):
     only = ["--only", sides.args.only] if sides.args.only else []
     rounds = ["--rounds", str(sides.args.rounds), "--steps", str(sides.args.steps)]
     command = shlex.join(["benches/compare.py", *rounds, *only])
-    found[machine] = f"{machine}\n\n`{command}`: {versions(sides)}.\n\n{markdown(everything)}"
+    commands = kept_commands(found.get(machine, ""), measured)
+    commands.append(f"`{command}` measured {', '.join(measured)}: {versions(sides)}.")
+    found[machine] = "\n\n".join([machine, *commands, markdown(everything)])
     block = "\n\n".join(f"### {section}" for section in found.values())
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     PAGE.write_text(f"{before}{BEGIN}\n{block}\n{END}{after}")

@@ -6,6 +6,7 @@
 mod header;
 mod image;
 mod reader;
+mod values;
 mod writer;
 
 pub use image::SafetensorsImage;

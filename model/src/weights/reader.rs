@@ -4,17 +4,15 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use half::{bf16, f16};
-use rayon::prelude::*;
 use safetensors::Dtype;
 use serde::Deserialize;
 
 use super::header::{self, Entry};
+use super::values::{self, Unread};
 use crate::{ModelError, foreign};
 
 /// Where every tensor of a model or adapter folder is.
@@ -157,17 +155,14 @@ impl WeightFiles {
                 });
             }
         };
-        let mut bytes = vec![0; entry.bytes];
-        shard
-            .file
-            .read_exact_at(&mut bytes, entry.start)
-            .map_err(|source| ModelError::Read { path: shard.path.clone(), source })?;
-        let count = count_non_finite(&bytes, stored);
-        if count > 0 {
-            let (name, file) = (name.to_owned(), shard.path.clone());
-            return Err(ModelError::NonFinite { name, file, count });
-        }
-        let tensor = Tensor::from_raw_buffer(&bytes, stored, shape, &Device::Cpu)?;
+        let path = || shard.path.clone();
+        let tensor = values::read(&shard.file, entry.start, shape, stored).map_err(|why| match why {
+            Unread::Io(source) => ModelError::Read { path: path(), source },
+            Unread::NonFinite(count) => {
+                ModelError::NonFinite { name: name.to_owned(), file: path(), count }
+            }
+            Unread::Candle(error) => error.into(),
+        })?;
         Ok(tensor.to_dtype(dtype)?.to_device(device)?)
     }
 }
@@ -220,22 +215,6 @@ fn shards(folder: &Path, index: &Index, path: &Path) -> Result<Vec<PathBuf>, Mod
 fn is_plain_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
-}
-
-fn count_non_finite(bytes: &[u8], dtype: DType) -> usize {
-    let count = |size: usize, finite: fn(&[u8]) -> bool| {
-        let chunks = bytes.par_chunks(size << 16);
-        chunks.map(|c| c.chunks_exact(size).filter(|value| !finite(value)).count()).sum()
-    };
-    match dtype {
-        DType::U8 => 0,
-        DType::BF16 => count(2, |b| bf16::from_le_bytes([b[0], b[1]]).is_finite()),
-        DType::F16 => count(2, |b| f16::from_le_bytes([b[0], b[1]]).is_finite()),
-        DType::F32 => count(4, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite()),
-        _ => count(8, |b| {
-            f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]).is_finite()
-        }),
-    }
 }
 
 #[cfg(test)]
