@@ -4,7 +4,10 @@ use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 use std::sync::LazyLock;
 
-static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
+use crate::gemm;
+
+/// The widest vector instructions that the CPU has and that matrix products may use.
+static ARCH: LazyLock<Arch> = LazyLock::new(gemm::vectors);
 
 /// Runs `loops` with the widest vector instructions that the CPU has. What it calls must be
 /// inlined for that to reach it, and so must the closure, which the compiler does if it is short;

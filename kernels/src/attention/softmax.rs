@@ -4,16 +4,13 @@
 //! to the largest score so far, and scaled down when a larger one comes.
 
 use std::marker::PhantomData;
-use std::sync::LazyLock;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
 use super::strip::{Rule, Strip};
 use crate::cpu::Real;
 use crate::gemm::{MOST_LANES, SerialKernel};
-use crate::simd::exp2;
-
-static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
+use crate::simd::{self, exp2};
 
 /// Below every score, yet finite, so that its difference to itself is 0.
 const LOWEST: f32 = -1e30;
@@ -107,7 +104,7 @@ pub(super) fn probabilities<K: SerialKernel<T>, T: Real>(
     panel: &mut [K::Unit],
 ) {
     let kernel = PhantomData::<fn(K, T)>;
-    ARCH.dispatch(Probabilities { scores, first, rule, online, panel, kernel });
+    simd::dispatch(Probabilities { scores, first, rule, online, panel, kernel });
 }
 
 // Loops this long are only certain to reach the vector instructions as a type whose method is
@@ -182,7 +179,7 @@ pub(super) fn weigh<K: SerialKernel<T>, T: Real>(
     mean: &mut Lanes,
 ) {
     let kernel = PhantomData::<fn(K, T)>;
-    ARCH.dispatch(Weigh { block, first, rule, online, mean, kernel });
+    simd::dispatch(Weigh { block, first, rule, online, mean, kernel });
 }
 
 struct Weigh<'a, K: SerialKernel<T>, T: Real> {
@@ -257,7 +254,7 @@ pub(super) fn gradients<K: SerialKernel<T>, T: Real>(
     to: Gradients<T, K::Unit>,
 ) {
     let kernel = PhantomData::<fn(K)>;
-    ARCH.dispatch(Differentiate { block, sums, rule, to, kernel });
+    simd::dispatch(Differentiate { block, sums, rule, to, kernel });
 }
 
 struct Differentiate<'a, K: SerialKernel<T>, T: Real> {

@@ -2,6 +2,8 @@
 
 use std::sync::LazyLock;
 
+use pulp::Arch;
+
 /// The instructions that matrix products use in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Instructions {
@@ -13,9 +15,9 @@ pub struct Instructions {
 
 /// The instructions that matrix products use: the best that this CPU has.
 ///
-/// `CHANDLER_ISA=avx512`, `avx2` or `portable` in the environment, read once, keeps them from using
-/// more than that, to test or time the kernels of lesser CPUs on a greater one. It cannot make a
-/// CPU do more than it can; another word changes nothing.
+/// `CHANDLER_ISA=avx512`, `avx2` or `portable` in the environment, read once, keeps them and every
+/// other loop from using more than that, to test or time the kernels of lesser CPUs on a greater
+/// one. It cannot make a CPU do more than it can; another word changes nothing.
 pub fn instructions() -> Instructions {
     Instructions { f32: of_f32().name(), bf16: of_bf16().name() }
 }
@@ -91,6 +93,17 @@ pub(super) fn of_bf16() -> Isa {
     static CHOSEN: LazyLock<Isa> =
         LazyLock::new(|| best(&[Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::AmxBf16], *ALLOWED));
     *CHOSEN
+}
+
+/// What loops over vectors use: the widest that the CPU has and the products may use.
+pub(crate) fn vectors() -> Arch {
+    #[cfg(target_arch = "x86_64")]
+    match *ALLOWED {
+        Isa::Portable => return Arch::Scalar,
+        Isa::Avx2 => return pulp::x86::V3::try_new().map_or(Arch::Scalar, Arch::V3),
+        _ => {}
+    }
+    Arch::new()
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_short;
 
+pub(crate) use isa::vectors;
 pub use isa::{Instructions, instructions};
 pub(crate) use operand::Operand;
 pub(crate) use output::{Output, Tiles};

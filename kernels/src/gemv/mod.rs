@@ -10,6 +10,8 @@ mod scalar;
 mod vectors;
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 
 use candle_core::{DType, Result, Tensor, bail};
@@ -189,6 +191,8 @@ impl Weight for bf16 {
         #[cfg(target_arch = "x86_64")]
         if gemm::multiplies_bf16_pairs() {
             return fill::<bf16, avx512::Pairs, O>(x, depth, matrices, outputs, tiles);
+        } else if gemm::is_fast() {
+            return fill::<bf16, avx2::Widened, O>(x, depth, matrices, outputs, tiles);
         }
         fill::<bf16, vectors::Vectors, O>(x, depth, matrices, outputs, tiles);
     }
@@ -321,6 +325,10 @@ mod tests {
             if gemm::multiplies_bf16_pairs() {
                 check_kernel::<bf16, avx512::Pairs>(tokens, depth, rows)?;
             }
+            #[cfg(target_arch = "x86_64")]
+            if gemm::is_fast() {
+                check_kernel::<bf16, avx2::Widened>(tokens, depth, rows)?;
+            }
         }
 
         #[test]
@@ -360,6 +368,43 @@ mod tests {
         Ok(())
     }
 
+    /// One kernel over groups of the same rows of `x`, in any company.
+    #[cfg(target_arch = "x86_64")]
+    fn check_company<T: Real, K: Kernel<T>>(depth: usize) -> Result<()> {
+        let tensors = inputs(GROUP, depth, &[7])?;
+        let values = |tensor: &Tensor| -> Result<Vec<T>> {
+            tensor.to_dtype(T::DTYPE)?.flatten_all()?.to_vec1()
+        };
+        let (x, panel) = (values(&tensors[0])?, values(&tensors[1])?);
+        let of = |first: usize, rows: usize| {
+            let mut sums = vec![f32::NAN; rows * 7];
+            let x = K::prepare(&x[first * depth..][..rows * depth], depth);
+            K::panel(&panel, &x, depth, &mut sums);
+            sums
+        };
+        let all = of(0, GROUP);
+        for rows in 1..GROUP {
+            for first in 0..=GROUP - rows {
+                assert_eq!(of(first, rows), all[first * 7..][..rows * 7], "{rows} rows");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn a_row_has_the_same_bits_by_each_kernel_in_any_company() -> Result<()> {
+        for depth in [5, 64, 1000, 2085] {
+            if gemm::is_fast() {
+                check_company::<bf16, avx2::Widened>(depth)?;
+            }
+            if gemm::multiplies_bf16_pairs() {
+                check_company::<bf16, avx512::Pairs>(depth)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Deeper than what the kernels take at a time, an odd number of rows.
     #[test]
     fn deep_panels_are_right_for_every_group() -> Result<()> {
@@ -369,6 +414,10 @@ mod tests {
                 #[cfg(target_arch = "x86_64")]
                 if gemm::multiplies_bf16_pairs() {
                     check_kernel::<bf16, avx512::Pairs>(tokens, depth, 7)?;
+                }
+                #[cfg(target_arch = "x86_64")]
+                if gemm::is_fast() {
+                    check_kernel::<bf16, avx2::Widened>(tokens, depth, 7)?;
                 }
             }
         }

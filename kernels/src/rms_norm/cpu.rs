@@ -1,7 +1,7 @@
 //! Row by row on the CPU: a row is read from memory once and stays in the inner cache.
 
 use candle_core::{DType, Result, Tensor};
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
 use super::Params;
 use super::sums::{Row, backward_sums, inv_rms, specialised};
@@ -30,7 +30,7 @@ pub(super) fn forward<T: Row>(x: &Tensor, weight: &Tensor, params: Params) -> Re
         let mut y = fresh::<T>(values.len())?;
         tasks::rows(width, [&mut y], |first, [y]| {
             let x = &values[first * width..][..y.len()];
-            Arch::new().dispatch(Forward { x, factor: &factor, eps: params.eps as f32, y });
+            simd::dispatch(Forward { x, factor: &factor, eps: params.eps as f32, y });
         });
         cpu::tensor(y, x.shape())
     })
@@ -89,7 +89,7 @@ pub(super) fn backward<T: Row>(
             let (x, dy) = (&values[range.clone()], &dy[range.clone()]);
             let residual = if adds { &residual[range] } else { &[] };
             let eps = params.eps as f32;
-            Arch::new().dispatch(Backward { x, factor, dy, residual, eps, dx, dw });
+            simd::dispatch(Backward { x, factor, dy, residual, eps, dx, dw });
         });
         Ok((cpu::tensor(dx, x.shape())?, chunks.sum()?))
     })

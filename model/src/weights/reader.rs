@@ -156,13 +156,14 @@ impl WeightFiles {
             }
         };
         let path = || shard.path.clone();
-        let tensor = values::read(&shard.file, entry.start, shape, stored).map_err(|why| match why {
-            Unread::Io(source) => ModelError::Read { path: path(), source },
-            Unread::NonFinite(count) => {
-                ModelError::NonFinite { name: name.to_owned(), file: path(), count }
-            }
-            Unread::Candle(error) => error.into(),
-        })?;
+        let tensor =
+            values::read(&shard.file, entry.start, shape, stored).map_err(|why| match why {
+                Unread::Io(source) => ModelError::Read { path: path(), source },
+                Unread::NonFinite(count) => {
+                    ModelError::NonFinite { name: name.to_owned(), file: path(), count }
+                }
+                Unread::Candle(error) => error.into(),
+            })?;
         Ok(tensor.to_dtype(dtype)?.to_device(device)?)
     }
 }
