@@ -7,9 +7,9 @@ use pulp::Arch;
 /// The instructions that matrix products use in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Instructions {
-    /// For f32: `avx512f`, `avx2` or `portable`.
+    /// For f32: `avx512f`, `avx2`, `neon` or `portable`.
     pub f32: &'static str,
-    /// For bf16: `amx_bf16`, `avx512_bf16`, `avx512f`, `avx2` or `portable`.
+    /// For bf16: `amx_bf16`, `avx512_bf16`, `avx512f`, `avx2`, `neon` or `portable`.
     pub bf16: &'static str,
 }
 
@@ -26,6 +26,7 @@ pub fn instructions() -> Instructions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Isa {
     Portable,
+    Neon,
     Avx2,
     Avx512,
     Avx512Bf16,
@@ -36,6 +37,7 @@ impl Isa {
     fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
+            Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512f",
             Isa::Avx512Bf16 => "avx512_bf16",
@@ -60,6 +62,7 @@ impl Isa {
             use std::arch::is_x86_feature_detected as has;
             match self {
                 Isa::Portable => true,
+                Isa::Neon => false,
                 Isa::Avx2 => has!("avx2") && has!("fma"),
                 Isa::Avx512 => has!("avx512f") && has!("avx512bw") && has!("avx512vl"),
                 Isa::Avx512Bf16 => Isa::Avx512.is_there() && has!("avx512bf16"),
@@ -68,7 +71,7 @@ impl Isa {
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
-            self == Isa::Portable
+            self == Isa::Portable || self == Isa::Neon && cfg!(target_arch = "aarch64")
         }
     }
 }
@@ -84,14 +87,17 @@ static ALLOWED: LazyLock<Isa> =
 
 /// What products of f32 use.
 pub(super) fn of_f32() -> Isa {
-    static CHOSEN: LazyLock<Isa> = LazyLock::new(|| best(&[Isa::Avx2, Isa::Avx512], *ALLOWED));
+    static CHOSEN: LazyLock<Isa> =
+        LazyLock::new(|| best(&[Isa::Neon, Isa::Avx2, Isa::Avx512], *ALLOWED));
     *CHOSEN
 }
 
 /// What products of bf16 use.
 pub(super) fn of_bf16() -> Isa {
-    static CHOSEN: LazyLock<Isa> =
-        LazyLock::new(|| best(&[Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::AmxBf16], *ALLOWED));
+    static CHOSEN: LazyLock<Isa> = LazyLock::new(|| {
+        let wide = [Isa::Avx512, Isa::Avx512Bf16, Isa::AmxBf16];
+        best(&[&[Isa::Neon, Isa::Avx2][..], &wide].concat(), *ALLOWED)
+    });
     *CHOSEN
 }
 
@@ -112,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_request_lowers_the_choice_and_never_raises_it() {
-        let all = [Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::AmxBf16];
+        let all = [Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::AmxBf16];
         let free = best(&all, Isa::allowed("anything"));
         assert!(free == Isa::Portable || free.is_there());
         assert!(all.iter().all(|isa| *isa <= free || !isa.is_there()));

@@ -21,6 +21,8 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_short;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 pub(crate) use isa::vectors;
 pub use isa::{Instructions, instructions};
@@ -48,6 +50,7 @@ pub(crate) trait Element: Copy + Send + Sync {
 }
 
 /// Whether kernels may use `vdpbf16ps` here.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn multiplies_bf16_pairs() -> bool {
     isa::of_bf16() >= Isa::Avx512Bf16 && Isa::Avx512Bf16.is_there()
 }
@@ -59,7 +62,8 @@ pub(crate) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
         return;
     }
     match (dtype, isa::of_f32(), isa::of_bf16()) {
-        (DType::F32, Isa::Portable, _) | (DType::BF16, _, Isa::Portable) => {}
+        (DType::F32, Isa::Portable | Isa::Neon, _)
+        | (DType::BF16, _, Isa::Portable | Isa::Neon) => {}
         (DType::F32, Isa::Avx2, _) => blocking::rehearse::<f32, avx2::Avx2>(pool, size),
         (DType::F32, ..) => blocking::rehearse::<f32, avx512::Avx512F32>(pool, size),
         (DType::BF16, _, Isa::Avx2) => blocking::rehearse::<bf16, avx2::Avx2>(pool, size),
@@ -74,14 +78,25 @@ pub(crate) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
     }
 }
 
+/// Takes the buffers of a product `[m, k] · [k, n]` of `dtype`, and gives them back.
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
+    match dtype {
+        _ if size.contains(&0) || !is_fast() => {}
+        DType::F32 => blocking::rehearse::<f32, neon::Neon>(pool, size),
+        DType::BF16 => blocking::rehearse::<bf16, neon::Neon>(pool, size),
+        _ => {}
+    }
+}
+
 /// There are no kernels, and so no buffers.
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub(crate) fn rehearse(_: &mut Rehearsal, _: [usize; 3], _: DType) {}
 
 /// Bytes of an element of a packed operand: kernels that have no bf16 instructions widen it.
 pub(crate) fn packed_element_bytes(dtype: DType) -> usize {
     match (dtype, isa::of_bf16()) {
-        (DType::BF16, Isa::Avx2 | Isa::Avx512) => size_of::<f32>(),
+        (DType::BF16, Isa::Neon | Isa::Avx2 | Isa::Avx512) => size_of::<f32>(),
         _ => dtype.size_in_bytes(),
     }
 }
@@ -103,7 +118,7 @@ pub(crate) fn constant_buffer_bytes(dtype: DType) -> Option<usize> {
     outruns_memory(dtype).then(|| amx::buffer_bytes(rayon::current_num_threads()))
 }
 
-/// There are no kernels, and so no buffers.
+/// There are no such products.
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn constant_buffer_bytes(_: DType) -> Option<usize> {
     None
@@ -124,7 +139,7 @@ impl Element for f32 {
         add: bool,
     ) -> bool {
         let multiply = match isa::of_f32() {
-            Isa::Portable => return false,
+            Isa::Portable | Isa::Neon => return false,
             Isa::Avx2 => blocking::multiply::<_, avx2::Avx2, _>,
             _ => blocking::multiply::<_, avx512::Avx512F32, _>,
         };
@@ -143,7 +158,7 @@ impl Element for bf16 {
         add: bool,
     ) -> bool {
         let multiply = match isa::of_bf16() {
-            Isa::Portable => return false,
+            Isa::Portable | Isa::Neon => return false,
             Isa::Avx2 => blocking::multiply::<_, avx2::Avx2, _>,
             Isa::Avx512 => blocking::multiply::<_, avx512::Avx512Widened, _>,
             Isa::Avx512Bf16 => blocking::multiply::<_, avx512::Avx512Bf16, _>,
@@ -154,7 +169,26 @@ impl Element for bf16 {
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+impl<T: Copy + Send + Sync> Element for T
+where
+    neon::Neon: kernel::Kernel<T>,
+{
+    fn multiply<O: Output>(
+        left: &Operand<T>,
+        right: &Operand<T>,
+        out: &mut [O],
+        row_stride: usize,
+        add: bool,
+    ) -> bool {
+        if is_fast() {
+            blocking::multiply::<_, neon::Neon, _>(left, right, out, row_stride, add);
+        }
+        is_fast()
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 impl<T: Copy + Send + Sync> Element for T {
     fn multiply<O: Output>(_: &Operand<T>, _: &Operand<T>, _: &mut [O], _: usize, _: bool) -> bool {
         false
@@ -167,6 +201,7 @@ mod tests {
     use super::scalar::{ScalarBf16, ScalarF32};
     use super::*;
     use proptest::prelude::*;
+    #[cfg(target_arch = "x86_64")]
     use std::io::Write;
 
     /// Values that depend on their place alone.
@@ -241,6 +276,7 @@ mod tests {
     }
 
     /// Whether the CPU has the instructions; says so where it lacks them.
+    #[cfg(target_arch = "x86_64")]
     fn can_test(isa: Isa) -> bool {
         static MISSING: std::sync::Mutex<Vec<Isa>> = std::sync::Mutex::new(Vec::new());
         let there = isa.is_there();
@@ -262,6 +298,11 @@ mod tests {
             let size = [m, n, k];
             check_f32::<ScalarF32>(size);
             check_bf16::<ScalarBf16>(size);
+            #[cfg(target_arch = "aarch64")]
+            {
+                check_f32::<neon::Neon>(size);
+                check_bf16::<neon::Neon>(size);
+            }
             #[cfg(target_arch = "x86_64")]
             {
                 if can_test(Isa::Avx2) {

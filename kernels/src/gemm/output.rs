@@ -10,6 +10,7 @@ use crate::simd;
 /// An element that sums are stored as.
 pub(crate) trait Output: Copy + Send + Sync {
     /// Whether a sum loses digits when it is stored.
+    #[cfg(target_arch = "x86_64")]
     const ROUNDS: bool;
 
     /// Stores sums, or adds them to what is there.
@@ -32,6 +33,7 @@ pub(crate) trait Output: Copy + Send + Sync {
 }
 
 impl Output for f32 {
+    #[cfg(target_arch = "x86_64")]
     const ROUNDS: bool = false;
 
     #[cfg(target_arch = "x86_64")]
@@ -65,6 +67,7 @@ impl Output for f32 {
 }
 
 impl Output for bf16 {
+    #[cfg(target_arch = "x86_64")]
     const ROUNDS: bool = true;
 
     #[cfg(target_arch = "x86_64")]
@@ -120,6 +123,10 @@ pub(crate) struct Tiles<'a, O> {
     columns: usize,
     row_stride: usize,
     /// Whether it is large, and its rows of squares begin at cache lines.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "no store goes past the caches")
+    )]
     streams: bool,
     life: PhantomData<&'a mut [O]>,
 }
@@ -142,6 +149,7 @@ impl<'a, O: Output> Tiles<'a, O> {
     }
 
     /// The same, which is written more than once, and so always through the caches.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn cached(mut self) -> Self {
         self.streams = false;
         self

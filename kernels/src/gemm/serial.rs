@@ -94,7 +94,7 @@ mod x86 {
     impl Serial for f32 {
         fn with_kernel<W: Work<f32>>(work: W) -> Option<W::Done> {
             match isa::of_f32() {
-                Isa::Portable => None,
+                Isa::Portable | Isa::Neon => None,
                 Isa::Avx2 => Some(work.with::<Avx2>()),
                 _ => Some(work.with::<avx512_short::ShortF32>()),
             }
@@ -122,7 +122,7 @@ mod x86 {
     impl Serial for bf16 {
         fn with_kernel<W: Work<bf16>>(work: W) -> Option<W::Done> {
             match isa::of_bf16() {
-                Isa::Portable => None,
+                Isa::Portable | Isa::Neon => None,
                 Isa::Avx2 => Some(work.with::<Avx2>()),
                 Isa::Avx512Bf16 => Some(work.with::<avx512_short::ShortBf16>()),
                 Isa::Avx512 => Some(work.with::<Avx512Widened>()),
@@ -144,7 +144,30 @@ mod x86 {
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use super::super::{isa, neon::Neon};
+    use super::{Serial, SerialKernel, Work, bf16};
+
+    impl SerialKernel<f32> for Neon {}
+    impl SerialKernel<bf16> for Neon {}
+
+    impl<T: Copy> Serial for T
+    where
+        Neon: SerialKernel<T>,
+    {
+        fn with_kernel<W: Work<T>>(work: W) -> Option<W::Done> {
+            (isa::of_f32() != isa::Isa::Portable).then(|| work.with::<Neon>())
+        }
+
+        #[cfg(test)]
+        fn with_each_kernel<W: Work<T> + Copy>(work: W) -> Vec<W::Done> {
+            vec![work.with::<Neon>()]
+        }
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 impl<T: Copy> Serial for T {
     fn with_kernel<W: Work<T>>(_: W) -> Option<W::Done> {
         None

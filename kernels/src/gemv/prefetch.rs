@@ -1,5 +1,8 @@
 //! Asking for memory before it is needed.
-#![expect(unsafe_code, reason = "a prefetch takes a pointer that it never reads through")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "a prefetch takes a pointer that it never reads through")
+)]
 
 /// How far ahead of its use a weight is asked for, into L2: the CPU's own prefetcher falls behind
 /// where several products are made of each register that is read.
