@@ -152,22 +152,20 @@ impl StateDir {
         for folder in
             [self.root.clone(), self.processing(), self.done(), self.failed(), self.checkpoints()]
         {
-            rustix::fs::open(
-                &folder,
-                rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR,
-                rustix::fs::Mode::from_raw_mode(0o600),
-            )
-            .map(drop)
-            .or_else(|errno| match errno {
-                // Not every file system knows files without names.
-                rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR => {
-                    rustix::fs::access(&folder, rustix::fs::Access::WRITE_OK)
-                }
-                // Whoever works waits for room; a start must not fail for want of it.
-                rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => Ok(()),
-                other => Err(other),
-            })
-            .map_err(|errno| StateDirError::NotWritable { path: folder, source: errno.into() })?;
+            write_nameless(&folder)
+                .or_else(|errno| match errno {
+                    // Not every file system knows files without names.
+                    rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR => {
+                        rustix::fs::access(&folder, rustix::fs::Access::WRITE_OK)
+                    }
+                    // Whoever works waits for room; a start must not fail for want of it.
+                    rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => Ok(()),
+                    other => Err(other),
+                })
+                .map_err(|errno| StateDirError::NotWritable {
+                    path: folder,
+                    source: errno.into(),
+                })?;
         }
         Ok(())
     }
@@ -252,6 +250,20 @@ impl StateDir {
     pub fn lock_file(&self) -> PathBuf {
         self.root.join("lock")
     }
+}
+
+/// Makes a file without a name in `folder`, for a moment.
+#[cfg(target_os = "linux")]
+fn write_nameless(folder: &Path) -> rustix::io::Result<()> {
+    use rustix::fs::{Mode, OFlags};
+    let mode = Mode::RUSR | Mode::WUSR;
+    rustix::fs::open(folder, OFlags::TMPFILE | OFlags::RDWR, mode).map(drop)
+}
+
+/// There are none but on Linux.
+#[cfg(not(target_os = "linux"))]
+fn write_nameless(_: &Path) -> rustix::io::Result<()> {
+    Err(rustix::io::Errno::OPNOTSUPP)
 }
 
 #[cfg(test)]

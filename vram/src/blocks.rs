@@ -12,12 +12,14 @@ use std::alloc::{GlobalAlloc, Layout, System};
 /// Smaller blocks are left as they are.
 const SMALLEST_ALIGNED_BYTES: usize = 4096;
 /// Large blocks lie side by side, so that a huge page may be shared by some.
-const SMALLEST_HUGE_BYTES: usize = 1 << 20;
 #[cfg(target_os = "linux")]
+const SMALLEST_HUGE_BYTES: usize = 1 << 20;
 /// What lies behind a block is asked for too: the heap grows at its end, and whoever zeroes a new
 /// block there has touched its pages before we see it.
+#[cfg(target_os = "linux")]
 const AHEAD_BYTES: usize = 64 << 20;
 /// A huge page of most systems.
+#[cfg(target_os = "linux")]
 const HUGE_PAGE: usize = 2 << 20;
 /// A cache line, and what a block begins at.
 const LINE: usize = 64;

@@ -100,17 +100,41 @@ fn supervised(app: &App, config: &Config) -> Result<Exit, Failure> {
 
 /// A daemon whose supervisor was killed is asked to end, so that two of them never work.
 fn end_with(supervisor: i32) -> Result<(), Failure> {
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM)).map_err(
-        |errno| {
-            let error = anyhow::Error::new(std::io::Error::from(errno));
-            Failure::new(Exit::Error, error.context("cannot follow the supervisor"), None)
-        },
-    )?;
+    follow(supervisor).map_err(|error| {
+        let error = anyhow::Error::new(error).context("cannot follow the supervisor");
+        Failure::new(Exit::Error, error, None)
+    })?;
     // It may have been killed before we asked to be told.
-    if rustix::process::getppid() != rustix::process::Pid::from_raw(supervisor) {
+    if is_orphan_of(supervisor) {
         return Err(Failure::new(Exit::Error, anyhow::anyhow!("the supervisor is gone"), None));
     }
     Ok(())
+}
+
+fn is_orphan_of(supervisor: i32) -> bool {
+    rustix::process::getppid() != rustix::process::Pid::from_raw(supervisor)
+}
+
+/// Asks for SIGTERM when the supervisor is gone.
+#[cfg(target_os = "linux")]
+fn follow(_: i32) -> std::io::Result<()> {
+    use rustix::process::{Signal, set_parent_process_death_signal};
+    Ok(set_parent_process_death_signal(Some(Signal::TERM))?)
+}
+
+/// Sends SIGTERM to this process when the supervisor is gone: no system but Linux does it by itself.
+#[cfg(not(target_os = "linux"))]
+fn follow(supervisor: i32) -> std::io::Result<()> {
+    use rustix::process::{Signal, getpid, kill_process};
+    let watch = move || {
+        while !is_orphan_of(supervisor) {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        if let Err(error) = kill_process(getpid(), Signal::TERM) {
+            tracing::warn!(%error, "the supervisor is gone, and this process cannot end itself");
+        }
+    };
+    std::thread::Builder::new().name("supervisor".to_owned()).spawn(watch).map(drop)
 }
 
 /// The daemon: holds the lock, answers commands, and works until told or until nothing waits.

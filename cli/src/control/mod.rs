@@ -6,6 +6,7 @@
 
 mod client;
 mod conversation;
+mod peer;
 mod protocol;
 mod server;
 mod socket;

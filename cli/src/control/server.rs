@@ -11,8 +11,9 @@ use rustix::process::geteuid;
 
 use super::ControlError;
 use super::conversation::{Patience, answer, converse};
+use super::peer::peer_uid;
 use super::protocol::{Request, Response};
-use super::socket::{ControlFolder, peer_uid, socket_path};
+use super::socket::{ControlFolder, socket_path};
 use crate::state_dir::StateDir;
 
 /// Conversations at one time. A command needs one for a moment; an idle one ends by itself.

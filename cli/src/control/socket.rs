@@ -2,10 +2,13 @@
 //!
 //! The folder is opened once and checked by its descriptor, and everything else goes through that
 //! descriptor: whoever may write into a folder above it and exchanges it for another one reaches
-//! neither the daemon nor a command. It also makes paths that are longer than a socket address.
+//! neither the daemon nor a command. It also makes paths that are longer than a socket address. That
+//! is Linux: elsewhere a socket is only had by its path.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+#[cfg(target_os = "linux")]
+use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -14,10 +17,17 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, fchmod, fstat, statat, unlinka
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
+use super::peer::peer_uid;
+
 const SOCKET_NAME: &str = "chandler.sock";
 
 /// For its owner alone.
 const FOLDER_MODE: u32 = 0o700;
+/// To go through a folder that need not be read.
+#[cfg(target_os = "linux")]
+const TO_PASS: OFlags = OFlags::PATH;
+#[cfg(not(target_os = "linux"))]
+const TO_PASS: OFlags = OFlags::RDONLY;
 
 /// The socket's own path, for people.
 pub(super) fn socket_path(folder: &Path) -> PathBuf {
@@ -61,6 +71,8 @@ pub enum Distrust {
 #[derive(Debug)]
 pub(super) struct ControlFolder {
     folder: OwnedFd,
+    #[cfg(not(target_os = "linux"))]
+    path: PathBuf,
     /// The user to whom it belongs.
     pub(super) owner: u32,
 }
@@ -78,22 +90,27 @@ impl ControlFolder {
         if stat.st_uid != own {
             return Err(distrust(Distrust::Foreign { owner: stat.st_uid, own }));
         }
-        fchmod(&folder, Mode::from_raw_mode(FOLDER_MODE))?;
-        Ok(Self { folder, owner: own })
+        fchmod(&folder, Mode::RWXU)?;
+        Ok(Self::of(folder, path, own))
     }
 
     /// The folder of a daemon to talk to: that of this user, or for root of any.
     pub(super) fn find(path: &Path) -> io::Result<Self> {
-        let folder = open(path, OFlags::PATH)?;
+        let folder = open(path, TO_PASS)?;
         let stat = fstat(&folder)?;
-        let (owner, own, mode) = (stat.st_uid, geteuid().as_raw(), stat.st_mode & 0o777);
+        let (owner, own) = (stat.st_uid, geteuid().as_raw());
+        #[cfg_attr(
+            target_os = "linux",
+            expect(clippy::useless_conversion, reason = "u16 elsewhere")
+        )]
+        let mode = u32::from(stat.st_mode) & 0o777;
         if owner != own && own != 0 {
             return Err(distrust(Distrust::Foreign { owner, own }));
         }
         if mode & 0o077 != 0 {
             return Err(distrust(Distrust::Open { mode }));
         }
-        Ok(Self { folder, owner })
+        Ok(Self::of(folder, path, owner))
     }
 
     /// Listens, in place of whatever lies there.
@@ -124,6 +141,22 @@ impl ControlFolder {
         }
     }
 
+    #[cfg(target_os = "linux")]
+    fn of(folder: OwnedFd, _: &Path, owner: u32) -> Self {
+        Self { folder, owner }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn of(folder: OwnedFd, path: &Path, owner: u32) -> Self {
+        Self { folder, path: path.to_owned(), owner }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn name(&self) -> PathBuf {
+        socket_path(&self.path)
+    }
+
+    #[cfg(target_os = "linux")]
     fn name(&self) -> PathBuf {
         format!("/proc/self/fd/{}/{SOCKET_NAME}", self.folder.as_raw_fd()).into()
     }
@@ -141,11 +174,6 @@ fn open(path: &Path, how: OFlags) -> io::Result<OwnedFd> {
 
 fn distrust(why: Distrust) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, why)
-}
-
-/// The user of the process at the other end, as the kernel noted it when the connection was made.
-pub(super) fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
-    Ok(rustix::net::sockopt::socket_peercred(stream)?.uid.as_raw())
 }
 
 #[cfg(test)]

@@ -91,10 +91,7 @@ pub(super) fn random_word() -> io::Result<u64> {
 
 fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
-    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    if filled < bytes.len() {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
+    getrandom::fill(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -1,7 +1,6 @@
 //! What a process lays upon itself before it reads what strangers wrote.
 
 use std::io;
-use std::io::Write;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
@@ -69,16 +68,20 @@ fn forbid_dumps() -> io::Result<()> {
 /// so is no reason to refuse.
 #[cfg(target_os = "linux")]
 fn prefer_to_be_killed() {
+    use std::io::Write;
+
     let file = std::fs::OpenOptions::new().write(true).open("/proc/self/oom_score_adj");
     let _ = file.and_then(|mut file| file.write_all(b"1000"));
 }
 
 #[cfg(not(target_os = "linux"))]
+#[expect(clippy::unnecessary_wraps, reason = "it can fail on Linux")]
 fn die_with_parent() -> io::Result<()> {
     Ok(())
 }
 
 #[cfg(not(target_os = "linux"))]
+#[expect(clippy::unnecessary_wraps, reason = "it can fail on Linux")]
 fn forbid_dumps() -> io::Result<()> {
     Ok(())
 }
