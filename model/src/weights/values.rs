@@ -24,29 +24,16 @@ impl Value for u8 {
     }
 }
 
-impl Value for bf16 {
-    fn is_finite(self) -> bool {
-        Self::is_finite(self)
-    }
+macro_rules! value {
+    ($($float:ty),*) => {
+        $(impl Value for $float {
+            fn is_finite(self) -> bool {
+                Self::is_finite(self)
+            }
+        })*
+    };
 }
-
-impl Value for f16 {
-    fn is_finite(self) -> bool {
-        Self::is_finite(self)
-    }
-}
-
-impl Value for f32 {
-    fn is_finite(self) -> bool {
-        Self::is_finite(self)
-    }
-}
-
-impl Value for f64 {
-    fn is_finite(self) -> bool {
-        Self::is_finite(self)
-    }
-}
+value!(bf16, f16, f32, f64);
 
 /// What could not be had of a tensor.
 pub(super) enum Unread {
