@@ -27,7 +27,7 @@ pub struct PoolUsage {
     pub used: u64,
     /// The most they took since [`reset_high_water`].
     pub used_high: u64,
-    /// What is taken from the device: that, and what was freed and is kept.
+    /// What is taken from the device: that, what was freed and is kept, and the buffers of graphs.
     pub reserved: u64,
     /// The most that was taken since [`reset_high_water`].
     pub reserved_high: u64,

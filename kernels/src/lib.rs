@@ -60,6 +60,7 @@ mod fresh;
 mod gemm;
 pub mod gemv;
 mod gpu_sizes;
+pub mod graph;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod logits;

@@ -1,4 +1,4 @@
-//! What [`device`](crate::device) finds in a build without the feature `cuda`: no GPU.
+//! What [`device`](crate::device) and [`graph`](crate::graph) find in a build without the feature `cuda`: no GPU.
 #![expect(clippy::unnecessary_wraps, reason = "a GPU can fail at what is nothing here")]
 
 use candle_core::{Device, Error, Result};
@@ -31,4 +31,22 @@ pub(crate) fn reset_high_water(_device: &Device) -> Result<()> {
 
 pub(crate) fn trim(_device: &Device) -> Result<()> {
     Ok(())
+}
+
+/// There is none.
+#[derive(Debug)]
+pub(crate) enum Graph {}
+
+impl Graph {
+    #[expect(unsafe_code, reason = "as the GPU's")]
+    pub(crate) unsafe fn launch(&mut self) -> Result<()> {
+        match *self {}
+    }
+}
+
+pub(crate) fn record(
+    _device: &Device,
+    _work: impl FnOnce() -> Result<()>,
+) -> Result<Option<Graph>> {
+    Ok(None)
 }

@@ -6,12 +6,13 @@
 //! [`gemv`].
 
 use candle_core::{Result, Tensor};
-use chandler_kernels::decode_attention::Place;
+use chandler_kernels::decode_attention::{Place, Places};
 use chandler_kernels::{activation, attention, elementwise, gemv, linear, memory};
 
 use crate::ModelError;
 use crate::block::Block;
 use crate::causal_lm::CausalLm;
+use crate::decode_graph::DecodeInput;
 use crate::kv_cache::{KvCache, LayerCache, Span};
 use crate::linear::{Linear, LowRank};
 use crate::params::Params;
@@ -61,6 +62,12 @@ impl CausalLm {
             }
         }
         let logits = rayon::scope(|_| {
+            if spans.len() == rows.len() && spans.iter().all(is_decode) {
+                // A token of each row, in their order, is all there is.
+                let y = self.part_forward(&ids, end, cache)?;
+                cache.advance(&spans);
+                return self.logits(&y);
+            }
             self.extend_by(end, &ids, rows, cache, &mut last)?;
             cache.advance(&spans);
             let last: Vec<Tensor> = last.into_iter().flatten().collect();
@@ -106,16 +113,14 @@ impl CausalLm {
         let positions: Vec<u32> = spans.iter().flat_map(positions).collect();
         let angles = self.angles(&positions)?;
         let mut x = self.embed_ids(&Tensor::cat(&ids?, 0)?)?;
-        let places: Vec<Place> =
-            spans.iter().map(|span| Place { row: span.row, len: span.past + 1 }).collect();
-        let decodes = spans.iter().all(is_decode);
+        if spans.iter().all(is_decode) {
+            let place = |span: &Span| Place { row: span.row, len: span.past + 1 };
+            let places = Places::new(spans.iter().map(place).collect(), self.device())?;
+            return Ok(self.decode(DecodeInput { x, angles, places }, cache)?);
+        }
         for (index, block) in self.blocks.iter().enumerate() {
             let (layer, angles) = (cache.layer_mut(index), angles.of(block));
-            x = if decodes {
-                block.decode(&self.params, &x, angles, &places, layer)?
-            } else {
-                block.prefill(&self.params, &x, angles, spans, layer)?
-            };
+            x = block.prefill(&self.params, &x, angles, spans, layer)?;
         }
         Ok(x)
     }
@@ -181,12 +186,12 @@ impl Block {
     }
 
     /// One new token a row: `x [R, E]` → `[R, E]`.
-    fn decode(
+    pub(crate) fn decode(
         &self,
         params: &Params,
         x: &Tensor,
         angles: &Angles,
-        places: &[Place],
+        places: &Places,
         cache: &mut LayerCache,
     ) -> Result<Tensor> {
         let normed = self.input_norm.forward(params, x)?;

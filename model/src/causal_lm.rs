@@ -387,6 +387,24 @@ impl CausalLm {
 }
 
 impl BothAngles {
+    fn each(&self) -> impl Iterator<Item = &Tensor> {
+        let angles = std::iter::once(&self.full).chain(&self.sliding);
+        angles.flat_map(|angles| [&angles.cos, &angles.sin])
+    }
+
+    /// The same in memory of its own.
+    pub(crate) fn copy(&self) -> candle_core::Result<Self> {
+        let of = |angles: &Angles| -> candle_core::Result<_> {
+            Ok(Angles { cos: angles.cos.copy()?, sin: angles.sin.copy()? })
+        };
+        Ok(Self { full: of(&self.full)?, sliding: self.sliding.as_ref().map(of).transpose()? })
+    }
+
+    /// Takes on the values of others, of as many tokens.
+    pub(crate) fn copy_from(&self, others: &Self) -> candle_core::Result<()> {
+        self.each().zip(others.each()).try_for_each(|(own, new)| own.slice_set(new, 0, 0))
+    }
+
     pub(crate) fn of(&self, block: &Block) -> &Angles {
         self.sliding.as_ref().filter(|_| block.sliding_rope).unwrap_or(&self.full)
     }

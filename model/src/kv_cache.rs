@@ -2,11 +2,12 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use chandler_kernels::attention::Params;
-use chandler_kernels::decode_attention::{self, Place};
+use chandler_kernels::decode_attention::{self, Places};
 use chandler_kernels::memory;
 
 use crate::ModelError;
 use crate::config::ModelConfig;
+use crate::decode_graph::Recorded;
 
 /// Preallocated room for the keys and values of a batch, each row with its own length.
 ///
@@ -14,6 +15,8 @@ use crate::config::ModelConfig;
 /// the model only ever borrows it.
 #[derive(Debug)]
 pub struct KvCache {
+    // First, so that it goes before the layers, of which it has the addresses.
+    recorded: Recorded,
     layers: Vec<LayerCache>,
     lengths: Vec<usize>,
     capacity: usize,
@@ -52,7 +55,7 @@ impl KvCache {
         let zeros = || memory::zeros(shape, dtype, device);
         let layer = |_| Ok(LayerCache { keys: zeros()?, values: zeros()? });
         let layers = (0..config.layers.len()).map(layer).collect::<Result<_>>()?;
-        Ok(Self { layers, lengths: vec![0; rows], capacity })
+        Ok(Self { recorded: Recorded::default(), layers, lengths: vec![0; rows], capacity })
     }
 
     /// Bytes that [`new`](Self::new) allocates.
@@ -69,6 +72,22 @@ impl KvCache {
     /// Tokens that a row can hold.
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// The same, whose steps are never recorded: every op is handed to the GPU by itself.
+    #[must_use]
+    pub fn op_by_op(self) -> Self {
+        Self { recorded: Recorded::Never, ..self }
+    }
+
+    /// Whether the last step of single tokens was launched as one recorded graph, which only a GPU
+    /// does, from the second step of the same rows on.
+    pub fn is_recorded(&self) -> bool {
+        matches!(self.recorded, Recorded::Step(_))
+    }
+
+    pub(crate) fn recorded(&mut self) -> &mut Recorded {
+        &mut self.recorded
     }
 
     pub(crate) fn layer_mut(&mut self, layer: usize) -> &mut LayerCache {
@@ -129,7 +148,7 @@ impl LayerCache {
         &mut self,
         q: &Tensor,
         [k, v]: [&Tensor; 2],
-        places: &[Place],
+        places: &Places,
         params: Params,
     ) -> Result<Tensor> {
         decode_attention::store(&self.keys, k, places)?;

@@ -42,6 +42,7 @@ mod block;
 mod cached;
 mod causal_lm;
 mod config;
+mod decode_graph;
 mod error;
 mod folder;
 mod foreign;

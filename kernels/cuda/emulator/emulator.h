@@ -369,3 +369,16 @@ extern "C" __attribute__((visibility("default"))) const char* emulator_launch(
     std::snprintf(message, sizeof message, "%s: %s", name, fault);
     return message;
 }
+
+// The sizes of a kernel's arguments, in their order, and how many they are; null if there is no such
+// kernel.
+extern "C" __attribute__((visibility("default"))) const size_t* emulator_sizes(
+    const char* name, size_t* count
+) {
+    for (const auto& kernel : EMULATED_KERNELS_OF_SOURCE) {
+        if (std::strcmp(kernel.name, name) != 0) continue;
+        *count = kernel.sizes.size();
+        return kernel.sizes.data();
+    }
+    return nullptr;
+}

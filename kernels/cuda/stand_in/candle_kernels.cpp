@@ -290,3 +290,13 @@ CandleKernel candle_kernel(const char *name) {
     auto found = table.find(name);
     return found == table.end() ? nullptr : found->second;
 }
+
+size_t candle_arguments(const char *name) {
+    static const std::map<std::string, size_t> by_family = {
+        {"ucopy", 5}, {"uneg", 5}, {"uexp", 5}, {"utanh", 5}, {"urecip", 5}, {"usqr", 5}, {"usqrt", 5},
+        {"cast", 5}, {"badd", 6}, {"bsub", 6}, {"bmul", 6}, {"bdiv", 6}, {"affine", 7}, {"copy2d", 6},
+    };
+    const std::string text = name;
+    auto found = by_family.find(text.substr(0, text.find('_')));
+    return found == by_family.end() ? 0 : found->second;
+}

@@ -16,8 +16,10 @@
 #include <new>
 #include <string>
 #include <sys/mman.h>
+#include <vector>
 
 #include "candle_kernels.h"
+#include "graphs.h"
 
 namespace {
 
@@ -40,6 +42,7 @@ struct Pool {
 struct Block {
     size_t bytes;
     Pool *pool;
+    bool of_graph;
 };
 
 // A pool takes memory from the device in pieces of this size.
@@ -96,6 +99,12 @@ void trim(Pool &pool, uint64_t keep) {
     }
 }
 
+// A mapping each, as the heap of a program that keeps its pages would fray.
+void *map(size_t bytes, int protection) {
+    void *block = mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return block == MAP_FAILED ? nullptr : block;
+}
+
 int allocate(uintptr_t *address, size_t bytes, Pool *pool) {
     std::lock_guard<std::mutex> hold(device.lock);
     // As the real one: sizes are rounded up, and no allocation is empty.
@@ -109,19 +118,18 @@ int allocate(uintptr_t *address, size_t bytes, Pool *pool) {
         if (rounded > free_bytes()) return OUT_OF_MEMORY;
         device.taken += rounded;
     }
-    // A mapping each, as the heap of a program that keeps its pages would fray.
-    void *block = mmap(nullptr, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (block == MAP_FAILED) return OUT_OF_MEMORY;
+    void *block = map(rounded, PROT_READ | PROT_WRITE);
+    if (!block) return OUT_OF_MEMORY;
     memset(block, 0xff, rounded);
     *address = reinterpret_cast<uintptr_t>(block);
-    device.blocks[*address] = Block{rounded, pool};
+    device.blocks[*address] = Block{rounded, pool, false};
     return SUCCESS;
 }
 
 int release(uintptr_t address) {
     std::lock_guard<std::mutex> hold(device.lock);
     auto found = device.blocks.find(address);
-    if (found == device.blocks.end()) return INVALID_VALUE;
+    if (found == device.blocks.end() || found->second.of_graph) return INVALID_VALUE;
     Block block = found->second;
     device.blocks.erase(found);
     munmap(reinterpret_cast<void *>(address), block.bytes);
@@ -153,9 +161,13 @@ struct Module {
     void *object = nullptr;
 };
 
+// `emulator_sizes` of the emulator.
+using Sizes = const size_t *(*)(const char *, size_t *);
+
 struct Function {
     std::string name;
     void *launch = nullptr;
+    Sizes sizes = nullptr;
     CandleKernel candle = nullptr;
 };
 
@@ -163,7 +175,79 @@ struct Function {
 using Launch = const char *(*)(const char *, const unsigned *, const unsigned *, size_t, void **,
                                const size_t *, size_t, unsigned);
 
+int launch_now(const Function &kernel, const unsigned *grid, const unsigned *block, unsigned shared,
+               void **arguments) {
+    if (kernel.candle) {
+        kernel.candle(arguments);
+        return SUCCESS;
+    }
+    auto launch = reinterpret_cast<Launch>(kernel.launch);
+    const char *fault =
+        launch(kernel.name.c_str(), grid, block, shared, arguments, nullptr, 0, 0);
+    if (!fault) return SUCCESS;
+    fprintf(stderr, "%s\n", fault);
+    return LAUNCH_FAILED;
+}
+
+// The sizes of a kernel's arguments; none where they are not known.
+std::vector<size_t> sizes_of(const Function &kernel) {
+    // Each is at most so long, and what follows it on the caller's stack may be read with it.
+    if (kernel.candle) return std::vector<size_t>(candle_arguments(kernel.name.c_str()), 8);
+    size_t count = 0;
+    const size_t *sizes = kernel.sizes ? kernel.sizes(kernel.name.c_str(), &count) : nullptr;
+    return sizes ? std::vector<size_t>(sizes, sizes + count) : std::vector<size_t>();
+}
+
+// A kernel with the arguments that it has now.
+int record_launch(const Function &kernel, std::vector<unsigned> grid, std::vector<unsigned> block,
+                  unsigned shared, void **arguments) {
+    std::vector<std::vector<char>> values;
+    for (size_t size : sizes_of(kernel)) {
+        const char *value = static_cast<char *>(arguments[values.size()]);
+        values.emplace_back(value, value + size);
+    }
+    if (values.empty()) {
+        fprintf(stderr, "the stand-in does not record %s\n", kernel.name.c_str());
+        return refuse_in_capture();
+    }
+    return record(Node::KERNEL, [=, &kernel] {
+        std::vector<void *> places;
+        for (const auto &value : values) places.push_back(const_cast<char *>(value.data()));
+        return launch_now(kernel, grid.data(), block.data(), shared, places.data());
+    });
+}
+
 } // namespace
+
+int map_for_graph(uintptr_t *address, size_t bytes) {
+    std::lock_guard<std::mutex> hold(device.lock);
+    size_t rounded = (bytes + 4095) / 4096 * 4096;
+    void *block = bytes ? map(rounded, PROT_NONE) : nullptr;
+    if (!block) return bytes ? OUT_OF_MEMORY : INVALID_VALUE;
+    *address = reinterpret_cast<uintptr_t>(block);
+    device.blocks[*address] = Block{rounded, nullptr, true};
+    return SUCCESS;
+}
+
+void unmap_of_graph(uintptr_t address) {
+    std::lock_guard<std::mutex> hold(device.lock);
+    munmap(reinterpret_cast<void *>(address), device.blocks[address].bytes);
+    device.blocks.erase(address);
+}
+
+int set_there(uintptr_t address, size_t bytes, bool there) {
+    void *block = reinterpret_cast<void *>(address);
+    if (mprotect(block, bytes, there ? PROT_READ | PROT_WRITE : PROT_NONE)) return INVALID_VALUE;
+    if (there) memset(block, 0xff, bytes);
+    return SUCCESS;
+}
+
+bool take_for_graphs(int64_t bytes) {
+    std::lock_guard<std::mutex> hold(device.lock);
+    if (bytes > 0 && static_cast<uint64_t>(bytes) > free_bytes()) return false;
+    device.taken += static_cast<uint64_t>(bytes);
+    return true;
+}
 
 extern "C" {
 
@@ -207,14 +291,15 @@ int cuCtxSetCurrent(void *) { return SUCCESS; }
 int cuCtxGetCurrent(void **context) { *context = &device; return SUCCESS; }
 int cuCtxSynchronize() { return SUCCESS; }
 
+// cuStreamBeginCapture and what goes with it are in graphs.cpp.
 int cuStreamCreate(void **stream, unsigned) {
     *stream = &device;
     return SUCCESS;
 }
 int cuStreamDestroy_v2(void *) { return SUCCESS; }
-int cuStreamIsCapturing(void *, int *status) { *status = 0; return SUCCESS; }
 int cuStreamWaitEvent(void *, void *, unsigned) { return SUCCESS; }
 int cuStreamSynchronize(void *) {
+    if (is_capturing()) return refuse_in_capture();
     // A pool gives back what is beyond its threshold.
     std::lock_guard<std::mutex> hold(device.lock);
     trim(*device.current, device.current->threshold);
@@ -236,33 +321,48 @@ int cuMemGetInfo_v2(size_t *free, size_t *total) {
 int cuMemAlloc_v2(uintptr_t *address, size_t bytes) { return allocate(address, bytes, nullptr); }
 int cuMemFree_v2(uintptr_t address) { return release(address); }
 int cuMemAllocAsync(uintptr_t *address, size_t bytes, void *) {
+    if (is_capturing()) return record_allocation(address, bytes);
     return allocate(address, bytes, device.current);
 }
-int cuMemFreeAsync(uintptr_t address, void *) { return release(address); }
+int cuMemFreeAsync(uintptr_t address, void *) {
+    return is_capturing() ? record_release(address) : release(address);
+}
 
 int cuMemsetD8Async(uintptr_t address, unsigned char value, size_t bytes, void *) {
     if (!lies_within(address, bytes)) return outside("a fill", address, bytes);
-    memset(reinterpret_cast<void *>(address), value, bytes);
-    return SUCCESS;
+    auto fill = [=] {
+        memset(reinterpret_cast<void *>(address), value, bytes);
+        return SUCCESS;
+    };
+    return is_capturing() ? record(Node::FILL, fill) : fill();
 }
 int cuMemsetD8_v2(uintptr_t address, unsigned char value, size_t bytes) {
     return cuMemsetD8Async(address, value, bytes, nullptr);
 }
 int cuMemcpyHtoDAsync_v2(uintptr_t to, const void *from, size_t bytes, void *) {
     if (!lies_within(to, bytes)) return outside("a copy", to, bytes);
-    memcpy(reinterpret_cast<void *>(to), from, bytes);
-    return SUCCESS;
+    auto copy = [=] {
+        memcpy(reinterpret_cast<void *>(to), from, bytes);
+        return SUCCESS;
+    };
+    return is_capturing() ? record_copy(true, false, copy) : copy();
 }
 int cuMemcpyDtoHAsync_v2(void *to, uintptr_t from, size_t bytes, void *) {
     if (!lies_within(from, bytes)) return outside("a copy", from, bytes);
-    memcpy(to, reinterpret_cast<void *>(from), bytes);
-    return SUCCESS;
+    auto copy = [=] {
+        memcpy(to, reinterpret_cast<void *>(from), bytes);
+        return SUCCESS;
+    };
+    return is_capturing() ? record_copy(false, true, copy) : copy();
 }
 int cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t bytes, void *) {
     if (!lies_within(to, bytes)) return outside("a copy", to, bytes);
     if (!lies_within(from, bytes)) return outside("a copy", from, bytes);
-    memmove(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), bytes);
-    return SUCCESS;
+    auto copy = [=] {
+        memmove(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), bytes);
+        return SUCCESS;
+    };
+    return is_capturing() ? record_copy(false, false, copy) : copy();
 }
 
 // The fields that are read of CUmemPoolProps: kinds, place, a handle, and the limit.
@@ -344,6 +444,7 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
     found->name = name;
     if (object) {
         found->launch = dlsym(object, "emulator_launch");
+        found->sizes = reinterpret_cast<Sizes>(dlsym(object, "emulator_sizes"));
     } else {
         found->candle = candle_kernel(name);
     }
@@ -360,17 +461,9 @@ int cuFuncSetAttribute(void *, int, int) { return SUCCESS; }
 int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                    unsigned bz, unsigned shared, void *, void **arguments, void **) {
     const Function &kernel = *static_cast<Function *>(function);
-    if (kernel.candle) {
-        kernel.candle(arguments);
-        return SUCCESS;
-    }
+    if (is_capturing()) return record_launch(kernel, {gx, gy, gz}, {bx, by, bz}, shared, arguments);
     const unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
-    auto launch = reinterpret_cast<Launch>(kernel.launch);
-    const char *fault =
-        launch(kernel.name.c_str(), grid, block, shared, arguments, nullptr, 0, 0);
-    if (!fault) return SUCCESS;
-    fprintf(stderr, "%s\n", fault);
-    return LAUNCH_FAILED;
+    return launch_now(kernel, grid, block, shared, arguments);
 }
 
 static const char *name_of(int error) {
@@ -381,6 +474,8 @@ static const char *name_of(int error) {
     case 101: return "CUDA_ERROR_INVALID_DEVICE";
     case NOT_FOUND: return "CUDA_ERROR_NOT_FOUND";
     case LAUNCH_FAILED: return "CUDA_ERROR_LAUNCH_FAILED";
+    case 900: return "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED";
+    case 901: return "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED";
     default: return "CUDA_ERROR_NOT_SUPPORTED";
     }
 }

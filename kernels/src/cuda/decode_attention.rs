@@ -2,12 +2,12 @@
 #![expect(unsafe_code, reason = "launches kernels")]
 
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::launch::{Launch, address, arguments, empty, on_gpu, suffix};
 use super::program::{Program, source};
 use crate::attention::Params;
-use crate::decode_attention::Place;
+use crate::decode_attention::Places;
 use crate::gpu_sizes::DECODE_PIECE;
 
 static PROGRAM: Program = source!("decode_attention");
@@ -34,12 +34,6 @@ pub(crate) fn takes(dim: usize, tensors: &[&Tensor]) -> bool {
     dim.is_multiple_of(8) && (8..=512).contains(&dim) && on_gpu(tensors)
 }
 
-fn places_on(places: &[Place], device: &Device) -> Result<Tensor> {
-    let pairs: Vec<u32> =
-        places.iter().flat_map(|place| [place.row as u32, place.len as u32]).collect();
-    Tensor::from_vec(pairs, (places.len(), 2), device)
-}
-
 fn shape(cache: &Tensor, heads: usize) -> Result<Shape> {
     let (_, kv_heads, capacity, dim) = cache.dims4()?;
     Ok(Shape {
@@ -60,11 +54,10 @@ fn launch(kernel: &str, dtype: DType, grid: [usize; 3], shared: usize) -> Launch
 }
 
 /// As [`crate::decode_attention::store`].
-pub(crate) fn store(cache: &Tensor, new: &Tensor, places: &[Place]) -> Result<()> {
+pub(crate) fn store(cache: &Tensor, new: &Tensor, places: &Places) -> Result<()> {
     let (tokens, kv_heads, _) = new.dims3()?;
-    let (new, where_to) = (new.contiguous()?, places_on(places, cache.device())?);
-    let arguments =
-        arguments![address(cache)?, address(&new)?, address(&where_to)?, shape(cache, kv_heads)?];
+    let (new, where_to) = (new.contiguous()?, address(places.on(cache.device())?)?);
+    let arguments = arguments![address(cache)?, address(&new)?, where_to, shape(cache, kv_heads)?];
     let launch = launch("store", cache.dtype(), [kv_heads, tokens, 1], 0);
     // SAFETY: each place is a row of the cache and a token within its capacity, which was checked.
     unsafe { launch.run(cache.device(), &arguments) }
@@ -75,13 +68,12 @@ pub(crate) fn forward(
     q: &Tensor,
     keys: &Tensor,
     values: &Tensor,
-    places: &[Place],
+    places: &Places,
     params: Params,
 ) -> Result<Tensor> {
     let (tokens, heads, dim) = q.dims3()?;
     let (dtype, device) = (q.dtype(), q.device());
-    let window = params.window.unwrap_or(usize::MAX);
-    let longest = places.iter().map(|place| place.len.min(window)).max().unwrap_or(0);
+    let longest = places.reach().min(params.window.unwrap_or(usize::MAX));
     let pieces = longest.div_ceil(DECODE_PIECE);
     let shape = Shape {
         window: params.window.map_or(u32::MAX, |window| window as u32),
@@ -90,7 +82,7 @@ pub(crate) fn forward(
         pieces: pieces as u32,
         ..shape(keys, heads)?
     };
-    let (q, where_from) = (q.contiguous()?, places_on(places, device)?);
+    let (q, where_from) = (q.contiguous()?, address(places.on(device)?)?);
     let partial = empty((tokens, heads, pieces, dim + 2), DType::F32, device)?;
     let y = empty((tokens, heads, dim), dtype, device)?;
     let kv_heads = keys.dim(1)?;
@@ -98,14 +90,14 @@ pub(crate) fn forward(
         address(&q)?,
         address(keys)?,
         address(values)?,
-        address(&where_from)?,
+        where_from,
         address(&partial)?,
         shape,
     ];
     let pieces = launch("piece", dtype, [pieces, kv_heads, tokens], 32 * dim);
     // SAFETY: each place is a row of the caches and a length within their capacity, which was checked.
     unsafe { pieces.run(device, &of_pieces) }?;
-    let merged = arguments![address(&partial)?, address(&where_from)?, address(&y)?, shape];
+    let merged = arguments![address(&partial)?, where_from, address(&y)?, shape];
     // SAFETY: all pieces were written by what went to the stream before.
     unsafe { launch("merge", dtype, [heads, tokens, 1], 0).run(device, &merged) }?;
     Ok(y)

@@ -14,6 +14,7 @@ pub(crate) mod elementwise;
 pub(crate) mod embedding;
 pub(crate) mod gemm;
 pub(crate) mod gemv;
+pub(crate) mod graph;
 mod launch;
 pub(crate) mod norm;
 pub(crate) mod pool;

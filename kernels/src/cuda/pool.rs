@@ -37,14 +37,17 @@ fn location(ordinal: usize) -> sys::CUmemLocation {
     unsafe { std::mem::transmute::<[u32; 2], sys::CUmemLocation>([kind, ordinal as u32]) }
 }
 
+/// The driver's name for `device`, whose context is the thread's from here on.
+fn handle(device: &Device) -> Result<sys::CUdevice> {
+    let stream = device.as_cuda_device()?.cuda_stream();
+    stream.context().bind_to_thread().w()?;
+    result::device::get(stream.context().ordinal() as i32).w()
+}
+
 /// The pool that `device` has now.
 fn of(device: &Device) -> Result<sys::CUmemoryPool> {
-    let cuda = device.as_cuda_device()?;
-    let ordinal = cuda.cuda_stream().context().ordinal();
-    cuda.cuda_stream().context().bind_to_thread().w()?;
-    let handle = result::device::get(ordinal as i32).w()?;
     // SAFETY: the device is there.
-    unsafe { result::device::get_mem_pool(handle) }.w()
+    unsafe { result::device::get_mem_pool(handle(device)?) }.w()
 }
 
 /// # Safety
@@ -65,15 +68,32 @@ unsafe fn set(pool: sys::CUmemoryPool, attribute: Attribute, mut value: u64) -> 
     unsafe { result::mem_pool::set_attribute(pool, attribute, place) }.w()
 }
 
+/// Bytes that graphs have taken from the device, beside the pool: now, and at most.
+fn of_graphs(device: &Device) -> Result<[u64; 2]> {
+    let handle = handle(device)?;
+    let read = |attribute| -> Result<u64> {
+        let mut value = 0u64;
+        let place = (&raw mut value).cast::<c_void>();
+        // SAFETY: the device is there, and the attribute is a number of 64 bits.
+        unsafe { sys::cuDeviceGetGraphMemAttribute(handle, attribute, place) }.result().w()?;
+        Ok(value)
+    };
+    Ok([
+        read(sys::CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT)?,
+        read(sys::CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH)?,
+    ])
+}
+
 pub(crate) fn read(device: &Device) -> Option<PoolUsage> {
     let pool = of(device).ok()?;
     // SAFETY: the pool exists, and these are its counters.
     let counter = |attribute| unsafe { get(pool, attribute) }.ok();
+    let [of_graphs, of_graphs_high] = of_graphs(device).ok()?;
     Some(PoolUsage {
         used: counter(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?,
         used_high: counter(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?,
-        reserved: counter(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?,
-        reserved_high: counter(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH)?,
+        reserved: counter(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)? + of_graphs,
+        reserved_high: counter(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH)? + of_graphs_high,
     })
 }
 
@@ -88,11 +108,15 @@ pub(crate) fn reset_high_water(device: &Device) -> Result<()> {
         // SAFETY: the pool exists; zero is what sets a mark back.
         unsafe { set(pool, mark, 0) }?;
     }
-    Ok(())
+    let of_graphs = sys::CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH;
+    let mut zero = 0u64;
+    let place = (&raw mut zero).cast::<c_void>();
+    // SAFETY: the device is there, and the mark is a number of 64 bits.
+    unsafe { sys::cuDeviceSetGraphMemAttribute(handle(device)?, of_graphs, place) }.result().w()
 }
 
-/// Gives what the pool keeps back to the device. What was freed is the pool's once the stream has
-/// come so far, so that is waited for.
+/// Gives what the pool keeps back to the device, and what graphs have left. What was freed is the
+/// pool's once the stream has come so far, so that is waited for.
 pub(crate) fn trim(device: &Device) -> Result<()> {
     if device.is_cpu() {
         return Ok(());
@@ -100,5 +124,7 @@ pub(crate) fn trim(device: &Device) -> Result<()> {
     let pool = of(device)?;
     device.synchronize()?;
     // SAFETY: the pool exists.
-    unsafe { result::mem_pool::trim_to(pool, 0) }.w()
+    unsafe { result::mem_pool::trim_to(pool, 0) }.w()?;
+    // SAFETY: the device is there.
+    unsafe { sys::cuDeviceGraphMemTrim(handle(device)?) }.result().w()
 }

@@ -6,12 +6,14 @@
 //! flash-decoding (Dao et al. 2023); the cut depends on the row's own length alone.
 
 mod attend;
+mod places;
 
 use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 use rayon::prelude::*;
 
 use self::attend::Attend;
+pub use self::places::{Place, Places};
 use crate::attention::{self, HeadShape, Params};
 use crate::cpu::{self, Real};
 #[cfg(feature = "cuda")]
@@ -28,27 +30,18 @@ const PIECE: usize = 512;
 /// Elements of keys below which the pieces are not worth sharing out among threads.
 const WORTH_SHARING: usize = 1 << 16;
 
-/// A row of the batch: where its past is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    /// Row of the cache.
-    pub row: usize,
-    /// Tokens of that row, the new one included.
-    pub len: usize,
-}
-
 /// Writes the newest token's keys or values, `new [R, K, D]`, into `cache [rows, K, capacity, D]`:
 /// row `i` of `new` becomes token `places[i].len − 1` of its row.
-pub fn store(cache: &Tensor, new: &Tensor, places: &[Place]) -> Result<()> {
+pub fn store(cache: &Tensor, new: &Tensor, places: &Places) -> Result<()> {
     let _timer = profile::over(Op::AttentionForward, 0, &[new, new]);
     let shape = Shape::of(new, cache, places)?;
     match cpu::fast_dtype(&[cache, new]) {
-        Some(DType::BF16) => store_cpu::<bf16>(cache, new, places, shape),
-        Some(_) => store_cpu::<f32>(cache, new, places, shape),
+        Some(DType::BF16) => store_cpu::<bf16>(cache, new, places.list(), shape),
+        Some(_) => store_cpu::<f32>(cache, new, places.list(), shape),
         #[cfg(feature = "cuda")]
         None if gpu::takes(shape.dim, &[cache, new]) => gpu::store(cache, new, places),
         None => {
-            for (i, place) in places.iter().enumerate() {
+            for (i, place) in places.fixed()?.iter().enumerate() {
                 let token = new.narrow(0, i, 1)?.unsqueeze(2)?.contiguous()?;
                 cache.narrow(0, place.row, 1)?.slice_set(&token, 2, place.len - 1)?;
             }
@@ -79,7 +72,7 @@ pub fn forward(
     q: &Tensor,
     keys: &Tensor,
     values: &Tensor,
-    places: &[Place],
+    places: &Places,
     params: Params,
 ) -> Result<Tensor> {
     let _timer = profile::over(Op::AttentionForward, 0, &[q, q]);
@@ -88,13 +81,13 @@ pub fn forward(
         bail!("keys {:?} and values {:?}", keys.dims(), values.dims());
     }
     match cpu::fast_dtype(&[q, keys, values]) {
-        Some(DType::BF16) => forward_cpu::<bf16>(q, keys, values, places, shape, params),
-        Some(_) => forward_cpu::<f32>(q, keys, values, places, shape, params),
+        Some(DType::BF16) => forward_cpu::<bf16>(q, keys, values, places.list(), shape, params),
+        Some(_) => forward_cpu::<f32>(q, keys, values, places.list(), shape, params),
         #[cfg(feature = "cuda")]
         None if gpu::takes(shape.dim, &[q, keys, values]) && params.window != Some(0) => {
             gpu::forward(q, keys, values, places, params)
         }
-        None => composed(q, keys, values, places, params),
+        None => composed(q, keys, values, places.fixed()?, params),
     }
 }
 
@@ -144,7 +137,8 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(new: &Tensor, cache: &Tensor, places: &[Place]) -> Result<Self> {
+    fn of(new: &Tensor, cache: &Tensor, places: &Places) -> Result<Self> {
+        let places = places.list();
         let (tokens, heads, dim) = new.dims3()?;
         let (rows, kv_heads, capacity, width) = cache.dims4()?;
         if dim != width || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
@@ -279,11 +273,15 @@ mod tests {
         Ok(Case { q: (x.remove(0) * 2.0)?, caches: [(keys * 3.0)?, values], places })
     }
 
+    fn on_cpu(places: &[Place]) -> Result<Places> {
+        Places::new(places.to_vec(), &Device::Cpu)
+    }
+
     impl Case {
         fn run(&self, dtype: DType, params: Params) -> Result<Tensor> {
             let [q, k, v] = [&self.q, &self.caches[0], &self.caches[1]]
                 .map(|tensor| tensor.to_dtype(DType::BF16)?.to_dtype(dtype));
-            forward(&q?, &k?, &v?, &self.places, params)
+            forward(&q?, &k?, &v?, &on_cpu(&self.places)?, params)
         }
 
         fn check(&self, params: Params) -> Result<()> {
@@ -324,7 +322,7 @@ mod tests {
             let caches = case.caches.each_ref().map(|cache| cache.to_dtype(DType::BF16));
             let [keys, values] = caches;
             let places: Vec<Place> = places.iter().map(|i| case.places[*i]).collect();
-            let q = part(&case.q)?;
+            let (q, places) = (part(&case.q)?, on_cpu(&places)?);
             let y =
                 pool.expect("a pool").install(|| forward(&q, &keys?, &values?, &places, params));
             y?.flatten_all()?.to_vec1::<bf16>()
@@ -341,7 +339,7 @@ mod tests {
             let cache = Tensor::zeros((2, 3, 4, 2), dtype, &Device::Cpu)?;
             let new = Tensor::arange(1f32, 13.0, &Device::Cpu)?.reshape((2, 3, 2))?;
             let places = [Place { row: 1, len: 4 }, Place { row: 0, len: 1 }];
-            store(&cache, &new.to_dtype(dtype)?, &places)?;
+            store(&cache, &new.to_dtype(dtype)?, &on_cpu(&places)?)?;
             let cache = cache.to_dtype(DType::F32)?;
             check::close(&cache.get(1)?.narrow(1, 3, 1)?.squeeze(1)?, &new.get(0)?, 0.0)?;
             check::close(&cache.get(0)?.narrow(1, 0, 1)?.squeeze(1)?, &new.get(1)?, 0.0)?;
@@ -356,7 +354,7 @@ mod tests {
         let params = Params { scale: 1.0, softcap: None, window: None };
         let [keys, values] = &case.caches;
         for bad in [Place { row: 3, len: 1 }, Place { row: 0, len: 0 }, Place { row: 0, len: 99 }] {
-            let places = [bad, case.places[1]];
+            let places = on_cpu(&[bad, case.places[1]])?;
             assert!(forward(&case.q, keys, values, &places, params).is_err(), "{bad:?}");
         }
         Ok(())

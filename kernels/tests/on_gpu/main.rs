@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod adamw;
+mod graph;
 mod ops;
 mod pool;
 mod support;

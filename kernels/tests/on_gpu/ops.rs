@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use chandler_kernels::activation::{self, Activation};
-use chandler_kernels::decode_attention::{self, Place};
+use chandler_kernels::decode_attention::{self, Place, Places};
 use chandler_kernels::logits::most_probable_of_rows;
 use chandler_kernels::{
     attention, elementwise, embedding, gemv, linear, linear_cross_entropy, rms_norm, rope,
@@ -244,6 +244,7 @@ fn decode_steps() {
             let params = attention::Params { scale: 0.35, softcap, window };
             check(&gpu, &inputs, 2.0 * tolerance(dtype), |t| {
                 let (keys, values) = (t[1].copy()?, t[2].copy()?);
+                let places = Places::new(places.to_vec(), keys.device())?;
                 decode_attention::store(&keys, &t[3], &places)?;
                 decode_attention::store(&values, &t[3], &places)?;
                 let y = decode_attention::forward(&t[0], &keys, &values, &places, params)?;

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod adapters;
+mod decode_graph;
 mod folders;
 mod gguf;
 mod gradients;

@@ -1,0 +1,243 @@
+// As the real driver: a node that allocates gives its address when it is recorded and memory when it is
+// launched, a graph must free what it allocates, memory of a graph is nobody else's to free, and a capture
+// in which something went wrong is good for nothing more.
+
+#include "graphs.h"
+
+#include <cstring>
+#include <map>
+#include <vector>
+
+namespace {
+
+enum Result {
+    SUCCESS = 0,
+    INVALID_VALUE = 1,
+    OUT_OF_MEMORY = 2,
+    UNSUPPORTED = 900,
+    INVALIDATED = 901,
+    UNMATCHED = 903,
+};
+
+struct Step {
+    Node kind;
+    Work work;
+    bool from_host = false, to_host = false;
+};
+
+struct Graph {
+    std::vector<Step> steps;
+    // Of what it allocates: how much, and whether it is freed again.
+    std::map<uintptr_t, std::pair<size_t, bool>> memory;
+    bool launched = false;
+
+    size_t bytes() const {
+        size_t sum = 0;
+        for (const auto &block : memory) sum += block.second.first;
+        return sum;
+    }
+};
+
+// Of the device's one stream.
+Graph *captured = nullptr;
+bool broken = false;
+
+// What graphs take that have been launched and are there, and what they have of the device, now and at
+// most.
+size_t used = 0, reserved = 0, reserved_high = 0;
+
+constexpr size_t GRANULE = 2 << 20;
+
+size_t whole_granules(size_t bytes) { return (bytes + GRANULE - 1) / GRANULE * GRANULE; }
+
+bool reserve(size_t wanted) {
+    wanted = whole_granules(wanted);
+    if (wanted <= reserved) return true;
+    if (!take_for_graphs(static_cast<int64_t>(wanted - reserved))) return false;
+    reserved = wanted;
+    if (reserved > reserved_high) reserved_high = reserved;
+    return true;
+}
+
+void trim() {
+    size_t wanted = whole_granules(used);
+    if (wanted >= reserved) return;
+    take_for_graphs(-static_cast<int64_t>(reserved - wanted));
+    reserved = wanted;
+}
+
+void destroy(Graph *graph) {
+    for (const auto &block : graph->memory) unmap_of_graph(block.first);
+    if (graph->launched) used -= graph->bytes();
+    delete graph;
+}
+
+} // namespace
+
+bool is_capturing() { return captured != nullptr; }
+
+int record(Node kind, Work work) {
+    if (broken) return INVALIDATED;
+    captured->steps.push_back(Step{kind, std::move(work)});
+    return SUCCESS;
+}
+
+int record_copy(bool from_host, bool to_host, Work work) {
+    int status = record(Node::COPY, std::move(work));
+    if (status == SUCCESS) {
+        captured->steps.back().from_host = from_host;
+        captured->steps.back().to_host = to_host;
+    }
+    return status;
+}
+
+int record_allocation(uintptr_t *address, size_t bytes) {
+    if (broken) return INVALIDATED;
+    int status = map_for_graph(address, bytes);
+    if (status != SUCCESS) return status;
+    uintptr_t at = *address;
+    captured->memory[at] = {bytes, false};
+    return record(Node::ALLOCATION, [=] { return set_there(at, bytes, true); });
+}
+
+int record_release(uintptr_t address) {
+    if (broken) return INVALIDATED;
+    auto found = captured->memory.find(address);
+    if (found == captured->memory.end() || found->second.second) return refuse_in_capture();
+    found->second.second = true;
+    size_t bytes = found->second.first;
+    return record(Node::RELEASE, [=] { return set_there(address, bytes, false); });
+}
+
+int refuse_in_capture() {
+    broken = true;
+    return UNSUPPORTED;
+}
+
+extern "C" {
+
+int cuStreamBeginCapture_v2(void *, int) {
+    if (captured) return UNMATCHED;
+    captured = new Graph;
+    broken = false;
+    return SUCCESS;
+}
+
+int cuStreamEndCapture(void *, void **graph) {
+    *graph = nullptr;
+    if (!captured) return UNMATCHED;
+    Graph *ended = captured;
+    captured = nullptr;
+    if (broken) {
+        destroy(ended);
+        return INVALIDATED;
+    }
+    *graph = ended;
+    return SUCCESS;
+}
+
+int cuStreamIsCapturing(void *, int *status) {
+    *status = !captured ? 0 : broken ? 2 : 1;
+    return SUCCESS;
+}
+
+// The executable graph is the graph itself.
+int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long) {
+    *executable = graph;
+    return SUCCESS;
+}
+int cuGraphExecDestroy(void *) { return SUCCESS; }
+int cuGraphDestroy(void *graph) {
+    destroy(static_cast<Graph *>(graph));
+    return SUCCESS;
+}
+
+int cuGraphLaunch(void *executable, void *) {
+    Graph &graph = *static_cast<Graph *>(executable);
+    if (captured) return refuse_in_capture();
+    for (const auto &block : graph.memory)
+        // The real one launches such a graph once and no more.
+        if (!block.second.second) return INVALID_VALUE;
+    if (!graph.launched) {
+        if (!reserve(used + graph.bytes())) return OUT_OF_MEMORY;
+        used += graph.bytes();
+        graph.launched = true;
+    }
+    for (const Step &step : graph.steps)
+        if (int status = step.work()) return status;
+    return SUCCESS;
+}
+
+int cuGraphGetNodes(void *handle, void **nodes, size_t *count) {
+    Graph &graph = *static_cast<Graph *>(handle);
+    if (!nodes) {
+        *count = graph.steps.size();
+        return SUCCESS;
+    }
+    if (*count > graph.steps.size()) *count = graph.steps.size();
+    for (size_t i = 0; i < *count; i++) nodes[i] = &graph.steps[i];
+    return SUCCESS;
+}
+
+int cuGraphNodeGetType(void *node, int *kind) {
+    *kind = static_cast<int>(static_cast<Step *>(node)->kind);
+    return SUCCESS;
+}
+
+// CUDA_MEMCPY3D, of which the sides' kinds of memory are told.
+struct Copy3D {
+    size_t from[4];
+    int from_kind;
+    size_t from_rest[6];
+    size_t to[4];
+    int to_kind;
+    size_t to_rest[6];
+    size_t extent[3];
+};
+static_assert(sizeof(Copy3D) == 200, "as the driver has it");
+
+int cuGraphMemcpyNodeGetParams_v2(void *node, Copy3D *copy) {
+    enum { HOST = 1, DEVICE = 2 };
+    const Step &step = *static_cast<Step *>(node);
+    if (step.kind != Node::COPY) return INVALID_VALUE;
+    memset(copy, 0, sizeof *copy);
+    copy->from_kind = step.from_host ? HOST : DEVICE;
+    copy->to_kind = step.to_host ? HOST : DEVICE;
+    return SUCCESS;
+}
+int cuGraphMemcpyNodeGetParams(void *node, Copy3D *copy) {
+    return cuGraphMemcpyNodeGetParams_v2(node, copy);
+}
+
+int cuDeviceGraphMemTrim(int) {
+    trim();
+    return SUCCESS;
+}
+
+// The attributes by their numbers.
+enum { USED = 0, RESERVED = 2, RESERVED_HIGH = 3 };
+
+int cuDeviceGetGraphMemAttribute(int, int attribute, uint64_t *value) {
+    switch (attribute) {
+    case USED: *value = used; return SUCCESS;
+    case RESERVED: *value = reserved; return SUCCESS;
+    case RESERVED_HIGH: *value = reserved_high; return SUCCESS;
+    default: return INVALID_VALUE;
+    }
+}
+
+int cuDeviceSetGraphMemAttribute(int, int attribute, const uint64_t *value) {
+    if (attribute != RESERVED_HIGH || *value) return INVALID_VALUE;
+    reserved_high = reserved;
+    return SUCCESS;
+}
+
+// For the other libraries: whether the work is recorded, which then is the graph's.
+bool stand_in_record(Work *work) {
+    if (!is_capturing()) return false;
+    record(Node::KERNEL, std::move(*work));
+    delete work;
+    return true;
+}
+
+} // extern "C"

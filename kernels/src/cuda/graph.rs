@@ -1,0 +1,138 @@
+//! CUDA graphs: what the stream is given between two moments, as one thing that can be done again.
+#![expect(unsafe_code, reason = "calls into the driver")]
+
+use std::ptr;
+
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::driver::{CudaGraph, sys};
+use candle_core::{Device, Result, bail};
+
+/// As [`crate::graph::Graph`].
+pub(crate) struct Graph(CudaGraph);
+
+// SAFETY: the driver lets any thread use a graph, one at a time; its only use is by `&mut`, and by drop.
+unsafe impl Send for Graph {}
+// SAFETY: as above: nothing can be done with a `&Graph`.
+unsafe impl Sync for Graph {}
+
+impl std::fmt::Debug for Graph {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Graph")
+    }
+}
+
+impl Graph {
+    /// # Safety
+    /// As [`crate::graph::Graph::launch`].
+    pub(crate) unsafe fn launch(&mut self) -> Result<()> {
+        self.0.launch().w()
+    }
+}
+
+/// Ends a capture that the work has not come to the end of.
+struct Capture<'a>(&'a Device);
+
+impl Capture<'_> {
+    fn begin(device: &Device) -> Result<Capture<'_>> {
+        // Relaxed: what other threads ask of the driver meanwhile goes elsewhere, and must not fail.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        device.as_cuda_device()?.cuda_stream().begin_capture(mode).w()?;
+        Ok(Capture(device))
+    }
+
+    fn end(self) -> Result<Option<CudaGraph>> {
+        let captured = Self::stop(self.0);
+        std::mem::forget(self);
+        captured
+    }
+
+    fn stop(device: &Device) -> Result<Option<CudaGraph>> {
+        let stream = device.as_cuda_device()?.cuda_stream();
+        // What was freed in a capture that went wrong was refused, which the bindings keep for the
+        // next call to fail by.
+        let before = stream.context().check_err();
+        let captured = stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        let behind = stream.context().check_err();
+        before.w()?;
+        behind.w()?;
+        captured.w()
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        // The work failed or panicked, and what was recorded of it is of no use.
+        drop(Self::stop(self.0));
+    }
+}
+
+/// As [`crate::graph::Graph::record`].
+pub(crate) fn record(device: &Device, work: impl FnOnce() -> Result<()>) -> Result<Option<Graph>> {
+    if !device.is_cuda() {
+        return Ok(None);
+    }
+    let capture = Capture::begin(device)?;
+    work()?;
+    let Some(graph) = capture.end()? else { bail!("the driver has recorded nothing") };
+    check(&graph)?;
+    Ok(Some(Graph(graph)))
+}
+
+/// An error if the graph would read or write the host's memory, which is another's by the time it is
+/// launched, or would leave memory behind.
+fn check(graph: &CudaGraph) -> Result<()> {
+    let mut kept = 0isize;
+    for node in nodes(graph)? {
+        match kind(node)? {
+            sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_MEMCPY => {
+                let copy = copy_of(node)?;
+                let device = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+                if (copy.srcMemoryType, copy.dstMemoryType) != (device, device) {
+                    bail!("an op that copies between the host and the device cannot be recorded");
+                }
+            }
+            sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_HOST => {
+                bail!("an op that calls the host cannot be recorded")
+            }
+            sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_MEM_ALLOC => kept += 1,
+            sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_MEM_FREE => kept -= 1,
+            _ => {}
+        }
+    }
+    if kept != 0 {
+        bail!("work that leaves tensors behind cannot be recorded");
+    }
+    Ok(())
+}
+
+fn nodes(graph: &CudaGraph) -> Result<Vec<sys::CUgraphNode>> {
+    let mut count = 0;
+    // SAFETY: without a place for them, the nodes are counted.
+    unsafe { sys::cuGraphGetNodes(graph.cu_graph(), ptr::null_mut(), &raw mut count) }
+        .result()
+        .w()?;
+    let mut nodes = vec![ptr::null_mut(); count];
+    // SAFETY: there is room for as many as there are.
+    unsafe { sys::cuGraphGetNodes(graph.cu_graph(), nodes.as_mut_ptr(), &raw mut count) }
+        .result()
+        .w()?;
+    nodes.truncate(count);
+    Ok(nodes)
+}
+
+fn kind(node: sys::CUgraphNode) -> Result<sys::CUgraphNodeType> {
+    let mut kind = sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_EMPTY;
+    // SAFETY: a node of a graph that is there.
+    unsafe { sys::cuGraphNodeGetType(node, &raw mut kind) }.result().w()?;
+    Ok(kind)
+}
+
+fn copy_of(node: sys::CUgraphNode) -> Result<sys::CUDA_MEMCPY3D> {
+    // SAFETY: numbers and pointers, for which zero is a value; no kind of memory is 0.
+    let mut copy: std::mem::MaybeUninit<sys::CUDA_MEMCPY3D> = std::mem::MaybeUninit::zeroed();
+    // SAFETY: a node that copies; all fields are written.
+    unsafe {
+        sys::cuGraphMemcpyNodeGetParams(node, copy.as_mut_ptr()).result().w()?;
+        Ok(copy.assume_init())
+    }
+}
