@@ -11,7 +11,7 @@
 //
 // Legend: `tensors` is a table of `Tensor` in device memory, `places` one {u32 tensor; u32 chunk} a
 // block: a tensor's chunks are of 8192 elements. `grad_scale` points to one f32 in device memory
-// (see norm_clip). `step` is passed by value; `keep` is 1 − lr · λ, and 1 where a tensor does not
+// (see norm_clip); where it is NaN, nothing moves. `step` is passed by value; `keep` is 1 − lr · λ, and 1 where a tensor does not
 // decay.
 //
 // launch:
@@ -215,6 +215,8 @@ template <class Weights, class First, class Second, class G>
 DEVICE void step_chunk(
     const Tensor* tensors, const Place* places, const Step& step, const float* grad_scale, Draw draw
 ) {
+    const float scale = *grad_scale;
+    if (scale != scale) return;
     const Place place = places[blockIdx.x];
     const Tensor tensor = tensors[place.tensor];
     const First first;
@@ -224,7 +226,7 @@ DEVICE void step_chunk(
     for (u32 i = warp; i < BLOCKS; i += WARPS) {
         const Span span = {static_cast<u64>(place.chunk) * BLOCKS + i, lane, tensor.elements};
         if (span.block * BLOCK >= tensor.elements) break;
-        step_span<Weights, First, Second, G>(span, tensor, step, *grad_scale, draw, first, second);
+        step_span<Weights, First, Second, G>(span, tensor, step, scale, draw, first, second);
     }
 }
 

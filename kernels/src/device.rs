@@ -7,7 +7,7 @@
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use candle_core::{Device, Result};
+use candle_core::{Device, Result, Shape, Tensor, WithDType};
 
 use crate::scratch;
 
@@ -102,6 +102,20 @@ pub fn pool(device: &Device) -> Option<PoolUsage> {
 /// High-water marks of the pool begin anew. Nothing is done for the CPU.
 pub fn reset_high_water(device: &Device) -> Result<()> {
     gpu::reset_high_water(device)
+}
+
+/// A tensor of these numbers on `device`. A GPU is not waited for: it copies them when the work before is
+/// done.
+pub fn upload<T: WithDType>(
+    values: Vec<T>,
+    shape: impl Into<Shape>,
+    device: &Device,
+) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return gpu::upload(&values, shape, device);
+    }
+    Tensor::from_vec(values, shape.into(), device)
 }
 
 /// Gives back what lies idle: the buffers of the ops, and what the pool of a GPU keeps, once the

@@ -1,6 +1,8 @@
 //! The angles of rotary position embeddings.
 
 use candle_core::{DType, Device, Tensor};
+use chandler_kernels::device;
+use rayon::prelude::*;
 
 use crate::ModelError;
 use crate::config::{RopeParameters, RopeScaling};
@@ -11,6 +13,9 @@ pub(crate) struct Angles {
     pub(crate) cos: Tensor,
     pub(crate) sin: Tensor,
 }
+
+/// Positions below which their angles are not worth sharing out among threads.
+const ROWS_OF_TASK: usize = 64;
 
 /// The angles of tokens at `positions`.
 ///
@@ -26,14 +31,38 @@ pub(crate) fn angles(
     let length = positions.iter().max().map_or(0, |last| *last as usize + 1);
     let frequencies = inverse_frequencies(parameters, head_dim, length);
     let factor = attention_factor(parameters);
+    // Documents have positions in common, which are worked out once.
+    let shared: Option<Vec<u32>> = (length < positions.len()).then(|| (0..length as u32).collect());
+    let places = match &shared {
+        Some(_) => Some(device::upload(positions.to_vec(), positions.len(), device)?),
+        None => None,
+    };
     let of = |function: fn(f32) -> f32| {
-        let mut values: Vec<f32> = Vec::with_capacity(positions.len() * frequencies.len());
-        for position in positions {
-            values.extend(frequencies.iter().map(|f| function(*position as f32 * f) * factor));
-        }
-        Tensor::from_vec(values, (positions.len(), frequencies.len()), device)?.to_dtype(dtype)
+        let rows = shared.as_deref().unwrap_or(positions);
+        let angles = device::upload(
+            table(rows, &frequencies, |angle| function(angle) * factor),
+            (rows.len(), frequencies.len()),
+            device,
+        )?;
+        let angles = match &places {
+            Some(places) => angles.index_select(places, 0)?,
+            None => angles,
+        };
+        angles.to_dtype(dtype)
     };
     Ok(Angles { cos: of(f32::cos)?, sin: of(f32::sin)? })
+}
+
+/// `of` each angle: a row for each position, and in it a number for each frequency.
+fn table(positions: &[u32], frequencies: &[f32], of: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
+    let mut values = vec![0.0; positions.len() * frequencies.len()];
+    let rows = values.par_chunks_mut(frequencies.len().max(1)).zip(positions);
+    rows.with_min_len(ROWS_OF_TASK).for_each(|(row, position)| {
+        for (value, frequency) in row.iter_mut().zip(frequencies) {
+            *value = of(*position as f32 * frequency);
+        }
+    });
+    values
 }
 
 /// Factor on cos and sin.
@@ -114,4 +143,28 @@ fn powers(theta: f64, head_dim: usize) -> Vec<f32> {
     (0..head_dim / 2)
         .map(|pair| 1.0 / (theta as f32).powf(2.0 * pair as f32 / head_dim as f32))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_at_one_position_have_its_angles() -> Result<(), ModelError> {
+        let scaling = RopeScaling::Dynamic { factor: 2.0, max_position_embeddings: 32 };
+        let parameters = RopeParameters { theta: 10_000.0, scaling };
+        let of = |positions: &[u32]| -> Result<[Vec<Vec<f32>>; 2], ModelError> {
+            let angles = angles(&parameters, 16, positions, DType::F32, &Device::Cpu)?;
+            Ok([angles.cos.to_vec2()?, angles.sin.to_vec2()?])
+        };
+        let each: Vec<u32> = (0..100).rev().collect();
+        let shared: Vec<u32> = (0..100).chain(7..31).chain([99, 0, 99]).collect();
+        let (each, shared_angles) = (of(&each)?, of(&shared)?);
+        for (each, shared_angles) in each.iter().zip(&shared_angles) {
+            for (position, row) in shared.iter().zip(shared_angles) {
+                assert_eq!(*row, each[99 - *position as usize]);
+            }
+        }
+        Ok(())
+    }
 }

@@ -41,6 +41,7 @@ mod batches;
 mod checkpoint;
 mod error;
 mod fit;
+mod found;
 mod layers;
 mod metrics;
 mod micro_batch;

@@ -29,6 +29,12 @@ pub trait Observer {
     /// The model after `step` steps; called once before the first step too.
     fn at_boundary(&mut self, step: u64, model: &CausalLm) -> Result<Control, BoxError>;
 
+    /// Whether the metrics of `step` may come after its boundary, when a GPU has been given the next
+    /// step: what the observer does at this boundary does not need them.
+    fn metrics_may_be_late(&self, _step: u64) -> bool {
+        false
+    }
+
     /// A step is done.
     fn step_done(&mut self, metrics: &StepMetrics) -> Result<(), BoxError>;
 

@@ -1,7 +1,7 @@
 //! AdamW over a model's parameters: which state each of them has, and what is kept in which type.
 
 use candle_core::{DType, Tensor};
-use chandler_kernels::adamw::{self, Moments, Moved, Weights};
+use chandler_kernels::adamw::{self, Clip, Halt, Moments, Moved, Weights};
 use chandler_model::{CausalLm, Gradients, Param, ParamId};
 
 use crate::{MomentsDtype, TrainError, TrainSettings};
@@ -10,6 +10,8 @@ use crate::{MomentsDtype, TrainError, TrainSettings};
 #[derive(Debug)]
 pub(crate) struct AdamW {
     states: Vec<State>,
+    /// On a GPU, which looks at loss and norm before the host does.
+    halt: Option<Halt>,
     /// Gradients of matrices are in the model's own type.
     narrow_gradients: bool,
 }
@@ -28,6 +30,14 @@ pub(crate) struct Rate {
     pub(crate) lr: f64,
     /// From 1.
     pub(crate) step: u64,
+}
+
+/// What gradients are multiplied by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Factor<'a> {
+    Known(f64),
+    /// A GPU works it out.
+    OnGpu(&'a Clip),
 }
 
 impl Rate {
@@ -51,12 +61,13 @@ impl AdamW {
             Ok(State { id, master, moments })
         };
         let states = model.params().trainable().map(state).collect::<Result<_, TrainError>>()?;
-        Ok(Self { states, narrow_gradients: !settings.master_weights })
+        let halt = Halt::new(model.device())?;
+        Ok(Self { states, halt, narrow_gradients: !settings.master_weights })
     }
 
     /// State of no parameter.
     pub(crate) fn none() -> Self {
-        Self { states: vec![], narrow_gradients: false }
+        Self { states: vec![], halt: None, narrow_gradients: false }
     }
 
     /// No gradients yet, in the type that they are to have.
@@ -65,14 +76,27 @@ impl AdamW {
         if self.narrow_gradients { none.matrices_in(model.dtype()) } else { none }
     }
 
+    /// The norm of all gradients and what clips them, where a GPU works it out and holds the run at
+    /// a norm or a loss that is no number.
+    pub(crate) fn clip(
+        &self,
+        gradients: &Gradients,
+        losses: &[&Tensor],
+        max_norm: f64,
+    ) -> Result<Option<Clip>, TrainError> {
+        let Some(halt) = &self.halt else { return Ok(None) };
+        let all: Vec<&Tensor> = gradients.iter().map(|(_, gradient)| gradient).collect();
+        Ok(Clip::new(&all, losses, max_norm, halt)?)
+    }
+
     /// Moves parameters along their gradients, scaled by `clip`. Frozen ones stay.
     pub(crate) fn step<'a>(
-        &self,
-        model: &CausalLm,
+        &'a self,
+        model: &'a CausalLm,
         gradients: impl Iterator<Item = (ParamId, &'a Tensor)>,
         settings: &TrainSettings,
         rate: Rate,
-        clip: f64,
+        clip: Factor<'a>,
     ) -> Result<(), TrainError> {
         let steps: Vec<adamw::Step> = gradients
             .filter_map(|(id, gradient)| self.step_of(model, id, gradient, settings, rate, clip))
@@ -90,7 +114,7 @@ impl AdamW {
         rate: Rate,
     ) -> Result<Option<Moved>, TrainError> {
         // Clipping is in the moments already.
-        match self.step_of(model, id, gradient, settings, rate, 1.0) {
+        match self.step_of(model, id, gradient, settings, rate, Factor::Known(1.0)) {
             Some(step) => Ok(adamw::moved(&step)?),
             None => Ok(None),
         }
@@ -103,10 +127,14 @@ impl AdamW {
         gradient: &'a Tensor,
         settings: &TrainSettings,
         rate: Rate,
-        clip: f64,
+        clip: Factor<'a>,
     ) -> Option<adamw::Step<'a>> {
         let index = self.states.binary_search_by_key(&id, |state| state.id).ok()?;
         let (state, param) = (&self.states[index], model.params().get(id));
+        let (grad_scale, clip) = match clip {
+            Factor::Known(factor) => (factor, None),
+            Factor::OnGpu(clip) => (1.0, Some(clip)),
+        };
         let params = adamw::Params {
             lr: rate.lr,
             beta1: settings.adam_beta1,
@@ -114,7 +142,7 @@ impl AdamW {
             eps: settings.adam_epsilon,
             weight_decay: if param.decays { settings.weight_decay } else { 0.0 },
             step: rate.step,
-            grad_scale: clip,
+            grad_scale,
         };
         let weights = match &state.master {
             Some(master) => Weights::Master { master, param: &param.value },
@@ -124,7 +152,7 @@ impl AdamW {
                 Weights::Stochastic { param: &param.value, seed, tensor }
             }
         };
-        Some(adamw::Step { weights, moments: &state.moments, grad: gradient, params })
+        Some(adamw::Step { weights, moments: &state.moments, grad: gradient, params, clip })
     }
 
     /// The most precise weight of every trainable parameter, by its name.

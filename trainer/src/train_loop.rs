@@ -9,10 +9,11 @@ use chandler_model::CausalLm;
 use chandler_vram::{Category, Entry, Ledger, Shortage};
 
 use crate::background::Background;
+use crate::found::Found;
 use crate::optimizer::{AdamW, Rate};
 use crate::segments::forward_backward;
 use crate::spare::Spare;
-use crate::update::{Measured, Update};
+use crate::update::Update;
 use crate::{
     BatchPlan, Control, Fit, MicroBatch, Observer, Rows, StepMetrics, TrainError, TrainSettings,
     num_items,
@@ -35,6 +36,10 @@ pub struct Trainer<'a> {
     /// What taught it in the step that is going on.
     shortage: Option<Shortage>,
     last_metrics: Option<StepMetrics>,
+    /// The step whose metrics nobody has waited for yet.
+    unread: Option<Begun>,
+    /// When the last metrics were read.
+    read: Option<Instant>,
     /// The checkpoint that is being written.
     pub(crate) background: Option<Background>,
     pub(crate) spare: Spare,
@@ -52,51 +57,70 @@ pub enum Outcome {
     Stopped,
 }
 
-/// What a step has done.
-struct Done {
-    measured: Measured,
-    lr: f64,
+/// A step that is done, or that a GPU has been given to do.
+struct Begun {
+    step: u64,
+    /// Of the run, this step's included.
+    num_tokens: u64,
     tokens: u64,
+    began: Instant,
+    found: Found,
 }
 
 impl Trainer<'_> {
     /// Trains until the last step or until the observer says stop.
     pub fn train(&mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
         loop {
+            let is_last = self.step >= self.plan.total_steps();
+            if is_last || !observer.metrics_may_be_late(self.step) {
+                self.tell_metrics(observer)?;
+            }
             self.settle_checkpoint(observer, false)?;
             self.spare.review(observer);
             let control =
                 observer.at_boundary(self.step, &self.model).map_err(TrainError::Observer)?;
+            if control != Control::Continue {
+                self.tell_metrics(observer)?;
+            }
             if control == Control::Checkpoint {
                 self.checkpoint_for(observer)?;
             }
             let is_stopped = control == Control::Stop;
-            let is_last = control == Control::Finish || self.step >= self.plan.total_steps();
-            if is_stopped || is_last {
+            if is_stopped || control == Control::Finish || is_last {
                 self.settle_checkpoint(observer, true)?;
                 self.spare.release();
                 return Ok(if is_stopped { Outcome::Stopped } else { Outcome::Finished });
             }
             let at = self.step;
-            let metrics = self.step();
+            let begun = self.begin_step();
             if let Some(shortage) = self.shortage.take() {
                 observer.tightened(at, self.fit, &shortage).map_err(TrainError::Observer)?;
             }
-            observer.step_done(&metrics?).map_err(TrainError::Observer)?;
+            // A GPU is at the new step while the host looks at the one before.
+            self.tell_metrics(observer)?;
+            if self.unread.insert(begun?).found.is_known() {
+                self.tell_metrics(observer)?;
+            }
         }
     }
 
-    /// One optimizer step. Where memory runs out, the same step is done again in smaller pieces,
-    /// which the run then stays with.
+    /// One optimizer step, which a GPU is waited for. Where memory runs out, the same step is done
+    /// again in smaller pieces, which the run then stays with.
     pub fn step(&mut self) -> Result<StepMetrics, TrainError> {
-        let started = Instant::now();
+        let begun = self.begin_step()?;
+        self.read_metrics(begun)
+    }
+
+    /// Does a step, or hands it over.
+    fn begin_step(&mut self) -> Result<Begun, TrainError> {
+        let began = Instant::now();
         let batches = self.read_batches()?;
         let items: usize = batches.iter().map(|rows| num_items(rows)).sum();
         if items == 0 {
             let rows = batches.iter().map(Vec::len).sum();
             return Err(TrainError::NothingToLearn { step: self.step + 1, rows });
         }
-        let done = loop {
+        let (found, tokens) = loop {
             match self.try_step(&batches, items) {
                 Err(TrainError::OutOfMemory { step, shortage, moved }) => {
                     // What waits for the next checkpoint goes first.
@@ -109,25 +133,43 @@ impl Trainer<'_> {
             }
         };
         self.step += 1;
-        self.num_tokens += done.tokens;
+        self.num_tokens += tokens;
+        Ok(Begun { step: self.step, num_tokens: self.num_tokens, tokens, began, found })
+    }
+
+    /// What a step has measured, which a GPU is waited for.
+    fn read_metrics(&mut self, begun: Begun) -> Result<StepMetrics, TrainError> {
+        let Begun { step, num_tokens, tokens, began, found } = begun;
+        let lr = found.rate.lr;
+        let measured = found.wait()?;
+        // A step that was handed over early began when the one before was done.
+        let began = self.read.map_or(began, |read| read.max(began));
+        self.read = Some(Instant::now());
         let metrics = StepMetrics {
-            step: self.step,
-            loss: done.measured.loss,
-            grad_norm: done.measured.grad_norm,
-            lr: done.lr,
-            num_tokens: self.num_tokens,
-            mean_token_accuracy: done.measured.accuracy,
-            epoch: self.step as f64 / self.plan.steps_per_epoch() as f64,
-            tokens_per_s: done.tokens as f64 / started.elapsed().as_secs_f64().max(1e-9),
-            layers: done.measured.layers,
+            step,
+            loss: measured.loss,
+            grad_norm: measured.grad_norm,
+            lr,
+            num_tokens,
+            mean_token_accuracy: measured.accuracy,
+            epoch: step as f64 / self.plan.steps_per_epoch() as f64,
+            tokens_per_s: tokens as f64 / began.elapsed().as_secs_f64().max(1e-9),
+            layers: measured.layers,
         };
         self.last_metrics = Some(metrics.clone());
         Ok(metrics)
     }
 
+    /// Tells the observer of the step that it has not heard of yet, if there is one.
+    fn tell_metrics(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let Some(begun) = self.unread.take() else { return Ok(()) };
+        let metrics = self.read_metrics(begun)?;
+        observer.step_done(&metrics).map_err(TrainError::Observer)
+    }
+
     /// Gradients of a global batch, clipped, applied. Nothing has changed where this fails, but
     /// where the optimizer in the backward pass had begun.
-    fn try_step(&self, batches: &[Vec<Row>], items: usize) -> Result<Done, TrainError> {
+    fn try_step(&self, batches: &[Vec<Row>], items: usize) -> Result<(Found, u64), TrainError> {
         let Self { model, optimizer, settings, ledger, fit, .. } = self;
         let rate = Rate { lr: self.learning_rate(), step: self.step + 1 };
         let mut gradients = optimizer.no_gradients(model);
@@ -144,8 +186,7 @@ impl Trainer<'_> {
                 tokens += batch.num_tokens() as u64;
             }
         }
-        let measured = update.finish(&gradients)?;
-        Ok(Done { measured, lr: rate.lr, tokens })
+        Ok((update.finish(&gradients)?, tokens))
     }
 
     /// Makes room after memory ran out; whether there is anything left to cut.
@@ -218,6 +259,8 @@ impl<'a> Trainer<'a> {
             fit: Fit::default(),
             shortage: None,
             last_metrics,
+            unread: None,
+            read: None,
             background: None,
             spare: Spare::default(),
             ledger,

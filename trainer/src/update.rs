@@ -4,13 +4,15 @@
 //! after each block, and what is known then is each parameter's own norm.
 
 use candle_core::Tensor;
-use chandler_model::{CausalLm, Gradients, ModelError, ParamId, Pending, Score};
+use chandler_kernels::adamw::Clip;
+use chandler_model::{CausalLm, Gradients, ModelError, ParamId, Pending};
 use chandler_vram::{Category, Entry, Ledger, Shortage};
 
+use crate::found::{Found, Norm, Scores};
 use crate::layers::LayerSums;
-use crate::optimizer::{AdamW, Rate, clip_coefficient, global_norm, norm_of};
+use crate::optimizer::{AdamW, Factor, Rate, clip_coefficient, global_norm, norm_of};
 use crate::segments::Follower;
-use crate::{LayerNorms, TrainError, TrainSettings};
+use crate::{TrainError, TrainSettings};
 
 /// The update of one step while its passes run.
 pub(crate) struct Update<'a> {
@@ -20,11 +22,7 @@ pub(crate) struct Update<'a> {
     ledger: &'a Ledger,
     rate: Rate,
     items: usize,
-    loss_sum: f64,
-    /// Of each micro-batch.
-    scores: Vec<Score>,
-    /// Those which a GPU is still at, and of which micro-batch they are a part.
-    pending: Vec<(usize, Pending)>,
+    scores: Scores,
     /// Squares of the norms of the gradients that were used already.
     squares: f64,
     /// Whether some weights have moved already.
@@ -33,15 +31,6 @@ pub(crate) struct Update<'a> {
     layers: Option<LayerSums>,
     activations: Entry,
     held: Entry,
-}
-
-/// What a step has measured.
-pub(crate) struct Measured {
-    pub(crate) loss: f64,
-    pub(crate) grad_norm: f64,
-    /// Mean over the micro-batches.
-    pub(crate) accuracy: f64,
-    pub(crate) layers: Vec<LayerNorms>,
 }
 
 impl<'a> Update<'a> {
@@ -56,7 +45,7 @@ impl<'a> Update<'a> {
     ) -> Self {
         let (activations, held) =
             (ledger.enter(Category::Activations, 0), ledger.enter(Category::Gradients, 0));
-        let (loss_sum, squares, moved) = (0.0, 0.0, false);
+        let (squares, moved) = (0.0, false);
         let layers = settings.measures_layers(rate.step).then(|| LayerSums::new(model));
         Self {
             model,
@@ -65,9 +54,7 @@ impl<'a> Update<'a> {
             ledger,
             rate,
             items,
-            loss_sum,
-            scores: vec![],
-            pending: vec![],
+            scores: Scores::default(),
             squares,
             moved,
             layers,
@@ -78,7 +65,7 @@ impl<'a> Update<'a> {
 
     /// The passes to come are of the next micro-batch.
     pub(crate) fn begin_batch(&mut self) {
-        self.scores.push(Score::default());
+        self.scores.begin_batch();
     }
 
     /// The error of a pass, in which memory that was lacking is told from everything else.
@@ -93,38 +80,40 @@ impl<'a> Update<'a> {
         }
     }
 
-    /// Moves what has not been moved yet.
-    pub(crate) fn finish(mut self, gradients: &Gradients) -> Result<Measured, TrainError> {
-        // The device has to be waited for here, and nowhere before.
-        let rest = global_norm(gradients)?;
-        for (batch, score) in std::mem::take(&mut self.pending) {
-            self.add(batch, score.wait().map_err(ModelError::from)?);
+    /// Moves what has not been moved yet. A GPU is not waited for, unless each layer is measured.
+    pub(crate) fn finish(mut self, gradients: &Gradients) -> Result<Found, TrainError> {
+        if let Some(clip) = self.clip_on_gpu(gradients)? {
+            self.step(|| gradients.iter(), Factor::OnGpu(&clip))?;
+            return Ok(self.found(Norm::OnGpu(clip)));
         }
-        let loss = self.loss()?;
+        let rest = global_norm(gradients)?;
+        self.scores.wait()?;
+        self.check_loss()?;
         let grad_norm = self.rate.finite("gradient norm", (self.squares + rest * rest).sqrt())?;
         if !self.settings.optimizer_in_backward {
             let clip = clip_coefficient(grad_norm, self.settings.max_grad_norm);
-            self.step(|| gradients.iter(), clip)?;
+            self.step(|| gradients.iter(), Factor::Known(clip))?;
         }
-        let accuracy = self.accuracy();
+        Ok(self.found(Norm::Known(grad_norm)))
+    }
+
+    fn found(self, norm: Norm) -> Found {
         let layers = self.layers.map_or_else(Vec::new, LayerSums::norms);
-        Ok(Measured { loss, grad_norm, accuracy, layers })
+        Found { rate: self.rate, items: self.items, scores: self.scores, norm, layers }
     }
 
-    fn add(&mut self, batch: usize, score: Score) {
-        self.loss_sum += score.loss_sum;
-        self.scores[batch].add(score);
-    }
-
-    fn accuracy(&self) -> f64 {
-        let of_batch = |score: &Score| score.num_correct as f64 / score.num_targets.max(1) as f64;
-        self.scores.iter().map(of_batch).sum::<f64>() / self.scores.len() as f64
+    fn clip_on_gpu(&self, gradients: &Gradients) -> Result<Option<Clip>, TrainError> {
+        if self.settings.optimizer_in_backward || self.layers.is_some() {
+            return Ok(None);
+        }
+        self.optimizer.clip(gradients, &self.scores.losses(), self.settings.max_grad_norm)
     }
 
     /// Moves the parameters of these gradients, and looks at their layers where that is due. What
     /// could fail for lack of memory comes first, while no weight has moved.
-    fn step<'g, G>(&mut self, gradients: impl Fn() -> G, clip: f64) -> Result<(), TrainError>
+    fn step<'g, G>(&mut self, gradients: impl Fn() -> G, clip: Factor<'g>) -> Result<(), TrainError>
     where
+        'a: 'g,
         G: Iterator<Item = (ParamId, &'g Tensor)>,
     {
         let Self { model, optimizer, settings, rate, .. } = *self;
@@ -140,8 +129,8 @@ impl<'a> Update<'a> {
         Ok(())
     }
 
-    fn loss(&self) -> Result<f64, TrainError> {
-        self.rate.finite("loss", self.loss_sum / self.items as f64)
+    fn check_loss(&self) -> Result<(), TrainError> {
+        self.rate.finite("loss", self.scores.loss_sum() / self.items as f64).map(|_| ())
     }
 }
 
@@ -152,13 +141,13 @@ impl Follower for Update<'_> {
     }
 
     fn scored(&mut self, score: Pending) -> Result<(), TrainError> {
-        let batch = self.scores.len() - 1;
+        let is_known = score.is_known();
+        self.scores.push(score);
         // Weights that move in this pass must not follow a loss that is NaN.
-        if score.is_known() || self.settings.optimizer_in_backward {
-            self.add(batch, score.wait().map_err(ModelError::from)?);
-            return self.loss().map(|_| ());
+        if is_known || self.settings.optimizer_in_backward {
+            self.scores.wait()?;
+            self.check_loss()?;
         }
-        self.pending.push((batch, score));
         Ok(())
     }
 
@@ -171,7 +160,7 @@ impl Follower for Update<'_> {
             let norm = self.rate.finite("gradient norm", norm_of(&gradient)?)?;
             let clip = clip_coefficient(norm, self.settings.max_grad_norm);
             self.moved = true;
-            self.step(|| std::iter::once((*id, &gradient)), clip)?;
+            self.step(|| std::iter::once((*id, &gradient)), Factor::Known(clip))?;
             self.squares += norm * norm;
         }
         Ok(())

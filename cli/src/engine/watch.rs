@@ -246,6 +246,10 @@ impl Observer for Watch<'_> {
         })
     }
 
+    fn metrics_may_be_late(&self, step: u64) -> bool {
+        !self.eval_is_due(step) && !self.save_is_due(step)
+    }
+
     fn step_done(&mut self, metrics: &StepMetrics) -> Result<(), BoxError> {
         self.steps_here += 1;
         let host = HostMeter::new().read_host();

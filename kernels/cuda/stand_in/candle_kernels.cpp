@@ -108,15 +108,16 @@ template <typename T> void const_set(void **arguments) {
 
 template <typename T, typename I> void index_select(void **arguments) {
     size_t count = argument<size_t>(arguments, 0);
-    Layout from = layout(arguments, 1);
+    // That of the ids: the source lies side by side.
+    Layout of_ids = layout(arguments, 1);
     auto ids = argument<const I *>(arguments, 3);
     auto in = argument<const T *>(arguments, 4);
     auto out = argument<T *>(arguments, 5);
     size_t rows = argument<size_t>(arguments, 7), chosen = argument<size_t>(arguments, 8);
     size_t right = argument<size_t>(arguments, 9);
     for (size_t i = 0; i < count; i++) {
-        size_t left = i / (chosen * right), id = ids[i / right % chosen];
-        out[i] = in[from.at((left * rows + id) * right + i % right)];
+        size_t left = i / (chosen * right), id = ids[of_ids.at(i / right % chosen)];
+        out[i] = in[(left * rows + id) * right + i % right];
     }
 }
 

@@ -4,20 +4,16 @@
 
 #include "graphs.h"
 
+#include "results.h"
+
+#include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <map>
+#include <mutex>
 #include <vector>
 
 namespace {
-
-enum Result {
-    SUCCESS = 0,
-    INVALID_VALUE = 1,
-    OUT_OF_MEMORY = 2,
-    UNSUPPORTED = 900,
-    INVALIDATED = 901,
-    UNMATCHED = 903,
-};
 
 struct Step {
     Node kind;
@@ -72,12 +68,52 @@ void destroy(Graph *graph) {
     delete graph;
 }
 
+// What the stream is yet to do, and how much it has ever been given.
+std::recursive_mutex stream_lock;
+std::deque<Work> kept;
+size_t given = 0;
+// What went wrong when nobody waited: the next call that does hears of it.
+int failed = SUCCESS;
+
+bool is_late() {
+    static const bool late = getenv("CHANDLER_STAND_IN_LATE") != nullptr;
+    return late;
+}
+
 } // namespace
+
+int perform(Work work) {
+    std::lock_guard<std::recursive_mutex> hold(stream_lock);
+    given++;
+    if (!is_late()) return work();
+    kept.push_back(std::move(work));
+    return SUCCESS;
+}
+
+size_t kept_so_far() {
+    std::lock_guard<std::recursive_mutex> hold(stream_lock);
+    return given;
+}
+
+int catch_up_to(size_t number) {
+    std::lock_guard<std::recursive_mutex> hold(stream_lock);
+    while (!kept.empty() && given - kept.size() < number) {
+        Work work = std::move(kept.front());
+        kept.pop_front();
+        int status = work();
+        if (status && !failed) failed = status;
+    }
+    int status = failed;
+    failed = SUCCESS;
+    return status;
+}
+
+int catch_up() { return catch_up_to(kept_so_far()); }
 
 bool is_capturing() { return captured != nullptr; }
 
 int record(Node kind, Work work) {
-    if (broken) return INVALIDATED;
+    if (broken) return CAPTURE_INVALIDATED;
     captured->steps.push_back(Step{kind, std::move(work)});
     return SUCCESS;
 }
@@ -92,7 +128,7 @@ int record_copy(bool from_host, bool to_host, Work work) {
 }
 
 int record_allocation(uintptr_t *address, size_t bytes) {
-    if (broken) return INVALIDATED;
+    if (broken) return CAPTURE_INVALIDATED;
     int status = map_for_graph(address, bytes);
     if (status != SUCCESS) return status;
     uintptr_t at = *address;
@@ -101,7 +137,7 @@ int record_allocation(uintptr_t *address, size_t bytes) {
 }
 
 int record_release(uintptr_t address) {
-    if (broken) return INVALIDATED;
+    if (broken) return CAPTURE_INVALIDATED;
     auto found = captured->memory.find(address);
     if (found == captured->memory.end() || found->second.second) return refuse_in_capture();
     found->second.second = true;
@@ -111,13 +147,13 @@ int record_release(uintptr_t address) {
 
 int refuse_in_capture() {
     broken = true;
-    return UNSUPPORTED;
+    return CAPTURE_UNSUPPORTED;
 }
 
 extern "C" {
 
 int cuStreamBeginCapture_v2(void *, int) {
-    if (captured) return UNMATCHED;
+    if (captured) return CAPTURE_UNMATCHED;
     captured = new Graph;
     broken = false;
     return SUCCESS;
@@ -125,12 +161,12 @@ int cuStreamBeginCapture_v2(void *, int) {
 
 int cuStreamEndCapture(void *, void **graph) {
     *graph = nullptr;
-    if (!captured) return UNMATCHED;
+    if (!captured) return CAPTURE_UNMATCHED;
     Graph *ended = captured;
     captured = nullptr;
     if (broken) {
         destroy(ended);
-        return INVALIDATED;
+        return CAPTURE_INVALIDATED;
     }
     *graph = ended;
     return SUCCESS;
@@ -148,8 +184,10 @@ int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long lo
 }
 int cuGraphExecDestroy(void *) { return SUCCESS; }
 int cuGraphDestroy(void *graph) {
+    // The real one keeps it as long as the stream needs it.
+    int status = catch_up();
     destroy(static_cast<Graph *>(graph));
-    return SUCCESS;
+    return status;
 }
 
 int cuGraphLaunch(void *executable, void *) {
@@ -163,9 +201,12 @@ int cuGraphLaunch(void *executable, void *) {
         used += graph.bytes();
         graph.launched = true;
     }
-    for (const Step &step : graph.steps)
-        if (int status = step.work()) return status;
-    return SUCCESS;
+    Graph *launched = &graph;
+    return perform([launched] {
+        for (const Step &step : launched->steps)
+            if (int status = step.work()) return status;
+        return static_cast<int>(SUCCESS);
+    });
 }
 
 int cuGraphGetNodes(void *handle, void **nodes, size_t *count) {
@@ -232,12 +273,11 @@ int cuDeviceSetGraphMemAttribute(int, int attribute, const uint64_t *value) {
     return SUCCESS;
 }
 
-// For the other libraries: whether the work is recorded, which then is the graph's.
-bool stand_in_record(Work *work) {
-    if (!is_capturing()) return false;
-    record(Node::KERNEL, std::move(*work));
+// For the other libraries: recorded, kept or done.
+int stand_in_perform(Work *work) {
+    int status = is_capturing() ? record(Node::KERNEL, *work) : perform(*work);
     delete work;
-    return true;
+    return status;
 }
 
 } // extern "C"

@@ -1,13 +1,22 @@
-// CUDA graphs for a driver without a GPU: a stream that is being captured keeps its work, and a graph does
-// it when it is launched.
+// The stream of a driver without a GPU, and CUDA graphs: a stream that is being captured keeps its work, and
+// a graph does it when it is launched.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 
-// Done at launch; the result is the driver's.
+// What the stream is given to do; the result is the driver's.
 using Work = std::function<int()>;
+
+// Does the work, or keeps it until somebody waits for it where the environment has
+// CHANDLER_STAND_IN_LATE, which is as late as a GPU may be with it.
+int perform(Work work);
+
+// Does all that is kept, or the first so many; the number of them so far.
+int catch_up();
+int catch_up_to(size_t number);
+size_t kept_so_far();
 
 // As the driver numbers the kinds of nodes.
 enum class Node { KERNEL = 0, COPY = 1, FILL = 2, ALLOCATION = 10, RELEASE = 11 };

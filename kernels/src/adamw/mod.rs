@@ -5,6 +5,7 @@
 //! whatever they are stored as. [`Weights`] says what is trained, [`Moments`] holds the state.
 
 mod bytes;
+mod clip;
 mod composed;
 mod cpu;
 mod moved;
@@ -19,6 +20,7 @@ use crate::cpu::{self as slices, Real};
 use crate::memory;
 use crate::profile::{self, Op};
 use bytes::Code;
+pub use clip::{Clip, Halt};
 use cpu::Blocks;
 pub use moved::{Moved, moved};
 
@@ -184,6 +186,9 @@ pub struct Step<'a> {
     pub grad: &'a Tensor,
     /// How.
     pub params: Params,
+    /// Clips the gradient, where a GPU works out by how much: then in place of
+    /// [`Params::grad_scale`].
+    pub clip: Option<&'a Clip>,
 }
 
 impl Step<'_> {
@@ -191,6 +196,9 @@ impl Step<'_> {
         self.weights.check()?;
         let weight = self.weights.tensor();
         self.moments.check(weight)?;
+        if self.clip.is_some() && !weight.device().is_cuda() {
+            bail!("adamw of a weight on {:?}, clipped on a GPU", weight.device());
+        }
         if self.grad.dims() != weight.dims() {
             bail!("adamw of a weight {:?} along {:?}", weight.dims(), self.grad.dims());
         }
@@ -206,21 +214,25 @@ pub fn step_all(steps: &[Step]) -> Result<()> {
         steps.iter().try_for_each(Step::check)?;
         return crate::cuda::adamw::step_all(steps);
     }
-    steps.iter().try_for_each(|of| step(of.weights, of.moments, of.grad, of.params))
+    steps.iter().try_for_each(step_one)
 }
 
 /// One step of `weights` and `moments` along `grad`, f32 or bf16 of the weight's shape.
 ///
 /// Devices other than the CPU and NVIDIA's GPUs have f32 moments and no stochastic rounding.
 pub fn step(weights: Weights, moments: &Moments, grad: &Tensor, params: Params) -> Result<()> {
+    step_one(&Step { weights, moments, grad, params, clip: None })
+}
+
+fn step_one(step: &Step) -> Result<()> {
+    let Step { weights, moments, grad, params, .. } = *step;
     let _timer =
         profile::over(Op::Optimizer, 0, &[weights.tensor(), grad]).moving(2 * moments.bytes());
-    let step = Step { weights, moments, grad, params };
     step.check()?;
     match weights.tensor().device() {
         candle_core::Device::Cpu => {}
         #[cfg(feature = "cuda")]
-        candle_core::Device::Cuda(_) => return crate::cuda::adamw::step_all(&[step]),
+        candle_core::Device::Cuda(_) => return crate::cuda::adamw::step_all(&[*step]),
         _ => return step_composed(weights, moments, grad, params),
     }
     let coefficients = Coefficients::new(params);

@@ -227,7 +227,8 @@ mod tests {
                     update_squares: sum_of_squares(&apart)?,
                     weight_squares: sum_of_squares(&weights.tensor().to_dtype(DType::F64)?)?,
                 };
-                let told = moved(&Step { weights, moments: &moments, grad: &grad, params })?;
+                let told =
+                    moved(&Step { weights, moments: &moments, grad: &grad, params, clip: None })?;
                 all.push((told.expect("on the CPU"), expected));
             }
         }
@@ -305,6 +306,7 @@ mod tests {
             moments: &moments,
             grad: &grad,
             params,
+            clip: None,
         })?;
         let expected = 3.0 * (PARAMS.lr * (1.0 + PARAMS.weight_decay)).powi(2);
         let found = told.expect("on the CPU").update_squares;

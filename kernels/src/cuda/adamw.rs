@@ -2,12 +2,13 @@
 #![expect(unsafe_code, reason = "launches kernels")]
 
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Result, bail};
 
 use super::launch::{Launch, address, address_or_null, arguments};
 use super::program::{Program, source};
 use super::table::{CHUNK_THREADS, Table};
-use crate::adamw::{Coefficients, Moments, Params, Step, Weights};
+use super::upload::upload;
+use crate::adamw::{Clip, Coefficients, Moments, Params, Step, Weights};
 
 static PROGRAM: Program = source!("adamw");
 
@@ -29,8 +30,9 @@ struct StepArgument {
 unsafe impl DeviceRepr for StepArgument {}
 
 /// Tensors that one launch moves.
-struct Group {
+struct Group<'a> {
     kernel: String,
+    clip: Option<&'a Clip>,
     /// Weight decay is that of those which decay.
     params: Params,
     seed: u64,
@@ -45,13 +47,15 @@ pub(crate) fn step_all(steps: &[Step]) -> Result<()> {
         let entry = entry(step)?;
         let (kernel, seed) = (kernel(step)?, seed(step));
         let fits = |group: &&mut Group| {
-            group.kernel == kernel && group.seed == seed && goes_with(group.params, step.params)
+            let clip = group.clip.map(std::ptr::from_ref) == step.clip.map(std::ptr::from_ref);
+            let same = group.kernel == kernel && group.seed == seed && clip;
+            same && goes_with(group.params, step.params)
         };
         let group = match groups.iter_mut().find(fits) {
             Some(group) => group,
             None => {
                 let table = Table::default();
-                groups.push(Group { kernel, params: step.params, seed, table });
+                groups.push(Group { kernel, clip: step.clip, params: step.params, seed, table });
                 groups.last_mut().expect("it was pushed")
             }
         };
@@ -59,10 +63,13 @@ pub(crate) fn step_all(steps: &[Step]) -> Result<()> {
         group.table.push(&entry, step.grad.elem_count());
     }
     let device = first.grad.device();
-    for Group { kernel, params, seed, table } in groups {
+    for Group { kernel, clip, params, seed, table } in groups {
         let c = Coefficients::new(params);
         let [entries, places] = table.on(device)?;
-        let grad_scale = Tensor::from_slice(&[c.grad_scale], 1, device)?;
+        let grad_scale = match clip {
+            Some(clip) => clip.scale.clone(),
+            None => upload(&[c.grad_scale], 1, device)?,
+        };
         let argument = StepArgument {
             beta1: c.beta1,
             rest1: c.rest1,

@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::empty;
 use super::launch::{Launch, address, arguments, on_gpu, suffix};
 use super::program::{Program, source};
+use super::upload::upload;
 use crate::attention::Params;
 
 static FORWARD: Program = source!("attention_forward");
@@ -116,7 +117,7 @@ fn tiles(documents: &[Range<usize>], rows: usize, device: &Device) -> Result<Ten
         .collect();
     all.sort_by_key(|[_, _, first]| std::cmp::Reverse(*first));
     let count = all.len();
-    Tensor::from_vec(all.into_flattened(), (count, 3), device)
+    upload(all.as_flattened(), (count, 3), device)
 }
 
 /// Queries and keys that a block of the forward pass holds.

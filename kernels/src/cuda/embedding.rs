@@ -5,6 +5,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::launch::{Launch, address, arguments, empty, suffix, threads_of_row};
 use super::program::{Program, source};
+use super::upload::upload;
 
 static PROGRAM: Program = source!("embedding");
 
@@ -18,7 +19,7 @@ pub(crate) fn forward(table: &Tensor, ids: &[u32], scale: Option<f64>) -> Result
         candle_core::bail!("token {id} is outside of a table of {rows} rows");
     }
     let table = table.contiguous()?;
-    let on_device = Tensor::from_slice(ids, ids.len(), table.device())?;
+    let on_device = upload(ids, ids.len(), table.device())?;
     let y = empty((ids.len(), width), table.dtype(), table.device())?;
     let launch = Launch {
         program: &PROGRAM,
@@ -106,7 +107,7 @@ impl ByRow {
     }
 
     fn on(&self, device: &Device) -> Result<[Tensor; 3]> {
-        let there = |list: &[u32]| Tensor::from_slice(list, list.len(), device);
+        let there = |list: &[u32]| upload(list, list.len(), device);
         Ok([there(&self.rows)?, there(&self.offsets)?, there(&self.tokens)?])
     }
 }

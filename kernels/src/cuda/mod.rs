@@ -22,6 +22,7 @@ mod program;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
 mod table;
+mod upload;
 
 pub(crate) use launch::{empty, on_gpu};
 
@@ -29,4 +30,5 @@ pub(crate) use launch::{empty, on_gpu};
 pub(crate) mod host {
     pub(crate) use super::device::{count, free_and_total, open, uuid};
     pub(crate) use super::pool::{read, reset_high_water, trim};
+    pub(crate) use super::upload::upload;
 }

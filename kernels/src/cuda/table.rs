@@ -2,6 +2,8 @@
 
 use candle_core::{Device, Result, Tensor};
 
+use super::upload::upload;
+
 /// Elements of a tensor that a block works on.
 const CHUNK_ELEMENTS: usize = 8192;
 
@@ -34,8 +36,8 @@ impl Table {
     /// The entries and the places, on the device.
     pub(super) fn on(&self, device: &Device) -> Result<[Tensor; 2]> {
         Ok([
-            Tensor::from_slice(&self.bytes, self.bytes.len(), device)?,
-            Tensor::from_slice(&self.places, self.places.len(), device)?,
+            upload(&self.bytes, self.bytes.len(), device)?,
+            upload(&self.places, self.places.len(), device)?,
         ])
     }
 }

@@ -2,6 +2,8 @@
 
 use candle_core::{Device, Result, Tensor, bail};
 
+use crate::device;
+
 /// A row of the batch: where its past is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
@@ -88,5 +90,5 @@ impl Places {
 fn pairs(list: &[Place], device: &Device) -> Result<Tensor> {
     let numbers: Vec<u32> =
         list.iter().flat_map(|place| [place.row as u32, place.len as u32]).collect();
-    Tensor::from_vec(numbers, (list.len(), 2), device)
+    device::upload(numbers, (list.len(), 2), device)
 }

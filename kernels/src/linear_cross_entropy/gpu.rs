@@ -6,6 +6,7 @@ use candle_core::{DType, Result, Tensor};
 use super::{Head, Losses, Pending, Trained};
 use crate::cuda::cross_entropy::Rows;
 use crate::cuda::gemm::{Before, Factor, multiply};
+use crate::cuda::host::upload;
 use crate::cuda::{embedding, empty};
 use crate::gpu_sizes::loss_chunk;
 
@@ -94,7 +95,7 @@ impl<'a> Work<'a> {
             hidden: head.hidden.contiguous()?,
             head,
             logits: empty((loss_chunk(tokens, vocab), vocab), DType::F32, device)?,
-            targets: Tensor::from_slice(&trained.targets, tokens, device)?,
+            targets: upload(&trained.targets, tokens, device)?,
             losses: empty(tokens, DType::F32, device)?,
             hits: empty(tokens, DType::U32, device)?,
         })

@@ -1,8 +1,6 @@
 //! A score that may still be on its way.
 
-use candle_core::Result;
-#[cfg(feature = "cuda")]
-use candle_core::Tensor;
+use candle_core::{Result, Tensor};
 
 use super::Score;
 #[cfg(feature = "cuda")]
@@ -37,6 +35,15 @@ impl Pending {
     /// Whether nobody has to be waited for.
     pub fn is_known(&self) -> bool {
         matches!(self.0, State::Known(_))
+    }
+
+    /// The loss of each trained token, f32 `[N]`, where a GPU is still at them.
+    pub fn losses(&self) -> Option<&Tensor> {
+        match &self.0 {
+            State::Known(_) => None,
+            #[cfg(feature = "cuda")]
+            State::OnGpu { losses, .. } => Some(losses),
+        }
     }
 
     /// The score, once the device has come so far.

@@ -22,16 +22,34 @@ fn squares(program: &Program, tensors: &[Tensor]) -> Result<Vec<f64>> {
     Ok(partials.values())
 }
 
-/// Sum, norm and scale.
 fn clipped(program: &Program, partials: &[f64], max_norm: f64) -> (f64, f64, f32) {
+    let (sum, norm, scale, halted) = clipped_with(program, partials, None, max_norm, 0);
+    assert_eq!(halted, 0);
+    (sum, norm, scale)
+}
+
+/// Sum, norm, scale, and whether nothing moves any more.
+fn clipped_with(
+    program: &Program,
+    partials: &[f64],
+    losses: Option<f64>,
+    max_norm: f64,
+    halted: u32,
+) -> (f64, f64, f32, u32) {
     let [from, sum, norm] =
         [Buffer::of(partials), Buffer::unset::<f64>(1), Buffer::unset::<f64>(1)];
     let scale = Buffer::unset::<f32>(1);
     let launch = program.launch("norm_total", [1; 3], 256);
     launch.buffer(&from).value(partials.len() as u32).buffer(&sum).run();
     let launch = program.launch("norm_clip", [1; 3], 1);
-    launch.buffer(&sum).value(max_norm).buffer(&norm).buffer(&scale).run();
-    (sum.values()[0], norm.values()[0], scale.values()[0])
+    let (halted, losses) = (Buffer::of(&[halted]), losses.map(|sum| Buffer::of(&[sum])));
+    let launch = launch.buffer(&sum);
+    let launch = match &losses {
+        Some(losses) => launch.buffer(losses),
+        None => launch.value(0u64),
+    };
+    launch.value(max_norm).buffer(&halted).buffer(&norm).buffer(&scale).run();
+    (sum.values()[0], norm.values()[0], scale.values()[0], halted.values()[0])
 }
 
 #[test]
@@ -69,4 +87,25 @@ fn sizes_that_f32_cannot_square() -> Result<()> {
         assert!((sum / sum_of_squares(&tensor)? - 1.0).abs() < 1e-12);
     }
     Ok(())
+}
+
+/// What is no number is kept in mind, and nothing moves from then on.
+#[test]
+fn a_number_that_is_none_halts() {
+    let Some(program) = program("norm") else { return };
+    let (bad, good) = ([f64::NAN, f64::INFINITY], [4.0, 5.0]);
+    for (partials, losses, before, halts) in [
+        (&good, None, 0, false),
+        (&good, Some(1e300), 0, false),
+        (&good, Some(f64::NAN), 0, true),
+        (&good, Some(f64::INFINITY), 0, true),
+        (&bad, Some(1.0), 0, true),
+        (&[f64::INFINITY, 0.0], None, 0, true),
+        (&good, Some(1.0), 1, true),
+    ] {
+        for max_norm in [1.0, 0.0] {
+            let (_, _, scale, halted) = clipped_with(&program, partials, losses, max_norm, before);
+            assert_eq!((halted, scale.is_nan()), (u32::from(halts), halts), "{partials:?}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! The optimizer on both sides: the same bits.
 
 use candle_core::{DType, Device, Tensor};
-use chandler_kernels::adamw::{self, Moments, Params, Step, Weights};
+use chandler_kernels::adamw::{self, Clip, Halt, Moments, Params, Step, Weights};
 
 use crate::support::{DTYPES, gpu, noise};
 
@@ -49,6 +49,7 @@ fn trained(device: &Device, kind: usize, narrow: bool, grad_dtype: DType) -> Vec
                     weight_decay: if i == 0 { 0.0 } else { PARAMS.weight_decay },
                     ..PARAMS
                 },
+                clip: None,
             })
             .collect();
         adamw::step_all(&steps).unwrap();
@@ -93,4 +94,89 @@ fn sums_squares_of_all_gradients() {
     let found = adamw::sum_of_all_squares(&there.each_ref()).unwrap();
     assert!((found / expected - 1.0).abs() < 1e-12, "{found} {expected}");
     assert_eq!(found, adamw::sum_of_all_squares(&there.each_ref()).unwrap());
+}
+
+/// A weight that begins as ones, and along what it is moved.
+struct OneWeight {
+    weight: Tensor,
+    moments: Moments,
+    gradient: Tensor,
+}
+
+impl OneWeight {
+    fn new(device: &Device) -> Self {
+        Self {
+            weight: Tensor::ones(300, DType::F32, device).unwrap(),
+            moments: Moments::f32_zeros(300, device).unwrap(),
+            gradient: (noise(300, 1, DType::F32) * 3.0).unwrap().to_device(device).unwrap(),
+        }
+    }
+
+    fn step(&self, grad_scale: f64, clip: Option<&Clip>) {
+        let step = Step {
+            weights: Weights::F32(&self.weight),
+            moments: &self.moments,
+            grad: &self.gradient,
+            params: Params { grad_scale, ..PARAMS },
+            clip,
+        };
+        adamw::step_all(&[step]).unwrap();
+    }
+
+    fn bits(&self) -> Vec<f32> {
+        self.weight.to_vec1().unwrap()
+    }
+}
+
+#[test]
+fn clips_without_being_waited_for() {
+    let Some((_alone, gpu)) = gpu() else { return };
+    let losses = [noise(40, 2, DType::F32), noise(3, 3, DType::F32)];
+    let losses = losses.map(|losses| losses.to_device(&gpu).unwrap());
+    for max_norm in [0.25, 1e6, 0.0] {
+        let (waited, not) = (OneWeight::new(&gpu), OneWeight::new(&gpu));
+        let halt = Halt::new(&gpu).unwrap().unwrap();
+        let clip = Clip::new(&[&not.gradient], &losses.each_ref(), max_norm, &halt);
+        let clip = clip.unwrap().unwrap();
+        not.step(7.0, Some(&clip));
+        let norm = adamw::sum_of_all_squares(&[&waited.gradient]).unwrap().sqrt();
+        assert_eq!(clip.norm().unwrap(), norm);
+        let scale = if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        waited.step(scale, None);
+        assert_eq!(not.bits(), waited.bits(), "{max_norm}");
+        assert_ne!(not.bits(), OneWeight::new(&gpu).bits());
+    }
+}
+
+#[test]
+fn moves_nothing_from_a_number_on_that_is_none() {
+    let Some((_alone, gpu)) = gpu() else { return };
+    let bad = Tensor::new(&[1f32, f32::NAN], &gpu).unwrap();
+    let good = Tensor::new(&[1f32, 2.0], &gpu).unwrap();
+    for (gradient_is_bad, loss) in [(true, &good), (false, &bad)] {
+        let weight = OneWeight::new(&gpu);
+        let halt = Halt::new(&gpu).unwrap().unwrap();
+        let gradient = if gradient_is_bad { &bad } else { &weight.gradient };
+        let clip = Clip::new(&[gradient], &[loss], 1.0, &halt).unwrap().unwrap();
+        assert_eq!(clip.norm().unwrap().is_nan(), gradient_is_bad);
+        weight.step(1.0, Some(&clip));
+        // The next step is a good one, but of a run that has ended.
+        let clip = Clip::new(&[&weight.gradient], &[&good], 1.0, &halt).unwrap().unwrap();
+        weight.step(1.0, Some(&clip));
+        assert_eq!(weight.bits(), OneWeight::new(&gpu).bits());
+    }
+}
+
+#[test]
+fn the_cpu_is_clipped_by_numbers() {
+    assert!(Halt::new(&Device::Cpu).unwrap().is_none());
+    let Some((_alone, gpu)) = gpu() else { return };
+    let (there, here) = (OneWeight::new(&gpu), OneWeight::new(&Device::Cpu));
+    let halt = Halt::new(&gpu).unwrap().unwrap();
+    assert!(Clip::new(&[&here.gradient], &[], 1.0, &halt).unwrap().is_none());
+    let clip = Clip::new(&[&there.gradient], &[], 1.0, &halt).unwrap().unwrap();
+    let (weights, moments) = (Weights::F32(&here.weight), &here.moments);
+    let (grad, params) = (&here.gradient, PARAMS);
+    let step = Step { weights, moments, grad, params, clip: Some(&clip) };
+    assert!(adamw::step_all(&[step]).is_err());
 }

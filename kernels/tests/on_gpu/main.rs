@@ -10,3 +10,4 @@ mod graph;
 mod ops;
 mod pool;
 mod support;
+mod upload;

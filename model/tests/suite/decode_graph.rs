@@ -39,7 +39,9 @@ fn run(model: &CausalLm, mut cache: KvCache) -> (Vec<Vec<f64>>, Vec<bool>) {
             rows.iter().zip(&new).map(|(row, token)| (*row, &token[..])).collect();
         logits.push(flat(&model.forward_cached(&inputs, &mut cache).unwrap()));
         recorded.push(cache.is_recorded());
-        rows.iter().for_each(|row| lens[*row] += 1);
+        for row in rows {
+            lens[*row] += 1;
+        }
     }
     (logits, recorded)
 }

@@ -1,0 +1,65 @@
+//! Clipping without waiting: on a GPU the norm of the gradients and the factor that they are clipped by
+//! stay on the device, which the steps behind them read there.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use crate::memory;
+#[cfg(feature = "cuda")]
+use crate::profile::{self, Op};
+
+/// Remembers on a GPU that a run has met a number that is none: no later step of it moves a weight, though
+/// the host hands some over before it hears of it.
+#[derive(Debug)]
+pub struct Halt(
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU reads it"))] Tensor,
+);
+
+impl Halt {
+    /// For a run that goes well so far; `None` on a device where the host looks before each step.
+    pub fn new(device: &Device) -> Result<Option<Self>> {
+        device.is_cuda().then(|| Ok(Self(memory::zeros(1, DType::U32, device)?))).transpose()
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn flag(&self) -> &Tensor {
+        &self.0
+    }
+}
+
+/// The norm of a step's gradients and the factor that clips them, which a GPU is working out.
+#[derive(Debug)]
+pub struct Clip {
+    /// f64 `[1]`.
+    pub(crate) norm: Tensor,
+    /// f32 `[1]`; NaN where nothing may move.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU reads it"))]
+    pub(crate) scale: Tensor,
+}
+
+impl Clip {
+    /// PyTorch's coefficient for `gradients` of any norm above `max_norm`; 1 where that is 0. Where the
+    /// norm, or one of `losses` (f32), is no number, nothing moves from this step on. `None` where these
+    /// are not tensors that the kernels of a GPU take.
+    pub fn new(
+        gradients: &[&Tensor],
+        losses: &[&Tensor],
+        max_norm: f64,
+        halt: &Halt,
+    ) -> Result<Option<Self>> {
+        #[cfg(feature = "cuda")]
+        {
+            let takes = |tensor: &&Tensor| crate::cuda::on_gpu(&[tensor]) && tensor.is_contiguous();
+            if !gradients.is_empty() && gradients.iter().chain(losses).all(takes) {
+                let _timer = profile::over(Op::Optimizer, 0, gradients);
+                return crate::cuda::norm::clip(gradients, losses, max_norm, halt).map(Some);
+            }
+        }
+        let _ = (gradients, losses, max_norm, halt);
+        Ok(None)
+    }
+
+    /// The norm before clipping. Waits for the device.
+    pub fn norm(&self) -> Result<f64> {
+        Ok(self.norm.to_vec1::<f64>()?.into_iter().sum())
+    }
+}

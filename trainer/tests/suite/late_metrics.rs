@@ -1,0 +1,126 @@
+//! On a GPU the host hears of a step when the next one has been handed over; on the CPU at once.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::DType;
+use chandler_model::CausalLm;
+use chandler_trainer::{
+    BoxError, Control, Observer, Outcome, StepMetrics, TrainError, TrainSettings, Trainer,
+};
+use chandler_vram::Ledger;
+
+use crate::support::{device, golden, load, rows, run, settings};
+
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+enum Event {
+    Boundary(u64),
+    Done(u64),
+}
+use Event::{Boundary, Done};
+
+/// Wants the metrics of step 3 before its boundary.
+#[derive(Default)]
+struct Patient {
+    events: Vec<Event>,
+    metrics: Vec<StepMetrics>,
+    stop_after: Option<u64>,
+}
+
+impl Observer for Patient {
+    fn at_boundary(&mut self, step: u64, _: &CausalLm) -> Result<Control, BoxError> {
+        self.events.push(Boundary(step));
+        let stops = self.stop_after == Some(step);
+        Ok(if stops { Control::Stop } else { Control::Continue })
+    }
+
+    fn metrics_may_be_late(&self, step: u64) -> bool {
+        step != 3
+    }
+
+    fn step_done(&mut self, metrics: &StepMetrics) -> Result<(), BoxError> {
+        self.events.push(Done(metrics.step));
+        self.metrics.push(metrics.clone());
+        Ok(())
+    }
+
+    fn checkpoint_path(&mut self, _: u64) -> Result<Option<PathBuf>, BoxError> {
+        Ok(None)
+    }
+
+    fn checkpoint_written(&mut self, _: u64, _: &Path) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+fn six_steps() -> (Vec<chandler_data::Row>, TrainSettings) {
+    let train = golden("qwen3", "train.json");
+    let settings = TrainSettings { max_steps: Some(6), ..settings(&train["hp"]) };
+    (rows(&train["tokenized"]), settings)
+}
+
+#[test]
+fn metrics_come_a_step_late_on_a_gpu_unless_they_are_wanted() {
+    let (rows, settings) = six_steps();
+    let expected = run(load("qwen3", DType::BF16), &rows, settings.clone());
+    for (stop_after, outcome) in [(None, Outcome::Finished), (Some(5), Outcome::Stopped)] {
+        let model = load("qwen3", DType::BF16);
+        let mut trainer = Trainer::new(model, &rows, settings.clone(), &Ledger::new()).unwrap();
+        let mut patient = Patient { stop_after, ..Patient::default() };
+        assert_eq!(trainer.train(&mut patient).unwrap(), outcome);
+        let steps = stop_after.unwrap_or(6);
+        let at_once = (0..=steps).flat_map(|step| [Done(step), Boundary(step)]).skip(1);
+        let late = [
+            Boundary(0),
+            Boundary(1),
+            Done(1),
+            Boundary(2),
+            Done(2),
+            Done(3),
+            Boundary(3),
+            Boundary(4),
+            Done(4),
+            Boundary(5),
+            Done(5),
+            Done(6),
+            Boundary(6),
+        ];
+        let late = late.into_iter().take(11 + 2 * (steps as usize - 5));
+        let events: Vec<Event> =
+            if device().is_cuda() { late.collect() } else { at_once.collect() };
+        assert_eq!(patient.events, events);
+        let numbers = |metrics: &StepMetrics| {
+            let numbers =
+                [metrics.loss, metrics.grad_norm, metrics.lr, metrics.mean_token_accuracy];
+            (metrics.step, metrics.num_tokens, numbers.map(f64::to_bits))
+        };
+        let found: Vec<_> = patient.metrics.iter().map(numbers).collect();
+        let expected: Vec<_> = expected[..steps as usize].iter().map(numbers).collect();
+        assert_eq!(found, expected);
+        assert_eq!(trainer.last_metrics().map(|last| last.step), Some(steps));
+    }
+}
+
+/// Every weight, to the bit.
+fn weights(trainer: &Trainer) -> Vec<Vec<f32>> {
+    let bits = |tensor: &candle_core::Tensor| {
+        tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    trainer.best_values().into_iter().map(|(_, tensor)| bits(tensor)).collect()
+}
+
+#[test]
+fn nothing_has_moved_since_a_loss_that_is_no_number() {
+    let (rows, settings) = six_steps();
+    let settings = TrainSettings { learning_rate: 1e30, warmup_steps: 0, ..settings };
+    let new = || {
+        Trainer::new(load("qwen3", DType::F32), &rows, settings.clone(), &Ledger::new()).unwrap()
+    };
+    let (mut waiting, mut late) = (new(), new());
+    let first = (0..6).find_map(|_| waiting.step().err()).unwrap();
+    let error = late.train(&mut Patient::default()).unwrap_err();
+    assert_eq!(error.to_string(), first.to_string());
+    assert!(matches!(error, TrainError::NotFinite { .. }));
+    let (waiting, late) = (weights(&waiting), weights(&late));
+    assert!(late.iter().flatten().all(|value| value.is_finite()));
+    assert!(waiting == late);
+}
