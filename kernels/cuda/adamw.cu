@@ -17,10 +17,16 @@
 // launch:
 //   kernel         grid      block   shared bytes
 //   adamw_W_M_G    places    256     0
+//   moved_T_M      places    256     0
 // All tensors of a launch have the same W, M and G. workspace: none.
+//
+// moved_T_M: how far the step has moved weights of type T (f32 or bf16), told from what it left behind:
+// from p' = keep · p − s follows p' − p = ((keep − 1) · p' − s) / keep. partials: f64, of each place the
+// sum of the squares of that, and of p'.
 
 #include "codes.cuh"
 #include "philox.cuh"
+#include "reduce.cuh"
 #include "tensors.cuh"
 
 // Elements of a block of moments, which a warp works on: each lane has every 32nd, for which the
@@ -229,6 +235,61 @@ DEVICE void step_chunk(
         step_span<Weights, First, Second, G>(span, tensor, step, scale, draw, first, second);
     }
 }
+
+template <class T, class First, class Second>
+DEVICE void moved_span(
+    Span span, const Tensor& tensor, const Step& c, First first, Second second, double (&sums)[2]
+) {
+    float p[OF_LANE], m[OF_LANE], v[OF_LANE];
+    load_span<T>(span, tensor.weight, p);
+    first.load(span, tensor.first, tensor.first_scales, m);
+    second.load(span, tensor.second, tensor.second_scales, v);
+    const double keep = tensor.decays ? c.keep : 1.0f, decay = keep - 1.0, inverse = 1.0 / keep;
+#pragma unroll
+    for (u32 i = 0; i < OF_LANE; ++i) {
+        if (!span.has(i)) continue;
+        const float denominator = sqrtf(v[i]) * c.inv_root_correction + c.eps;
+        const double after = p[i], step = c.step_size * (m[i] / denominator);
+        const double moved = (decay * after - step) * inverse;
+        sums[0] = fma(moved, moved, sums[0]);
+        sums[1] = fma(after, after, sums[1]);
+    }
+}
+
+template <class T, class First, class Second>
+DEVICE void moved_chunk(
+    const Tensor* tensors, const Place* places, const Step& step, double* partials
+) {
+    const Place place = places[blockIdx.x];
+    const Tensor tensor = tensors[place.tensor];
+    const First first;
+    const Second second;
+    constexpr u32 WARPS = CHUNK_THREADS / WARP, BLOCKS = CHUNK_ELEMENTS / BLOCK;
+    const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    double sums[2] = {0.0, 0.0};
+    for (u32 i = warp; i < BLOCKS; i += WARPS) {
+        const Span span = {static_cast<u64>(place.chunk) * BLOCKS + i, lane, tensor.elements};
+        if (span.block * BLOCK >= tensor.elements) break;
+        moved_span<T>(span, tensor, step, first, second, sums);
+    }
+    block_sums(sums);
+    if (threadIdx.x == 0) {
+        partials[2 * blockIdx.x] = sums[0];
+        partials[2 * blockIdx.x + 1] = sums[1];
+    }
+}
+
+#define MOVED(T, First, Second, suffix)                                                            \
+    extern "C" __global__ void moved_##suffix(                                                     \
+        const Tensor* tensors, const Place* places, Step step, double* partials                    \
+    ) {                                                                                            \
+        moved_chunk<T, First, Second>(tensors, places, step, partials);                            \
+    }
+
+MOVED(float, Wide, Wide, f32_m32)
+MOVED(float, Bytes<true>, Bytes<false>, f32_m8)
+MOVED(bf16, Wide, Wide, bf16_m32)
+MOVED(bf16, Bytes<true>, Bytes<false>, bf16_m8)
 
 #define ADAMW(Weights, First, Second, G, suffix)                                                   \
     extern "C" __global__ void adamw_##suffix(                                                     \

@@ -9,11 +9,15 @@
 //   norm_squares_T        places            256     0
 //   norm_total            1                 256     0
 //   norm_clip             1                 1       0
+// or, in the place of the last two:
+//   norm_by_tensor        tensors           256     0
 // Tensors of f32 and bf16 take a launch each, with partials that lie one after the other.
 // workspace: partials, f64, one a place. norm_total: sum = Σ partials.
 // norm_clip: norm = √sum; scale = min(max_norm / (norm + 1e-6), 1) as PyTorch has it, or 1 where
 // max_norm is 0. Where the norm or the sum at `losses` (there may be none) is no number, `halted`
 // becomes 1, and where that is 1, the scale is NaN.
+// norm_by_tensor: sums[tensor][w] = Σ partials[place][w] over the tensor's places, with `width` numbers a
+// place (1 or 2). `ends`: u32, one a tensor: the place behind its last.
 
 #include "reduce.cuh"
 #include "tensors.cuh"
@@ -80,4 +84,16 @@ extern "C" __global__ void norm_clip(
     if (rest != 0.0) *halted = 1;
     const double factor = max_norm > 0.0 ? fmin(max_norm / (*norm + 1e-6), 1.0) : 1.0;
     *scale = *halted ? __uint_as_float(0x7fc00000u) : static_cast<float>(factor);
+}
+
+extern "C" __global__ void norm_by_tensor(
+    const double* partials, const u32* ends, u32 width, double* sums
+) {
+    const u32 tensor = blockIdx.x, first = tensor > 0 ? ends[tensor - 1] : 0, end = ends[tensor];
+    for (u32 w = 0; w < width; ++w) {
+        double sum[1] = {0.0};
+        for (u32 i = first + threadIdx.x; i < end; i += CHUNK_THREADS) sum[0] += partials[i * width + w];
+        block_sums(sum);
+        if (threadIdx.x == 0) sums[tensor * width + w] = sum[0];
+    }
 }

@@ -15,7 +15,7 @@ pub struct LayerNorms {
     pub layer: String,
     /// L2 norm of its gradients before clipping.
     pub grad_norm: f64,
-    /// L2 norm of what the step added to its weights; `None` where it is not measured, as on a GPU.
+    /// L2 norm of what the step added to its weights; `None` where it is not measured.
     pub update_norm: Option<f64>,
     /// L2 norm of its weights after the step; `None` where it is not measured.
     pub weight_norm: Option<f64>,
@@ -59,14 +59,16 @@ impl LayerSums {
         Self { places, layers }
     }
 
-    /// Adds the gradient of a parameter.
-    pub(crate) fn add_gradient(
+    /// Adds the gradients of some parameters.
+    pub(crate) fn add_gradients<'a>(
         &mut self,
-        id: ParamId,
-        gradient: &Tensor,
+        gradients: impl Iterator<Item = (ParamId, &'a Tensor)>,
     ) -> Result<(), TrainError> {
-        if let Some(layer) = self.layer(id) {
-            layer.grad_squares += adamw::sum_of_squares(gradient)?;
+        let (ids, gradients): (Vec<ParamId>, Vec<&Tensor>) = gradients.unzip();
+        for (id, squares) in ids.into_iter().zip(adamw::squares_of_each(&gradients)?) {
+            if let Some(layer) = self.layer(id) {
+                layer.grad_squares += squares;
+            }
         }
         Ok(())
     }

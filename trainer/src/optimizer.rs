@@ -104,20 +104,22 @@ impl AdamW {
         Ok(adamw::step_all(&steps)?)
     }
 
-    /// How far [`step`](Self::step) has just moved a parameter, and how large it is now; `None`
-    /// where it is frozen or that is not known.
-    pub(crate) fn moved(
-        &self,
-        model: &CausalLm,
-        (id, gradient): (ParamId, &Tensor),
+    /// How far [`step`](Self::step) has just moved each parameter that is not frozen, and how large it
+    /// is now; `None` where that is not known.
+    pub(crate) fn moved<'a>(
+        &'a self,
+        model: &'a CausalLm,
+        gradients: impl Iterator<Item = (ParamId, &'a Tensor)>,
         settings: &TrainSettings,
         rate: Rate,
-    ) -> Result<Option<Moved>, TrainError> {
+    ) -> Result<Vec<(ParamId, Option<Moved>)>, TrainError> {
         // Clipping is in the moments already.
-        match self.step_of(model, id, gradient, settings, rate, Factor::Known(1.0)) {
-            Some(step) => Ok(adamw::moved(&step)?),
-            None => Ok(None),
-        }
+        let of = |(id, gradient)| {
+            let step = self.step_of(model, id, gradient, settings, rate, Factor::Known(1.0))?;
+            Some((id, step))
+        };
+        let (ids, steps): (Vec<_>, Vec<_>) = gradients.filter_map(of).unzip();
+        Ok(ids.into_iter().zip(adamw::moved_all(&steps)?).collect())
     }
 
     fn step_of<'a>(

@@ -118,12 +118,12 @@ impl<'a> Update<'a> {
     {
         let Self { model, optimizer, settings, rate, .. } = *self;
         if let Some(layers) = &mut self.layers {
-            gradients().try_for_each(|(id, gradient)| layers.add_gradient(id, gradient))?;
+            layers.add_gradients(gradients())?;
         }
         optimizer.step(model, gradients(), settings, rate, clip)?;
         if let Some(layers) = &mut self.layers {
-            for one in gradients() {
-                layers.add_move(one.0, optimizer.moved(model, one, settings, rate)?);
+            for (id, moved) in optimizer.moved(model, gradients(), settings, rate)? {
+                layers.add_move(id, moved);
             }
         }
         Ok(())

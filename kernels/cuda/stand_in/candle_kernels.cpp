@@ -30,6 +30,41 @@ struct bf16 {
     }
 };
 
+// 5 bits of exponent and 10 of fraction; only stored and loaded.
+struct f16 {
+    uint16_t bits;
+    f16() = default;
+    f16(float value) {
+        uint32_t wide;
+        memcpy(&wide, &value, sizeof wide);
+        uint32_t sign = wide >> 16 & 0x8000, size = wide & 0x7fffffff;
+        if (size > 0x7f800000) {
+            bits = static_cast<uint16_t>(sign | 0x7e00);
+        } else if (size >= 0x477ff000) {
+            // Rounds to more than there is.
+            bits = static_cast<uint16_t>(sign | 0x7c00);
+        } else if (size < 0x38800000) {
+            // Multiples of 2^-24, which is what adding this much to it leaves of it.
+            float magnitude;
+            memcpy(&magnitude, &size, sizeof magnitude);
+            volatile float rounded = magnitude + 0.5f;
+            magnitude = rounded;
+            memcpy(&size, &magnitude, sizeof size);
+            bits = static_cast<uint16_t>(sign | (size - 0x3f000000));
+        } else {
+            size += 0xfff + (size >> 13 & 1);
+            bits = static_cast<uint16_t>(sign | (size - 0x38000000) >> 13);
+        }
+    }
+    operator float() const {
+        int exponent = bits >> 10 & 31, fraction = bits & 1023;
+        float size = exponent == 0    ? std::ldexp(static_cast<float>(fraction), -24)
+                     : exponent == 31 ? (fraction ? NAN : INFINITY)
+                                      : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
+        return bits & 0x8000 ? -size : size;
+    }
+};
+
 template <typename T> T argument(void **arguments, int index) {
     return *static_cast<T *>(arguments[index]);
 }
@@ -258,6 +293,11 @@ template <typename T> void add_any(Table &table, const std::string &type) {
     table["cast_" + type + "_u32"] = cast<T, uint32_t>;
 }
 
+template <typename T> void add_half(Table &table, const std::string &type) {
+    table["cast_" + type + "_f16"] = cast<T, f16>;
+    table["cast_f16_" + type] = cast<f16, T>;
+}
+
 template <typename T> void add_real(Table &table, const std::string &type) {
     add_any<T>(table, type);
     table["uneg_" + type] = unary<T, negative<T>>;
@@ -281,6 +321,9 @@ Table all() {
     add_any<uint8_t>(table, "u8");
     add_any<uint32_t>(table, "u32");
     add_any<int64_t>(table, "i64");
+    add_half<float>(table, "f32");
+    add_half<double>(table, "f64");
+    add_half<bf16>(table, "bf16");
     return table;
 }
 

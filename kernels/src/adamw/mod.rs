@@ -22,7 +22,7 @@ use crate::profile::{self, Op};
 use bytes::Code;
 pub use clip::{Clip, Halt};
 use cpu::Blocks;
-pub use moved::{Moved, moved};
+pub use moved::{Moved, moved_all};
 
 /// Elements that share a scale.
 const BLOCK: usize = 256;
@@ -249,7 +249,7 @@ fn step_one(step: &Step) -> Result<()> {
 
 impl<'a> Weights<'a> {
     /// The tensor that is read and moved.
-    fn tensor(self) -> &'a Tensor {
+    pub(crate) fn tensor(self) -> &'a Tensor {
         match self {
             Weights::F32(weight) => weight,
             Weights::Master { master, .. } => master,
@@ -386,6 +386,16 @@ pub fn sum_of_all_squares(tensors: &[&Tensor]) -> Result<f64> {
         return crate::cuda::norm::sum_of_squares(tensors);
     }
     tensors.iter().try_fold(0.0, |sum, tensor| Ok(sum + sum_of_squares(tensor)?))
+}
+
+/// [`sum_of_squares`] of each of `tensors`; a GPU is waited for once.
+pub fn squares_of_each(tensors: &[&Tensor]) -> Result<Vec<f64>> {
+    #[cfg(feature = "cuda")]
+    if tensors.iter().all(|tensor| crate::cuda::on_gpu(&[tensor]) && tensor.is_contiguous()) {
+        let _timer = profile::over(Op::Optimizer, 0, tensors);
+        return crate::cuda::norm::squares_of_each(tensors);
+    }
+    tensors.iter().map(|tensor| sum_of_squares(tensor)).collect()
 }
 
 /// Sum of the squares of `tensor` (f32 or bf16; other dtypes and devices by candle's ops), in f64

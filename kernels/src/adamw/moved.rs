@@ -36,13 +36,24 @@ impl std::ops::Add for Moved {
     }
 }
 
-/// What `step` did, once it is done; `None` on devices other than the CPU. The gradient is not
-/// looked at. The sums have an order that no thread count changes.
+/// What each of `steps` did, once they are done; `None` on devices other than the CPU and NVIDIA's GPUs,
+/// which are waited for. Gradients are not looked at. The sums have an order that no thread count
+/// changes.
 ///
 /// Weights that are rounded at random are taken to have moved as far as they would have without
 /// the rounding. Moments of 8 bits are what is left of those that the step went by: the update's
 /// norm is right to within a tenth.
-pub fn moved(step: &Step) -> Result<Option<Moved>> {
+pub fn moved_all(steps: &[Step]) -> Result<Vec<Option<Moved>>> {
+    #[cfg(feature = "cuda")]
+    if steps.iter().all(|step| step.weights.tensor().device().is_cuda()) {
+        let _timer = profile::over(Op::Optimizer, 0, &[]);
+        steps.iter().try_for_each(Step::check)?;
+        return Ok(crate::cuda::adamw::moved_all(steps)?.into_iter().map(Some).collect());
+    }
+    steps.iter().map(moved).collect()
+}
+
+fn moved(step: &Step) -> Result<Option<Moved>> {
     let weight = step.weights.tensor();
     if !weight.device().is_cpu() {
         return Ok(None);

@@ -4,11 +4,12 @@
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 use candle_core::{DType, Result, bail};
 
-use super::launch::{Launch, address, address_or_null, arguments};
+use super::launch::{Launch, address, address_or_null, arguments, empty, suffix};
+use super::norm::by_tensor;
 use super::program::{Program, source};
 use super::table::{CHUNK_THREADS, Table};
 use super::upload::upload;
-use crate::adamw::{Clip, Coefficients, Moments, Params, Step, Weights};
+use crate::adamw::{Clip, Coefficients, Moments, Moved, Params, Step, Weights};
 
 static PROGRAM: Program = source!("adamw");
 
@@ -29,7 +30,7 @@ struct StepArgument {
 // SAFETY: eight numbers of 32 bits, as the source has them.
 unsafe impl DeviceRepr for StepArgument {}
 
-/// Tensors that one launch moves.
+/// Tensors that one launch goes through.
 struct Group<'a> {
     kernel: String,
     clip: Option<&'a Clip>,
@@ -37,15 +38,19 @@ struct Group<'a> {
     params: Params,
     seed: u64,
     table: Table,
+    /// Which of the steps these are.
+    of: Vec<usize>,
 }
 
-/// All `steps`, each with contiguous tensors of one GPU, in as few launches as there are kinds of them.
-pub(crate) fn step_all(steps: &[Step]) -> Result<()> {
-    let Some(first) = steps.first() else { return Ok(()) };
+/// Steps by the kernel that `kernel_of` says.
+fn grouped<'a>(
+    steps: &[Step<'a>],
+    kernel_of: impl Fn(&Step) -> Result<String>,
+) -> Result<Vec<Group<'a>>> {
     let mut groups: Vec<Group> = Vec::new();
-    for step in steps {
+    for (index, step) in steps.iter().enumerate() {
         let entry = entry(step)?;
-        let (kernel, seed) = (kernel(step)?, seed(step));
+        let (kernel, seed) = (kernel_of(step)?, seed(step));
         let fits = |group: &&mut Group| {
             let clip = group.clip.map(std::ptr::from_ref) == step.clip.map(std::ptr::from_ref);
             let same = group.kernel == kernel && group.seed == seed && clip;
@@ -54,23 +59,34 @@ pub(crate) fn step_all(steps: &[Step]) -> Result<()> {
         let group = match groups.iter_mut().find(fits) {
             Some(group) => group,
             None => {
-                let table = Table::default();
-                groups.push(Group { kernel, clip: step.clip, params: step.params, seed, table });
+                let (table, of) = (Table::default(), vec![]);
+                let (clip, params) = (step.clip, step.params);
+                groups.push(Group { kernel, clip, params, seed, table, of });
                 groups.last_mut().expect("it was pushed")
             }
         };
         group.params.weight_decay = group.params.weight_decay.max(step.params.weight_decay);
         group.table.push(&entry, step.grad.elem_count());
+        group.of.push(index);
     }
-    let device = first.grad.device();
-    for Group { kernel, clip, params, seed, table } in groups {
-        let c = Coefficients::new(params);
-        let [entries, places] = table.on(device)?;
-        let grad_scale = match clip {
-            Some(clip) => clip.scale.clone(),
-            None => upload(&[c.grad_scale], 1, device)?,
-        };
-        let argument = StepArgument {
+    Ok(groups)
+}
+
+impl Group<'_> {
+    fn launch(&self) -> Launch<'static> {
+        Launch {
+            program: &PROGRAM,
+            kernel: self.kernel.clone(),
+            head_dim: None,
+            grid: [self.table.num_places(), 1, 1],
+            block: CHUNK_THREADS,
+            shared: 0,
+        }
+    }
+
+    fn argument(&self) -> StepArgument {
+        let c = Coefficients::new(self.params);
+        StepArgument {
             beta1: c.beta1,
             rest1: c.rest1,
             beta2: c.beta2,
@@ -79,28 +95,59 @@ pub(crate) fn step_all(steps: &[Step]) -> Result<()> {
             step_size: c.step_size,
             inv_root_correction: c.inv_root_correction,
             eps: c.eps,
-        };
-        let grid = [table.num_places(), 1, 1];
-        let launch = Launch {
-            program: &PROGRAM,
-            kernel,
-            head_dim: None,
-            grid,
-            block: CHUNK_THREADS,
-            shared: 0,
+        }
+    }
+}
+
+/// All `steps`, each with contiguous tensors of one GPU, in as few launches as there are kinds of them.
+pub(crate) fn step_all(steps: &[Step]) -> Result<()> {
+    let Some(first) = steps.first() else { return Ok(()) };
+    let device = first.grad.device();
+    for group in grouped(steps, kernel)? {
+        let [entries, places] = group.table.on(device)?;
+        let grad_scale = match group.clip {
+            Some(clip) => clip.scale.clone(),
+            None => upload(&[group.params.grad_scale as f32], 1, device)?,
         };
         let arguments = arguments![
             address(&entries)?,
             address(&places)?,
-            argument,
+            group.argument(),
             address(&grad_scale)?,
-            seed,
-            params.step as u32,
+            group.seed,
+            group.params.step as u32,
         ];
         // SAFETY: the table has the places of whole tensors; what a variant does not use is null.
-        unsafe { launch.run(device, &arguments) }?;
+        unsafe { group.launch().run(device, &arguments) }?;
     }
     Ok(())
+}
+
+/// How far each of `steps` has moved its tensor, as [`crate::adamw::moved_all`] has it. Waits for the
+/// device once for each kind of them.
+pub(crate) fn moved_all(steps: &[Step]) -> Result<Vec<Moved>> {
+    let mut all = vec![Moved::default(); steps.len()];
+    let Some(first) = steps.first() else { return Ok(all) };
+    let device = first.grad.device();
+    for group in grouped(steps, |step| Ok(kernel_of_moved(step)))? {
+        let [entries, places] = group.table.on(device)?;
+        let partials = empty(2 * group.table.num_places(), DType::F64, device)?;
+        let arguments = arguments![
+            address(&entries)?,
+            address(&places)?,
+            group.argument(),
+            address(&partials)?,
+        ];
+        // SAFETY: the table has the places of whole tensors, and there are two sums for each place.
+        unsafe { group.launch().run(device, &arguments) }?;
+        let sums = by_tensor(&group.table, &partials, 2)?;
+        let (sums, _) = sums.as_chunks::<2>();
+        for (index, [update_squares, weight_squares]) in group.of.iter().zip(sums) {
+            let (update_squares, weight_squares) = (*update_squares, *weight_squares);
+            all[*index] = Moved { update_squares, weight_squares };
+        }
+    }
+    Ok(all)
 }
 
 /// Whether one launch does both: what differs may be that one of them does not decay.
@@ -123,16 +170,23 @@ fn kernel(step: &Step) -> Result<String> {
         Weights::Master { .. } => "master",
         Weights::Stochastic { .. } => "stochastic",
     };
-    let moments = match step.moments {
-        Moments::F32 { .. } => "m32",
-        Moments::Blockwise8 { .. } => "m8",
-    };
     let grad = match step.grad.dtype() {
         DType::F32 => "f32",
         DType::BF16 => "bf16",
         other => bail!("adamw wants a gradient of f32 or bf16, not {other:?}"),
     };
-    Ok(format!("adamw_{weights}_{moments}_{grad}"))
+    Ok(format!("adamw_{weights}_{}_{grad}", moments(step)))
+}
+
+fn kernel_of_moved(step: &Step) -> String {
+    format!("moved_{}_{}", suffix(step.weights.tensor().dtype()), moments(step))
+}
+
+fn moments(step: &Step) -> &'static str {
+    match step.moments {
+        Moments::F32 { .. } => "m32",
+        Moments::Blockwise8 { .. } => "m8",
+    }
 }
 
 /// `Tensor` of the source.

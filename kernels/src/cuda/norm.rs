@@ -7,6 +7,7 @@ use super::empty;
 use super::launch::{Launch, address, address_or_null, arguments, suffix};
 use super::program::{Program, source};
 use super::table::{CHUNK_THREADS, Table};
+use super::upload::upload;
 use crate::adamw::{Clip, Halt};
 
 static PROGRAM: Program = source!("norm");
@@ -46,28 +47,64 @@ pub(crate) fn clip(
     Ok(Clip { norm, scale })
 }
 
+/// The sum of the squares of the elements of each of `tensors`. Waits for the device once.
+pub(crate) fn squares_of_each(tensors: &[&Tensor]) -> Result<Vec<f64>> {
+    let mut all = vec![0.0; tensors.len()];
+    for (dtype, table, of) in tables(tensors)? {
+        let partials = empty(table.num_places(), DType::F64, tensors[of[0]].device())?;
+        squares(dtype, &table, &partials)?;
+        for (index, sum) in of.into_iter().zip(by_tensor(&table, &partials, 1)?) {
+            all[index] = sum;
+        }
+    }
+    Ok(all)
+}
+
+/// Of each tensor of a table, the sums of its partials, which are `width` numbers a place. Waits for
+/// the device.
+pub(super) fn by_tensor(table: &Table, partials: &Tensor, width: usize) -> Result<Vec<f64>> {
+    let (count, device) = (table.ends().len(), partials.device());
+    let ends = upload(table.ends(), count, device)?;
+    let sums = empty(count * width, DType::F64, device)?;
+    let launch = Launch { grid: [count, 1, 1], ..once("norm_by_tensor", CHUNK_THREADS) };
+    let arguments = arguments![address(partials)?, address(&ends)?, width as u32, address(&sums)?];
+    // SAFETY: there are partials for each place, and sums for each tensor.
+    unsafe { launch.run(device, &arguments) }?;
+    sums.to_vec1()
+}
+
+/// Tables of the tensors of each dtype that have elements, and which of `tensors` they have.
+fn tables(tensors: &[&Tensor]) -> Result<Vec<(DType, Table, Vec<usize>)>> {
+    let mut tables = Vec::new();
+    for dtype in [DType::F32, DType::BF16] {
+        let (mut table, mut of) = (Table::default(), vec![]);
+        for (index, tensor) in tensors.iter().enumerate() {
+            let elements = tensor.elem_count();
+            if tensor.dtype() == dtype && elements > 0 {
+                let mut entry = address(tensor)?.to_ne_bytes().to_vec();
+                entry.extend((elements as u64).to_ne_bytes());
+                table.push(&entry, elements);
+                of.push(index);
+            }
+        }
+        if !of.is_empty() {
+            tables.push((dtype, table, of));
+        }
+    }
+    Ok(tables)
+}
+
 /// The sum of squares, f64 `[1]`; `None` of no elements.
 fn on_device(tensors: &[&Tensor]) -> Result<Option<Tensor>> {
-    let Some(first) = tensors.first() else { return Ok(None) };
-    let device = first.device();
-    let mut by_dtype = Vec::new();
-    for dtype in [DType::F32, DType::BF16] {
-        let mut table = Table::default();
-        for tensor in tensors.iter().filter(|tensor| tensor.dtype() == dtype) {
-            let elements = tensor.elem_count();
-            let mut entry = address(tensor)?.to_ne_bytes().to_vec();
-            entry.extend((elements as u64).to_ne_bytes());
-            table.push(&entry, elements);
-        }
-        by_dtype.push((dtype, table));
-    }
-    let places: usize = by_dtype.iter().map(|(_, table)| table.num_places()).sum();
+    let tables = tables(tensors)?;
+    let places: usize = tables.iter().map(|(_, table, _)| table.num_places()).sum();
     if places == 0 {
         return Ok(None);
     }
+    let device = tensors[0].device();
     let partials = empty(places, DType::F64, device)?;
     let mut before = 0;
-    for (dtype, table) in by_dtype.iter().filter(|(_, table)| table.num_places() > 0) {
+    for (dtype, table, _) in &tables {
         squares(*dtype, table, &partials.narrow(0, before, table.num_places())?)?;
         before += table.num_places();
     }

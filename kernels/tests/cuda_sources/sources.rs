@@ -43,6 +43,10 @@ pub(crate) const SOURCES: &[Source] = &[
             "adamw_stochastic_m32_bf16",
             "adamw_stochastic_m8_f32",
             "adamw_stochastic_m8_bf16",
+            "moved_f32_m32",
+            "moved_f32_m8",
+            "moved_bf16_m32",
+            "moved_bf16_m8",
         ],
         of_head_dim: false,
     },
@@ -118,7 +122,13 @@ pub(crate) const SOURCES: &[Source] = &[
     },
     Source {
         name: "norm",
-        kernels: &["norm_squares_f32", "norm_squares_bf16", "norm_total", "norm_clip"],
+        kernels: &[
+            "norm_squares_f32",
+            "norm_squares_bf16",
+            "norm_total",
+            "norm_clip",
+            "norm_by_tensor",
+        ],
         of_head_dim: false,
     },
     Source {

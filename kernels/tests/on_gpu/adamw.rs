@@ -180,3 +180,60 @@ fn the_cpu_is_clipped_by_numbers() {
     let step = Step { weights, moments, grad, params, clip: Some(&clip) };
     assert!(adamw::step_all(&[step]).is_err());
 }
+
+/// A step of tensors of every kind, and how far it has moved each of them.
+fn moved(device: &Device, narrow: bool) -> Vec<[f64; 2]> {
+    let there = |tensor: Tensor| tensor.to_device(device).unwrap();
+    let sizes = [5, 300, 8192, 20_001];
+    let master = sizes.map(|size| there(noise(size, 1, DType::F32)));
+    let param = sizes.map(|size| there(noise(size, 2, DType::BF16)));
+    let grad = sizes.map(|size| there(noise(size, 3, DType::F32)));
+    let moments = sizes.map(|size| {
+        if narrow {
+            Moments::blockwise8_zeros(size, device).unwrap()
+        } else {
+            Moments::f32_zeros(size, device).unwrap()
+        }
+    });
+    let steps: Vec<Step> = (0..4)
+        .map(|i| Step {
+            weights: match i {
+                0 => Weights::F32(&master[i]),
+                3 => Weights::Master { master: &master[i], param: &param[i] },
+                _ => Weights::Stochastic { param: &param[i], seed: 7, tensor: i as u64 },
+            },
+            moments: &moments[i],
+            grad: &grad[i],
+            params: Params { weight_decay: if i == 1 { 0.0 } else { 0.1 }, ..PARAMS },
+            clip: None,
+        })
+        .collect();
+    adamw::step_all(&steps).unwrap();
+    let moved = adamw::moved_all(&steps).unwrap();
+    moved.into_iter().flatten().map(|one| [one.update_squares, one.weight_squares]).collect()
+}
+
+#[test]
+fn tells_how_far_each_tensor_has_moved() {
+    let Some((_alone, gpu)) = gpu() else { return };
+    for narrow in [false, true] {
+        let (found, expected) = (moved(&gpu, narrow), moved(&Device::Cpu, narrow));
+        assert_eq!((found.len(), expected.len()), (4, 4));
+        for (found, expected) in found.as_flattened().iter().zip(expected.as_flattened()) {
+            assert!(*expected > 0.0 && (found / expected - 1.0).abs() < 1e-9, "{found} {expected}");
+        }
+    }
+}
+
+#[test]
+fn sums_squares_of_each_gradient() {
+    let Some((_alone, gpu)) = gpu() else { return };
+    let sizes = [(1, DType::F32), (20_001, DType::BF16), (300, DType::F32), (8192, DType::F32)];
+    let here = sizes.map(|(size, dtype)| noise(size, 1, dtype));
+    let there = here.each_ref().map(|tensor| tensor.to_device(&gpu).unwrap());
+    let expected = adamw::squares_of_each(&here.each_ref()).unwrap();
+    for (found, expected) in adamw::squares_of_each(&there.each_ref()).unwrap().iter().zip(expected)
+    {
+        assert!((found - expected).abs() <= 1e-12 * expected, "{found} {expected}");
+    }
+}

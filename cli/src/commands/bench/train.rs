@@ -1,10 +1,13 @@
 //! `chandler bench train`: optimizer steps on random tokens.
 
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use chandler_data::Row;
 use chandler_model::CausalLm;
-use chandler_trainer::{MomentsDtype, Schedule, TrainSettings, Trainer};
+use chandler_trainer::{
+    BoxError, Control, MomentsDtype, Observer, Schedule, StepMetrics, TrainSettings, Trainer,
+};
 use chandler_vram::{Bytes, Choice, Ledger, choose, counting, plan};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -94,17 +97,13 @@ pub(super) fn train(args: &TrainArgs) -> Result<Exit, Failure> {
     let mut trainer =
         Trainer::new(model, &rows, settings, &Ledger::new()).map_err(EngineError::Train)?;
 
-    let mut losses = vec![trainer.step().map_err(EngineError::Train)?.loss];
+    let first = trainer.step().map_err(EngineError::Train)?.loss;
     let seconds_to_first_step = process::age().map(|age| age.as_secs_f64());
     let before = ProcessStat::read();
-    let mut seconds = Vec::with_capacity(*steps);
-    let ((), ops) = profiled(|| {
-        for _ in 0..*steps {
-            let started = Instant::now();
-            losses.push(trainer.step().map_err(EngineError::Train)?.loss);
-            seconds.push(started.elapsed().as_secs_f64());
-        }
-        Ok(())
+    let (Timed { seconds, losses, .. }, ops) = profiled(|| {
+        let mut timed = Timed { last: Instant::now(), seconds: vec![], losses: vec![first] };
+        trainer.train(&mut timed).map_err(EngineError::Train)?;
+        Ok(timed)
     })?;
     let measured = Measured { tokens, flops, seconds, ops, before, after: ProcessStat::read() };
     let about = About {
@@ -130,6 +129,39 @@ pub(super) fn train(args: &TrainArgs) -> Result<Exit, Failure> {
     };
     report::print(about, &measured, &run.model, *as_json)?;
     Ok(Exit::Ok)
+}
+
+/// What each step of a run took, from the end of the one before.
+struct Timed {
+    last: Instant,
+    seconds: Vec<f64>,
+    losses: Vec<f64>,
+}
+
+impl Observer for Timed {
+    fn at_boundary(&mut self, _: u64, _: &CausalLm) -> Result<Control, BoxError> {
+        Ok(Control::Continue)
+    }
+
+    fn metrics_may_be_late(&self, _: u64) -> bool {
+        true
+    }
+
+    fn step_done(&mut self, metrics: &StepMetrics) -> Result<(), BoxError> {
+        let now = Instant::now();
+        self.seconds.push((now - self.last).as_secs_f64());
+        self.last = now;
+        self.losses.push(metrics.loss);
+        Ok(())
+    }
+
+    fn checkpoint_path(&mut self, _: u64) -> Result<Option<PathBuf>, BoxError> {
+        Ok(None)
+    }
+
+    fn checkpoint_written(&mut self, _: u64, _: &Path) -> Result<(), BoxError> {
+        Ok(())
+    }
 }
 
 impl RunArgs {
