@@ -15,9 +15,12 @@
 //   cross_entropy_forward_X       C       512     0
 //   cross_entropy_gradient_X_D    C       512     0
 //   most_probable_f32             C       512     0
+//   cross_entropy_total           1       512     0
 // X, D: f32_f32, bf16_bf16, f32_bf16. `stride` and `d_stride` are the elements from row to row (V
 // where it is contiguous). d_logits may be logits: with the same dtype and stride, or as bf16 over
 // f32 with d_stride = 2 · stride, where each row begins where it did. workspace: none.
+
+// cross_entropy_total: found [2], f64: the sum of the losses, and how many hits there are.
 
 #include "reduce.cuh"
 
@@ -221,6 +224,20 @@ extern "C" __global__ void most_probable_f32(
     if (threadIdx.x != 0) return;
     ids[row] = softmax.argmax == NOWHERE ? 0 : softmax.argmax;
     logprobs[row] = -logf(softmax.sum);
+}
+
+extern "C" __global__ void cross_entropy_total(
+    const float* losses, const u32* hits, u32 rows, double* found
+) {
+    double sums[2] = {0.0, 0.0};
+    for (u32 row = threadIdx.x; row < rows; row += blockDim.x) {
+        sums[0] += losses[row];
+        sums[1] += hits[row];
+    }
+    block_sums(sums);
+    if (threadIdx.x != 0) return;
+    found[0] = sums[0];
+    found[1] = sums[1];
 }
 
 #define CROSS_ENTROPY_FORWARD(X, suffix)                                                           \

@@ -14,8 +14,8 @@
 // Tensors of f32 and bf16 take a launch each, with partials that lie one after the other.
 // workspace: partials, f64, one a place. norm_total: sum = Σ partials.
 // norm_clip: norm = √sum; scale = min(max_norm / (norm + 1e-6), 1) as PyTorch has it, or 1 where
-// max_norm is 0. Where the norm or the sum at `losses` (there may be none) is no number, `halted`
-// becomes 1, and where that is 1, the scale is NaN.
+// max_norm is 0. Where the norm or one of the losses, whose `count` places `losses` has, is no number,
+// `halted` becomes 1, and where that is 1, the scale is NaN.
 // norm_by_tensor: sums[tensor][w] = Σ partials[place][w] over the tensor's places, with `width` numbers a
 // place (1 or 2). `ends`: u32, one a tensor: the place behind its last.
 
@@ -75,12 +75,13 @@ extern "C" __global__ void norm_total(const double* partials, u32 places, double
 }
 
 extern "C" __global__ void norm_clip(
-    const double* sum, const double* losses, double max_norm, u32* halted, double* norm,
-    float* scale
+    const double* sum, const double* const* losses, u32 count, double max_norm, u32* halted,
+    double* norm, float* scale
 ) {
     *norm = sqrt(*sum);
-    // Infinite or NaN: no difference to itself.
-    const double rest = (*norm - *norm) + (losses ? *losses - *losses : 0.0);
+    // What is infinite or NaN does not go away where it is taken from itself.
+    double rest = *norm - *norm;
+    for (u32 i = 0; i < count; ++i) rest += *losses[i] - *losses[i];
     if (rest != 0.0) *halted = 1;
     const double factor = max_norm > 0.0 ? fmin(max_norm / (*norm + 1e-6), 1.0) : 1.0;
     *scale = *halted ? __uint_as_float(0x7fc00000u) : static_cast<float>(factor);

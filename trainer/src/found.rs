@@ -42,9 +42,9 @@ impl Scores {
         self.pending.iter().all(|(_, score)| score.is_known())
     }
 
-    /// The losses of the tokens that a GPU is at.
+    /// The losses that a GPU is at.
     pub(crate) fn losses(&self) -> Vec<&Tensor> {
-        self.pending.iter().filter_map(|(_, score)| score.losses()).collect()
+        self.pending.iter().filter_map(|(_, score)| score.loss_on_gpu()).collect()
     }
 
     /// The sum so far.

@@ -134,7 +134,7 @@ int cuStreamDestroy_v2(void *) { return SUCCESS; }
 int cuStreamWaitEvent(void *, void *, unsigned) { return SUCCESS; }
 int cuStreamSynchronize(void *) {
     if (is_capturing()) return refuse_in_capture();
-    if (int status = catch_up()) return status;
+    if (int status = wait_for_all()) return status;
     trim_current_pool();
     return SUCCESS;
 }

@@ -15,6 +15,8 @@ int perform(Work work);
 
 // Does all that is kept, or the first so many; the number of them so far.
 int catch_up();
+// The same, for a caller who waits for all that was handed over: `stand_in_waits` counts these.
+int wait_for_all();
 int catch_up_to(size_t number);
 size_t kept_so_far();
 

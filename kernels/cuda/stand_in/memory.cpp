@@ -271,7 +271,8 @@ int cuMemcpyDtoHAsync_v2(void *to, uintptr_t from, size_t bytes, void *) {
         return SUCCESS;
     };
     if (is_capturing()) return record_copy(false, true, copy);
-    if (int status = catch_up()) return status;
+    if (is_pinned(to)) return perform(copy);
+    if (int status = wait_for_all()) return status;
     return copy();
 }
 int cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t bytes, void *) {

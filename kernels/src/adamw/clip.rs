@@ -3,6 +3,8 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
+#[cfg(feature = "cuda")]
+use crate::cuda::later::Later;
 use crate::memory;
 #[cfg(feature = "cuda")]
 use crate::profile::{self, Op};
@@ -29,17 +31,21 @@ impl Halt {
 /// The norm of a step's gradients and the factor that clips them, which a GPU is working out.
 #[derive(Debug)]
 pub struct Clip {
-    /// f64 `[1]`.
-    pub(crate) norm: Tensor,
+    /// On its way to the host.
+    #[cfg(feature = "cuda")]
+    pub(crate) norm: Later,
     /// f32 `[1]`; NaN where nothing may move.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU reads it"))]
+    #[cfg(feature = "cuda")]
     pub(crate) scale: Tensor,
+    /// Without a GPU there is none.
+    #[cfg(not(feature = "cuda"))]
+    never: std::convert::Infallible,
 }
 
 impl Clip {
     /// PyTorch's coefficient for `gradients` of any norm above `max_norm`; 1 where that is 0. Where the
-    /// norm, or one of `losses` (f32), is no number, nothing moves from this step on. `None` where these
-    /// are not tensors that the kernels of a GPU take.
+    /// norm, or a loss (the first of each of `losses`, f64) is no number, nothing moves from this step
+    /// on. `None` where these are not tensors that the kernels of a GPU take.
     pub fn new(
         gradients: &[&Tensor],
         losses: &[&Tensor],
@@ -49,7 +55,9 @@ impl Clip {
         #[cfg(feature = "cuda")]
         {
             let takes = |tensor: &&Tensor| crate::cuda::on_gpu(&[tensor]) && tensor.is_contiguous();
-            if !gradients.is_empty() && gradients.iter().chain(losses).all(takes) {
+            let is_loss = |loss: &&Tensor| loss.device().is_cuda() && loss.dtype() == DType::F64;
+            let all = gradients.iter().all(takes) && losses.iter().all(is_loss);
+            if all && !gradients.is_empty() {
                 let _timer = profile::over(Op::Optimizer, 0, gradients);
                 return crate::cuda::norm::clip(gradients, losses, max_norm, halt).map(Some);
             }
@@ -58,8 +66,11 @@ impl Clip {
         Ok(None)
     }
 
-    /// The norm before clipping. Waits for the device.
+    /// The norm before clipping, once the device has come so far.
     pub fn norm(&self) -> Result<f64> {
-        Ok(self.norm.to_vec1::<f64>()?.into_iter().sum())
+        #[cfg(feature = "cuda")]
+        return Ok(self.norm.wait()?.into_iter().sum());
+        #[cfg(not(feature = "cuda"))]
+        match self.never {}
     }
 }

@@ -40,6 +40,16 @@ pub(crate) fn most_probable(logits: &Tensor) -> Result<Vec<(u32, f32)>> {
     Ok(ids.iter().zip(logprobs).map(|(id, bits)| (*id, f32::from_bits(*bits))).collect())
 }
 
+/// The sum of `losses [N]`, f32, and how many of `hits [N]`, u32, are 1: f64 `[2]`.
+pub(crate) fn total(losses: &Tensor, hits: &Tensor) -> Result<Tensor> {
+    let found = empty(2, DType::F64, losses.device())?;
+    let arguments =
+        arguments![address(losses)?, address(hits)?, losses.dim(0)? as u32, address(&found)?,];
+    // SAFETY: there are as many hits as losses, and two numbers are written.
+    unsafe { launch("cross_entropy_total".to_owned(), 1).run(losses.device(), &arguments) }?;
+    Ok(found)
+}
+
 fn launch(kernel: String, rows: usize) -> Launch<'static> {
     let grid = [rows, 1, 1];
     Launch { program: &PROGRAM, kernel, head_dim: None, grid, block: THREADS, shared: 0 }

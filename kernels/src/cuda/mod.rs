@@ -15,6 +15,7 @@ pub(crate) mod embedding;
 pub(crate) mod gemm;
 pub(crate) mod gemv;
 pub(crate) mod graph;
+pub(crate) mod later;
 mod launch;
 pub(crate) mod norm;
 pub(crate) mod pool;

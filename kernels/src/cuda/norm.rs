@@ -4,7 +4,8 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::empty;
-use super::launch::{Launch, address, address_or_null, arguments, suffix};
+use super::later::Later;
+use super::launch::{Launch, address, arguments, suffix};
 use super::program::{Program, source};
 use super::table::{CHUNK_THREADS, Table};
 use super::upload::upload;
@@ -19,7 +20,7 @@ pub(crate) fn sum_of_squares(tensors: &[&Tensor]) -> Result<f64> {
     Ok(sum.into_iter().flatten().sum())
 }
 
-/// As [`Clip::new`], of tensors as [`sum_of_squares`] takes them.
+/// As [`Clip::new`], of gradients as [`sum_of_squares`] takes them.
 pub(crate) fn clip(
     gradients: &[&Tensor],
     losses: &[&Tensor],
@@ -31,20 +32,27 @@ pub(crate) fn clip(
         Some(sum) => sum,
         None => Tensor::zeros(1, DType::F64, device)?,
     };
-    // The squares of numbers in f32 do not leave f64, so their sum is a number if all of them are.
-    let losses = on_device(losses)?;
+    let places: Vec<u8> = losses
+        .iter()
+        .map(|loss| address(loss).map(u64::to_ne_bytes))
+        .collect::<Result<Vec<_>>>()?
+        .into_flattened();
+    // At least one place: there is no tensor of none.
+    let places = if places.is_empty() { vec![0; 8] } else { places };
+    let places = upload(&places, places.len(), device)?;
     let (norm, scale) = (empty(1, DType::F64, device)?, empty(1, DType::F32, device)?);
     let arguments = arguments![
         address(&sum)?,
-        address_or_null(losses.as_ref())?,
+        address(&places)?,
+        losses.len() as u32,
         max_norm,
         address(halt.flag())?,
         address(&norm)?,
         address(&scale)?,
     ];
-    // SAFETY: a number each.
+    // SAFETY: a number each, and as many places of losses.
     unsafe { once("norm_clip", 1).run(device, &arguments) }?;
-    Ok(Clip { norm, scale })
+    Ok(Clip { norm: Later::of(&norm)?, scale })
 }
 
 /// The sum of the squares of the elements of each of `tensors`. Waits for the device once.

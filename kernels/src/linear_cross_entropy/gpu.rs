@@ -4,7 +4,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::{Head, Losses, Pending, Trained};
-use crate::cuda::cross_entropy::Rows;
+use crate::cuda::cross_entropy::{self, Rows};
 use crate::cuda::gemm::{Before, Factor, multiply};
 use crate::cuda::host::upload;
 use crate::cuda::{embedding, empty};
@@ -66,7 +66,8 @@ pub(super) fn gradients(
             None => Ok(()),
         }
     })?;
-    Ok((Pending::on_gpu(work.losses, work.hits), d_hidden))
+    let found = cross_entropy::total(&work.losses, &work.hits)?;
+    Ok((Pending::on_gpu(found, trained.rows.len())?, d_hidden))
 }
 
 /// The first of rows that follow each other, and how many there are.

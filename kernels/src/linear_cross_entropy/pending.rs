@@ -4,10 +4,10 @@ use candle_core::{Result, Tensor};
 
 use super::Score;
 #[cfg(feature = "cuda")]
-use super::gpu;
+use crate::cuda::later::Later;
 
 /// What a pass has found. A GPU has been asked for it, and is asked for more before it is done: who
-/// wants to know waits for all of that.
+/// wants to know waits for what was handed over before the pass, and for nothing that came after it.
 #[derive(Debug)]
 pub struct Pending(State);
 
@@ -16,8 +16,10 @@ enum State {
     Known(Score),
     #[cfg(feature = "cuda")]
     OnGpu {
-        losses: Tensor,
-        hits: Tensor,
+        /// f64 `[2]`: the loss, and how many hits.
+        found: Tensor,
+        on_its_way: Later,
+        num_targets: usize,
     },
 }
 
@@ -26,10 +28,11 @@ impl Pending {
         Self(State::Known(score))
     }
 
-    /// Losses `[N]` in f32, and u32 `[N]` that are 1 where the target is the most likely.
+    /// The sum of the losses and how many targets are the most likely, f64 `[2]`, of so many.
     #[cfg(feature = "cuda")]
-    pub(super) fn on_gpu(losses: Tensor, hits: Tensor) -> Self {
-        Self(State::OnGpu { losses, hits })
+    pub(super) fn on_gpu(found: Tensor, num_targets: usize) -> Result<Self> {
+        let on_its_way = Later::of(&found)?;
+        Ok(Self(State::OnGpu { found, on_its_way, num_targets }))
     }
 
     /// Whether nobody has to be waited for.
@@ -37,12 +40,12 @@ impl Pending {
         matches!(self.0, State::Known(_))
     }
 
-    /// The loss of each trained token, f32 `[N]`, where a GPU is still at them.
-    pub fn losses(&self) -> Option<&Tensor> {
+    /// Where a GPU is still at it, the loss: the first of some f64.
+    pub fn loss_on_gpu(&self) -> Option<&Tensor> {
         match &self.0 {
             State::Known(_) => None,
             #[cfg(feature = "cuda")]
-            State::OnGpu { losses, .. } => Some(losses),
+            State::OnGpu { found, .. } => Some(found),
         }
     }
 
@@ -51,7 +54,11 @@ impl Pending {
         match self.0 {
             State::Known(score) => Ok(score),
             #[cfg(feature = "cuda")]
-            State::OnGpu { losses, hits } => Ok(gpu::found(&losses, &hits)?.score()),
+            State::OnGpu { on_its_way, num_targets, .. } => {
+                let found = on_its_way.wait()?;
+                let (loss_sum, num_correct) = (found[0], found[1] as usize);
+                Ok(Score { loss_sum, num_targets, num_correct })
+            }
         }
     }
 }

@@ -197,3 +197,19 @@ fn what_is_ruled_out_has_no_gradient_and_what_is_not_a_number_stays() -> Result<
     assert!(gradient[1].iter().all(|d| d.is_nan()));
     Ok(())
 }
+
+#[test]
+fn losses_and_hits_are_added_up() {
+    let Some(program) = program("cross_entropy") else { return };
+    for rows in [1usize, 511, 512, 513, 5000] {
+        let losses: Vec<f32> = (0..rows).map(|row| (row % 97) as f32 * 0.125).collect();
+        let hits: Vec<u32> = (0..rows).map(|row| u32::from(row % 5 == 0)).collect();
+        let (of_losses, of_hits) = (Buffer::of(&losses), Buffer::of(&hits));
+        let found = Buffer::unset::<f64>(2);
+        let launch = program.launch("cross_entropy_total", [1; 3], 512);
+        launch.buffer(&of_losses).buffer(&of_hits).value(rows as u32).buffer(&found).run();
+        // All of these sums are exact.
+        let sum: f64 = losses.iter().map(|loss| f64::from(*loss)).sum();
+        assert_eq!(found.values::<f64>(), [sum, hits.iter().sum::<u32>().into()], "{rows}");
+    }
+}

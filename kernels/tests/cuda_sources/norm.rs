@@ -23,7 +23,7 @@ fn squares(program: &Program, tensors: &[Tensor]) -> Result<Vec<f64>> {
 }
 
 fn clipped(program: &Program, partials: &[f64], max_norm: f64) -> (f64, f64, f32) {
-    let (sum, norm, scale, halted) = clipped_with(program, partials, None, max_norm, 0);
+    let (sum, norm, scale, halted) = clipped_with(program, partials, &[], max_norm, 0);
     assert_eq!(halted, 0);
     (sum, norm, scale)
 }
@@ -32,7 +32,7 @@ fn clipped(program: &Program, partials: &[f64], max_norm: f64) -> (f64, f64, f32
 fn clipped_with(
     program: &Program,
     partials: &[f64],
-    losses: Option<f64>,
+    losses: &[f64],
     max_norm: f64,
     halted: u32,
 ) -> (f64, f64, f32, u32) {
@@ -42,13 +42,14 @@ fn clipped_with(
     let launch = program.launch("norm_total", [1; 3], 256);
     launch.buffer(&from).value(partials.len() as u32).buffer(&sum).run();
     let launch = program.launch("norm_clip", [1; 3], 1);
-    let (halted, losses) = (Buffer::of(&[halted]), losses.map(|sum| Buffer::of(&[sum])));
-    let launch = launch.buffer(&sum);
-    let launch = match &losses {
-        Some(losses) => launch.buffer(losses),
-        None => launch.value(0u64),
-    };
-    launch.value(max_norm).buffer(&halted).buffer(&norm).buffer(&scale).run();
+    let halted = Buffer::of(&[halted]);
+    // Each of them is the first of two numbers.
+    let losses: Vec<Buffer> = losses.iter().map(|loss| Buffer::of(&[*loss, f64::NAN])).collect();
+    let places: Vec<u64> = losses.iter().map(Buffer::address).chain([0]).collect();
+    let places = Buffer::of(&places);
+    let launch = launch.buffer(&sum).buffer(&places).value(losses.len() as u32).value(max_norm);
+    let launch = launch.buffer(&halted).buffer(&norm).buffer(&scale);
+    losses.iter().fold(launch, Launch::reaches).run();
     (sum.values()[0], norm.values()[0], scale.values()[0], halted.values()[0])
 }
 
@@ -95,13 +96,13 @@ fn a_number_that_is_none_halts() {
     let Some(program) = program("norm") else { return };
     let (bad, good) = ([f64::NAN, f64::INFINITY], [4.0, 5.0]);
     for (partials, losses, before, halts) in [
-        (&good, None, 0, false),
-        (&good, Some(1e300), 0, false),
-        (&good, Some(f64::NAN), 0, true),
-        (&good, Some(f64::INFINITY), 0, true),
-        (&bad, Some(1.0), 0, true),
-        (&[f64::INFINITY, 0.0], None, 0, true),
-        (&good, Some(1.0), 1, true),
+        (&good, &[][..], 0, false),
+        (&good, &[1e300, 2.0], 0, false),
+        (&good, &[1.0, f64::NAN], 0, true),
+        (&good, &[f64::INFINITY, 1.0, 2.0], 0, true),
+        (&bad, &[1.0], 0, true),
+        (&[f64::INFINITY, 0.0], &[], 0, true),
+        (&good, &[1.0], 1, true),
     ] {
         for max_norm in [1.0, 0.0] {
             let (_, _, scale, halted) = clipped_with(&program, partials, losses, max_norm, before);

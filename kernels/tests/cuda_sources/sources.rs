@@ -76,6 +76,7 @@ pub(crate) const SOURCES: &[Source] = &[
             "cross_entropy_gradient_bf16_bf16",
             "cross_entropy_gradient_f32_bf16",
             "most_probable_f32",
+            "cross_entropy_total",
         ],
         of_head_dim: false,
     },

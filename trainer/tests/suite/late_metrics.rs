@@ -1,5 +1,6 @@
 //! On a GPU the host hears of a step when the next one has been handed over; on the CPU at once.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::DType;
@@ -123,4 +124,41 @@ fn nothing_has_moved_since_a_loss_that_is_no_number() {
     let (waiting, late) = (weights(&waiting), weights(&late));
     assert!(late.iter().flatten().all(|value| value.is_finite()));
     assert!(waiting == late);
+}
+
+/// How often somebody has waited for all that a GPU was given, which only the stand-in for one counts.
+fn waits() -> Option<usize> {
+    let this = libloading::os::unix::Library::this();
+    // SAFETY: where there is such a function, it takes nothing and returns a number.
+    #[expect(unsafe_code, reason = "asks the stand-in for a driver")]
+    unsafe {
+        this.get::<extern "C" fn() -> usize>(b"stand_in_waits").ok().map(|count| count())
+    }
+}
+
+#[test]
+fn a_run_waits_for_no_step_of_a_gpu() {
+    let Some(before) = waits() else {
+        let words = "SKIPPED: only the stand-in for a GPU counts who waits\n";
+        std::io::stderr().write_all(words.as_bytes()).unwrap();
+        return;
+    };
+    let (rows, settings) = six_steps();
+    for dtype in [DType::F32, DType::BF16] {
+        for (settings, waits_of_step) in [
+            (settings.clone(), 0),
+            (TrainSettings { gradient_accumulation_steps: 2, ..settings.clone() }, 0),
+            // Gradients by layer, and two kinds of weights that have moved.
+            (TrainSettings { layer_norms_steps: Some(1), ..settings.clone() }, 1),
+        ] {
+            let mut trainer =
+                Trainer::new(load("qwen3", dtype), &rows, settings, &Ledger::new()).unwrap();
+            let before = waits().unwrap();
+            trainer.train(&mut Patient::default()).unwrap();
+            let found = waits().unwrap() - before;
+            assert!(found >= 6 * waits_of_step, "{dtype:?}: {found}");
+            assert!(waits_of_step > 0 || found == 0, "{dtype:?}: {found}");
+        }
+    }
+    assert!(waits().unwrap() > before, "models are loaded, and that is waited for");
 }
