@@ -37,15 +37,26 @@ pub fn with_rows<T, E: From<candle_core::Error>>(
     logits: &Tensor,
     f: impl FnOnce(&[&[f32]]) -> std::result::Result<T, E>,
 ) -> std::result::Result<T, E> {
-    let logits = logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
+    let logits = logits.to_dtype(DType::F32)?;
     let (_, vocab_size) = logits.dims2()?;
+    #[cfg(feature = "cuda")]
+    if logits.device().is_cuda() {
+        return crate::cuda::download::with_values(&logits.contiguous()?, |values| match values {
+            Some(values) => f(&rows_of(values, vocab_size)),
+            None => f(&rows_of(&logits.flatten_all()?.to_vec1()?, vocab_size)),
+        })?;
+    }
+    let logits = logits.to_device(&Device::Cpu)?.contiguous()?;
     let (storage, layout) = logits.storage_and_layout();
     let values = match (&*storage, layout.contiguous_offsets()) {
         (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => &values[start..end],
         _ => return Err(candle_core::Error::msg("logits in f32 on the CPU").into()),
     };
-    let rows: Vec<&[f32]> = values.chunks_exact(vocab_size.max(1)).collect();
-    f(&rows)
+    f(&rows_of(values, vocab_size))
+}
+
+fn rows_of(values: &[f32], vocab_size: usize) -> Vec<&[f32]> {
+    values.chunks_exact(vocab_size.max(1)).collect()
 }
 
 /// The first of the largest; 0 where there is none.

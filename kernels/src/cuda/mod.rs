@@ -10,6 +10,7 @@ pub(crate) mod attention;
 pub(crate) mod cross_entropy;
 pub(crate) mod decode_attention;
 pub(crate) mod device;
+pub(crate) mod download;
 pub(crate) mod elementwise;
 pub(crate) mod embedding;
 pub(crate) mod gemm;
