@@ -25,8 +25,8 @@ impl Graph {
     ///
     /// # Errors
     /// What `work` does must be all the GPU's: an op that waits for the device or brings numbers from
-    /// the host cannot be recorded, nor can one that leaves a tensor behind. The device is as it was
-    /// before, whatever went wrong.
+    /// the host cannot be recorded. Tensors that it makes must be gone when it returns: they have no
+    /// memory but when the graph is launched. The device is as it was before, whatever went wrong.
     pub fn record(device: &Device, work: impl FnOnce() -> Result<()>) -> Result<Option<Self>> {
         Ok(gpu::record(device, work)?.map(Self))
     }
