@@ -1,8 +1,10 @@
-//! What [`device`](crate::device) and [`graph`](crate::graph) find in a build without the feature `cuda`: no GPU.
+//! What [`device`](crate::device), [`graph`](crate::graph) and [`Clip`] find in a build without the feature
+//! `cuda`: no GPU.
 #![expect(clippy::unnecessary_wraps, reason = "a GPU can fail at what is nothing here")]
 
-use candle_core::{Device, Error, Result};
+use candle_core::{Device, Error, Result, Tensor};
 
+use crate::adamw::{Clip, Halt};
 use crate::device::PoolUsage;
 
 pub(crate) fn open(_ordinal: usize, _limit: Option<u64>) -> Result<Device> {
@@ -48,5 +50,14 @@ pub(crate) fn record(
     _device: &Device,
     _work: impl FnOnce() -> Result<()>,
 ) -> Result<Option<Graph>> {
+    Ok(None)
+}
+
+pub(crate) fn clip(
+    _gradients: &[&Tensor],
+    _losses: &[&Tensor],
+    _max_norm: f64,
+    _halt: &Halt,
+) -> Result<Option<Clip>> {
     Ok(None)
 }

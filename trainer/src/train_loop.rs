@@ -72,7 +72,9 @@ impl Trainer<'_> {
     pub fn train(&mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
         loop {
             let is_last = self.step >= self.plan.total_steps();
-            if is_last || !observer.metrics_may_be_late(self.step) {
+            // A step that measures its layers looks at numbers on the way, and moves weights by them.
+            let looks = self.settings.measures_layers(self.step + 1);
+            if is_last || looks || !observer.metrics_may_be_late(self.step) {
                 self.tell_metrics(observer)?;
             }
             self.settle_checkpoint(observer, false)?;

@@ -13,12 +13,13 @@ using Work = std::function<int()>;
 // CHANDLER_STAND_IN_LATE, which is as late as a GPU may be with it.
 int perform(Work work);
 
-// Does all that is kept, or the first so many; the number of them so far.
+// Does all that is kept, or the first so many of all that the stream was ever given.
 int catch_up();
-// The same, for a caller who waits for all that was handed over: `stand_in_waits` counts these.
-int wait_for_all();
 int catch_up_to(size_t number);
+// How many it was given so far.
 size_t kept_so_far();
+// As `catch_up`, for a caller who waits for all of the device: `stand_in_waits` counts these.
+int wait_for_all();
 
 // As the driver numbers the kinds of nodes.
 enum class Node { KERNEL = 0, COPY = 1, FILL = 2, ALLOCATION = 10, RELEASE = 11 };

@@ -5,8 +5,12 @@ use candle_core::{DType, Device, Result, Tensor};
 
 #[cfg(feature = "cuda")]
 use crate::cuda::later::Later;
-use crate::memory;
+/// The GPU's side, or what a build without it has in its place.
 #[cfg(feature = "cuda")]
+use crate::cuda::norm as gpu;
+use crate::memory;
+#[cfg(not(feature = "cuda"))]
+use crate::no_cuda as gpu;
 use crate::profile::{self, Op};
 
 /// Remembers on a GPU that a run has met a number that is none: no later step of it moves a weight, though
@@ -52,18 +56,8 @@ impl Clip {
         max_norm: f64,
         halt: &Halt,
     ) -> Result<Option<Self>> {
-        #[cfg(feature = "cuda")]
-        {
-            let takes = |tensor: &&Tensor| crate::cuda::on_gpu(&[tensor]) && tensor.is_contiguous();
-            let is_loss = |loss: &&Tensor| loss.device().is_cuda() && loss.dtype() == DType::F64;
-            let all = gradients.iter().all(takes) && losses.iter().all(is_loss);
-            if all && !gradients.is_empty() {
-                let _timer = profile::over(Op::Optimizer, 0, gradients);
-                return crate::cuda::norm::clip(gradients, losses, max_norm, halt).map(Some);
-            }
-        }
-        let _ = (gradients, losses, max_norm, halt);
-        Ok(None)
+        let _timer = profile::over(Op::Optimizer, 0, gradients);
+        gpu::clip(gradients, losses, max_norm, halt)
     }
 
     /// The norm before clipping, once the device has come so far.

@@ -1,5 +1,5 @@
-//! Many numbers for the host, by way of pinned memory, to which a card copies several times as fast as to
-//! memory that may be paged out.
+//! Many numbers for the host, by way of pinned memory, to which a card copies without a buffer of the
+//! driver's in between.
 #![expect(unsafe_code, reason = "copies to pinned memory")]
 
 use std::sync::{Arc, Mutex, PoisonError};

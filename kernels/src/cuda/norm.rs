@@ -3,12 +3,12 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::empty;
 use super::later::Later;
 use super::launch::{Launch, address, arguments, suffix};
 use super::program::{Program, source};
 use super::table::{CHUNK_THREADS, Table};
 use super::upload::upload;
+use super::{empty, on_gpu};
 use crate::adamw::{Clip, Halt};
 
 static PROGRAM: Program = source!("norm");
@@ -20,13 +20,19 @@ pub(crate) fn sum_of_squares(tensors: &[&Tensor]) -> Result<f64> {
     Ok(sum.into_iter().flatten().sum())
 }
 
-/// As [`Clip::new`], of gradients as [`sum_of_squares`] takes them.
+/// As [`Clip::new`].
 pub(crate) fn clip(
     gradients: &[&Tensor],
     losses: &[&Tensor],
     max_norm: f64,
     halt: &Halt,
-) -> Result<Clip> {
+) -> Result<Option<Clip>> {
+    let takes = |tensor: &&Tensor| on_gpu(&[tensor]) && tensor.is_contiguous();
+    let is_loss = |loss: &&Tensor| loss.device().is_cuda() && loss.dtype() == DType::F64;
+    let all = gradients.iter().all(takes) && losses.iter().all(is_loss);
+    if !all || gradients.is_empty() {
+        return Ok(None);
+    }
     let device = halt.flag().device();
     let sum = match on_device(gradients)? {
         Some(sum) => sum,
@@ -52,7 +58,7 @@ pub(crate) fn clip(
     ];
     // SAFETY: a number each, and as many places of losses.
     unsafe { once("norm_clip", 1).run(device, &arguments) }?;
-    Ok(Clip { norm: Later::of(&norm)?, scale })
+    Ok(Some(Clip { norm: Later::of(&norm)?, scale }))
 }
 
 /// The sum of the squares of the elements of each of `tensors`. Waits for the device once.

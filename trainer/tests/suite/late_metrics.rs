@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
+use chandler_data::Row;
 use chandler_model::CausalLm;
 use chandler_trainer::{
     BoxError, Control, Observer, Outcome, StepMetrics, TrainError, TrainSettings, Trainer,
@@ -53,7 +54,7 @@ impl Observer for Patient {
     }
 }
 
-fn six_steps() -> (Vec<chandler_data::Row>, TrainSettings) {
+fn six_steps() -> (Vec<Row>, TrainSettings) {
     let train = golden("qwen3", "train.json");
     let settings = TrainSettings { max_steps: Some(6), ..settings(&train["hp"]) };
     (rows(&train["tokenized"]), settings)
@@ -103,7 +104,7 @@ fn metrics_come_a_step_late_on_a_gpu_unless_they_are_wanted() {
 
 /// Every weight, to the bit.
 fn weights(trainer: &Trainer) -> Vec<Vec<f32>> {
-    let bits = |tensor: &candle_core::Tensor| {
+    let bits = |tensor: &Tensor| {
         tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     };
     trainer.best_values().into_iter().map(|(_, tensor)| bits(tensor)).collect()
@@ -124,6 +125,48 @@ fn nothing_has_moved_since_a_loss_that_is_no_number() {
     let (waiting, late) = (weights(&waiting), weights(&late));
     assert!(late.iter().flatten().all(|value| value.is_finite()));
     assert!(waiting == late);
+}
+
+/// A run whose second row has a token that is no number, and whose other rows are as good as any.
+#[test]
+fn a_good_step_after_a_bad_one_moves_nothing_either() {
+    const BAD: u32 = 77;
+    let row = |ids: [u32; 6]| Row {
+        input_ids: ids.to_vec(),
+        labels: ids.map(i64::from).to_vec(),
+        seq_lengths: vec![6],
+        examples: 1,
+    };
+    let rows = vec![row([1, 2, 3, 4, 5, 6]), row([1, BAD, 3, 4, 5, 6]), row([7, 8, 9, 1, 2, 3])];
+    for layer_norms_steps in [None, Some(3)] {
+        let settings = TrainSettings {
+            max_steps: Some(3),
+            learning_rate: 1e-3,
+            warmup_steps: 0,
+            per_device_train_batch_size: 1,
+            gradient_accumulation_steps: 1,
+            layer_norms_steps,
+            ..six_steps().1
+        };
+        let new = || {
+            let model = load("llama-gqa", DType::F32);
+            let table = &model.params().get(model.embedding_param()).value;
+            let nan = Tensor::full(f32::NAN, (1, table.dim(1).unwrap()), table.device()).unwrap();
+            table.slice_set(&nan, 0, BAD as usize).unwrap();
+            Trainer::new(model, &rows, settings.clone(), &Ledger::new()).unwrap()
+        };
+        let bits = |trainer: &Trainer| -> Vec<Vec<u32>> {
+            let of = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
+            weights(trainer).into_iter().map(of).collect()
+        };
+        let (mut waiting, mut late) = (new(), new());
+        waiting.step().unwrap();
+        let first = waiting.step().unwrap_err();
+        assert!(matches!(first, TrainError::NotFinite { step: 2, .. }), "{first}");
+        let error = late.train(&mut Patient::default()).unwrap_err();
+        assert_eq!(error.to_string(), first.to_string());
+        assert!(bits(&waiting) == bits(&late), "{layer_norms_steps:?}");
+    }
 }
 
 /// How often somebody has waited for all that a GPU was given, which only the stand-in for one counts.
