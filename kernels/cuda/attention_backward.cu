@@ -3,7 +3,7 @@
 // With P = softmax(S): dV = Pᵀ·dY, dP = dY·Vᵀ, dS = P ∘ (dP − delta) ∘ slope, dQ = dS·K, dK = dSᵀ·Q.
 //
 // Legend: q, k, v, y, lse as in attention_forward.cu, without an offset; dy, dq [N, H, D], dk, dv
-// [N, K, D] of T, contiguous; delta [H, N], f32: Σ dy · y of each row.
+// [N, K, D] of T, contiguous; delta [N, H], f32: Σ dy · y of each row.
 //
 // Compiled with -DHEAD_DIM=D. Addresses are multiples of 16 bytes, strides too.
 //
@@ -28,15 +28,15 @@ struct Sizes {
 
 // Rows of all heads, by a warp each.
 template <class T>
-DEVICE void delta_row(const T* dy, const T* y, float* delta, u64 tokens, u32 heads) {
+DEVICE void delta_row(const T* dy, const T* y, float* delta, u64 rows) {
     const u64 row = static_cast<u64>(blockIdx.x) * 8 + threadIdx.x / WARP;
-    if (row >= tokens * heads) return;
+    if (row >= rows) return;
     float sum = 0.0f;
     for (u32 i = threadIdx.x % WARP; i < D; i += WARP) {
         sum = fmaf(widen(dy[row * D + i]), widen(y[row * D + i]), sum);
     }
     sum = warp_sum(sum);
-    if (threadIdx.x % WARP == 0) delta[row % heads * tokens + row / heads] = sum;
+    if (threadIdx.x % WARP == 0) delta[row] = sum;
 }
 
 // What the two factors of a product come from, for one head; rows from the first token of a document.
@@ -84,7 +84,7 @@ struct Query {
 template <class T>
 DEVICE Query query_of(const Inputs<T>& in, Tile tile, u32 head, u32 row) {
     if (row >= tile.len) return {0.0f, 0.0f};
-    const u64 at = head * in.shape.tokens + tile.start + row;
+    const u64 at = (static_cast<u64>(tile.start) + row) * in.shape.heads + head;
     return {in.lse[at] * LOG2_E, in.delta[at]};
 }
 
@@ -251,9 +251,9 @@ DEVICE void backward_kv_parts(const Inputs<T>& in, const Tile* tiles, T* dk, T* 
 
 #define ATTENTION_BACKWARD(T, suffix)                                                              \
     extern "C" __global__ void attention_delta_##suffix(                                           \
-        const T* dy, const T* y, float* delta, u64 tokens, u32 heads                               \
+        const T* dy, const T* y, float* delta, u64 rows                                            \
     ) {                                                                                            \
-        delta_row(dy, y, delta, tokens, heads);                                                    \
+        delta_row(dy, y, delta, rows);                                                             \
     }                                                                                              \
     extern "C" __global__ void __launch_bounds__(2 * Sizes<T>::ROWS) attention_backward_q_##suffix(\
         const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* delta,     \

@@ -2,7 +2,7 @@
 // soft-capped scores, in one pass over the keys (Dao 2023, arXiv:2307.08691, algorithm 1).
 //
 // Legend: q [N, H, D], k and v [S, K, D] of T, f32 or bf16, with the strides of `Shape`; y [N, H, D]
-// of T, contiguous; lse [H, N], f32: ln Σ exp(score) of each row, for the backward pass. Query head h
+// of T, contiguous; lse [N, H], f32: ln Σ exp(score) of each row, for the backward pass. Query head h
 // reads key/value head h · K / H. Query i of a document stands at position query_offset + i of its
 // keys; with an offset there is one document, which starts at token 0.
 //
@@ -160,7 +160,7 @@ DEVICE void forward(
         const u64 token = first + row;
         store_row(sums, which, 1.0f / sum, y + (token * shape.heads + head) * D);
         const float log_sum = (online.max[which] + log2f(sum)) * LN_2;
-        if (lane % 4 == 0) lse[head * shape.tokens + token] = log_sum;
+        if (lane % 4 == 0) lse[token * shape.heads + head] = log_sum;
     }
 }
 

@@ -32,15 +32,13 @@ constexpr u32 ROW = D + VECTOR<T>;
 template <u32 COLUMNS>
 using Fragment = float[COLUMNS / 8][4];
 
-// Passed by value, 56 bytes. Strides are in elements, multiples of 16 bytes.
+// Passed by value, 48 bytes. Strides are in elements, multiples of 16 bytes.
 struct Shape {
     u32 heads, kv_heads;
     // Of q, from token to token.
     u64 q_stride;
     // Of k and v, from token to token and from head to head.
     u64 kv_stride, kv_head_stride;
-    // Of all documents.
-    u64 tokens;
     // Position of a document's first query among its keys.
     u32 query_offset;
     // How many keys a query sees at most, itself included; 0xffffffff is all.

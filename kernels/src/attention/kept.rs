@@ -12,9 +12,9 @@ use crate::profile::{self, Op};
 /// computing it again: nothing on the CPU.
 #[derive(Debug, Default)]
 pub struct Kept {
-    /// `[H, N]`, f32: the log-sum-exp of each row of scores.
+    /// `[N, H]`, f32: the log-sum-exp of each row of scores.
     log_sum_exp: Option<Tensor>,
-    /// `[H, N]`, f32: `Σ dy · y` of each row, once both are known.
+    /// `[N, H]`, f32: `Σ dy · y` of each row, once both are known.
     delta: Option<Tensor>,
 }
 

@@ -24,7 +24,6 @@ struct Shape {
     q_stride: u64,
     kv_stride: u64,
     kv_head_stride: u64,
-    tokens: u64,
     query_offset: u32,
     window: u32,
     scale: f32,
@@ -59,7 +58,7 @@ struct Inputs {
 
 impl Inputs {
     fn new(q: &Tensor, k: &Tensor, v: &Tensor, offset: usize, params: Params) -> Result<Self> {
-        let (tokens, heads, dim) = q.dims3()?;
+        let (_, heads, dim) = q.dims3()?;
         let line = 16 / q.dtype().size_in_bytes();
         let is_lined = |t: &Tensor| {
             let strides_fit = t.stride()[..2].iter().all(|stride| stride.is_multiple_of(line));
@@ -76,7 +75,6 @@ impl Inputs {
             q_stride: q.stride()[0] as u64,
             kv_stride: k.stride()[0] as u64,
             kv_head_stride: k.stride()[1] as u64,
-            tokens: tokens as u64,
             query_offset: offset as u32,
             window: params.window.map_or(u32::MAX, |window| window as u32),
             scale: params.scale as f32,
@@ -161,14 +159,14 @@ pub(crate) fn forward_from(
     Ok(forward_of(&Inputs::new(q, k, v, query_offset, params)?, &[document])?.0)
 }
 
-/// The output, and the log-sum-exp of every row, `[H, N]`.
+/// The output, and the log-sum-exp of every row, `[N, H]`.
 fn forward_of(inputs: &Inputs, documents: &[Range<usize>]) -> Result<(Tensor, Tensor)> {
     let (tokens, heads, dim) = inputs.q.dims3()?;
     let device = inputs.q.device();
     let [queries, keys] = forward_tile(inputs.bytes_of_head());
     let tiles = tiles(documents, queries, device)?;
     let y = empty((tokens, heads, dim), inputs.q.dtype(), device)?;
-    let lse = empty((heads, tokens), DType::F32, device)?;
+    let lse = empty((tokens, heads), DType::F32, device)?;
     let launch = Launch {
         block: 2 * queries,
         shared: (queries + 4 * keys) * (inputs.bytes_of_head() + 16),
@@ -260,11 +258,11 @@ pub(crate) fn backward_kept(
     Ok([dq, dk, dv])
 }
 
-/// `Σ dy · y` of every row, `[H, N]`.
+/// `Σ dy · y` of every row, `[N, H]`.
 pub(crate) fn delta(dy: &Tensor, y: &Tensor) -> Result<Tensor> {
     let (tokens, heads, dim) = y.dims3()?;
     let (dy, y) = (dy.contiguous()?, y.contiguous()?);
-    let delta = empty((heads, tokens), DType::F32, y.device())?;
+    let delta = empty((tokens, heads), DType::F32, y.device())?;
     let launch = Launch {
         program: &BACKWARD,
         kernel: format!("attention_delta_{}", suffix(y.dtype())),
@@ -274,7 +272,7 @@ pub(crate) fn delta(dy: &Tensor, y: &Tensor) -> Result<Tensor> {
         shared: 0,
     };
     let arguments =
-        arguments![address(&dy)?, address(&y)?, address(&delta)?, tokens as u64, heads as u32];
+        arguments![address(&dy)?, address(&y)?, address(&delta)?, (tokens * heads) as u64];
     // SAFETY: dy and y have a row of a head for each sum.
     unsafe { launch.run(y.device(), &arguments) }?;
     Ok(delta)
