@@ -82,6 +82,12 @@ pub fn cuda_devices() -> usize {
     gpu::count()
 }
 
+/// The release of the library that computes attention of long documents on a GPU; an error that says why
+/// there is none, and chandler's own kernels do that too.
+pub fn attention_library() -> std::result::Result<String, &'static str> {
+    gpu::attention_library()
+}
+
 /// How a GPU is told from every other one, as NVIDIA's tools write it (`GPU-` and 32 hexadecimal
 /// digits); `None` where there is none of this number. Nothing is opened.
 pub fn uuid(ordinal: usize) -> Option<String> {

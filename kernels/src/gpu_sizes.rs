@@ -29,6 +29,15 @@ pub(crate) fn attention_backward([heads, _, _]: HeadShape, tokens: usize) -> usi
     2 * 4 * heads * tokens
 }
 
+/// Of the backward pass of cuDNN's over a run of at most so many tokens: sums of the gradients of queries and
+/// a number a row, gradients of keys and values by query head where heads share them, and what is counted
+/// by document. (Its plans of release 9.28.1 for compute capability 9.0 took so much.)
+#[cfg(feature = "cuda")]
+pub(crate) fn library_backward([heads, kv_heads, dim]: HeadShape, tokens: usize) -> usize {
+    let shared = if heads == kv_heads { 0 } else { 4 * dim };
+    tokens * heads * (4 * dim + 4 + shared) + (256 << 10)
+}
+
 /// Of a decode step over texts of `lens` tokens.
 pub(crate) fn decode_attention(
     [heads, _, dim]: HeadShape,

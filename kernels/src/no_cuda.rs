@@ -15,6 +15,10 @@ pub(crate) fn count() -> usize {
     0
 }
 
+pub(crate) fn attention_library() -> std::result::Result<String, &'static str> {
+    Err("this build computes on the CPU")
+}
+
 pub(crate) fn uuid(_ordinal: usize) -> Option<String> {
     None
 }

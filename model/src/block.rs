@@ -190,8 +190,7 @@ impl Block {
         let d_attended = pass.linear(&self.o, &attended, &d_projected)?;
         let kept = kept.with_output(&self.heads(&attended)?, &self.heads(&d_attended)?)?;
         drop((attended, d_projected));
-        let [d_q, d_k, d_v] = self.attention_backward(pass, [q, k], v, d_attended, &kept)?;
-        drop(kept);
+        let [d_q, d_k, d_v] = self.attention_backward(pass, [q, k], v, d_attended, kept)?;
         let wants_input = wants_input || pass.params.trains(self.input_norm.weight);
         let normed = self.input_norm.forward(pass.params, &x)?;
         let mut d_normed = InputGradient::wanted(wants_input);
@@ -211,15 +210,15 @@ impl Block {
         [saved_q, saved_k]: [Heads; 2],
         v: Tensor,
         d_attended: Tensor,
-        kept: &attention::Kept,
+        kept: attention::Kept,
     ) -> Result<[Tensor; 3]> {
         let (params, angles) = (pass.params, pass.angles);
         let q = saved_q.turned(params, self.q_norm, angles)?;
         let k = saved_k.turned(params, self.k_norm, angles)?;
         let dy = self.heads(&d_attended)?;
         let (cu_seqlens, params_of) = (pass.cu_seqlens, self.attention);
-        let [dq, dk, dv] = attention::backward_kept(&q, &k, &v, cu_seqlens, params_of, &dy, kept)?;
-        drop((q, k, v, dy, d_attended));
+        let [dq, dk, dv] = attention::backward_kept(&q, &k, &v, cu_seqlens, params_of, &dy, &kept)?;
+        drop((q, k, v, dy, d_attended, kept));
         let dq = saved_q.backward(params, self.q_norm, angles, &dq, pass.gradients)?;
         let dk = saved_k.backward(params, self.k_norm, angles, &dk, pass.gradients)?;
         Ok([dq, dk, dv])

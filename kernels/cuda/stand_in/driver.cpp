@@ -184,6 +184,27 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
 
 int cuFuncSetAttribute(void *, int, int) { return SUCCESS; }
 
+// What cuDNN compiles for its plans is taken, and never launched.
+int cuLibraryLoadData(void **library, const void *, void *, void *, unsigned, void *, void *, unsigned) {
+    *library = &handle;
+    return SUCCESS;
+}
+int cuLibraryUnload(void *) { return SUCCESS; }
+int cuLibraryGetKernel(void **kernel, void *, const char *) {
+    *kernel = &handle;
+    return SUCCESS;
+}
+int cuKernelSetAttribute(int, int, void *, int) { return SUCCESS; }
+// These it looks for by their older names, and does not call.
+int cuCtxPushCurrent(void *) { return NOT_SUPPORTED; }
+int cuCtxPopCurrent(void **) { return NOT_SUPPORTED; }
+int cuLinkCreate(unsigned, int *, void **, void **) { return NOT_SUPPORTED; }
+int cuLinkAddData(void *, int, void *, size_t, const char *, unsigned, int *, void **) { return NOT_SUPPORTED; }
+int cuKernelGetAttribute(int *value, int, void *, int) {
+    *value = 0;
+    return SUCCESS;
+}
+
 int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                    unsigned bz, unsigned shared, void *, void **arguments, void **) {
     const Function &kernel = *static_cast<Function *>(function);

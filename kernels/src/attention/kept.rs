@@ -13,24 +13,48 @@ use crate::profile::{self, Op};
 #[derive(Debug, Default)]
 pub struct Kept {
     /// `[N, H]`, f32: the log-sum-exp of each row of scores.
-    log_sum_exp: Option<Tensor>,
-    /// `[N, H]`, f32: `Σ dy · y` of each row, once both are known.
-    delta: Option<Tensor>,
+    #[cfg(feature = "cuda")]
+    left: Option<gpu::Left>,
+    /// Of the output, once that and its gradient are known.
+    #[cfg(feature = "cuda")]
+    rows: Option<gpu::Rows>,
 }
 
 impl Kept {
     /// Bytes that it keeps.
+    #[cfg(feature = "cuda")]
     pub fn bytes(&self) -> usize {
-        let tensors = [&self.log_sum_exp, &self.delta].into_iter().flatten();
-        tensors.map(|tensor| 4 * tensor.elem_count()).sum()
+        let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let left = self.left.as_ref().map_or(0, |left| bytes(&left.log_sum_exp));
+        let rows = self.rows.as_ref().map_or(0, |rows| match rows {
+            gpu::Rows::Outputs(tensor) | gpu::Rows::Sums(tensor) => bytes(tensor),
+        });
+        left + rows
+    }
+
+    /// Bytes that it keeps: none, for only a GPU's forward pass leaves something.
+    #[cfg(not(feature = "cuda"))]
+    pub fn bytes(&self) -> usize {
+        0
     }
 
     /// Takes what [`backward_kept`] needs of the output `y [N, H, D]` and its gradient, after which
     /// `y` may go.
+    #[cfg(feature = "cuda")]
     pub fn with_output(self, y: &Tensor, dy: &Tensor) -> Result<Self> {
-        let Some(log_sum_exp) = self.log_sum_exp else { return Ok(self) };
-        let delta = Some(delta(dy, y)?);
-        Ok(Self { log_sum_exp: Some(log_sum_exp), delta })
+        let Some(left) = self.left else { return Ok(self) };
+        let rows = if left.wants_output {
+            gpu::Rows::Outputs(y.clone())
+        } else {
+            gpu::Rows::Sums(gpu::delta(dy, y)?)
+        };
+        Ok(Self { left: Some(left), rows: Some(rows) })
+    }
+
+    /// Takes what [`backward_kept`] needs of the output and its gradient: nothing here.
+    #[cfg(not(feature = "cuda"))]
+    pub fn with_output(self, _y: &Tensor, _dy: &Tensor) -> Result<Self> {
+        Ok(self)
     }
 }
 
@@ -46,13 +70,14 @@ pub fn forward_kept(
     if gpu::takes(q, k, v) && params.window != Some(0) {
         let documents = super::documents(cu_seqlens, q.dim(0)?)?;
         let _timer = profile::over(Op::AttentionForward, 0, &[q, k, v]);
-        let (y, log_sum_exp) = gpu::forward_kept(q, k, v, &documents, params)?;
-        return Ok((y, Kept { log_sum_exp: Some(log_sum_exp), delta: None }));
+        let (y, left) = gpu::forward_kept(q, k, v, &documents, params)?;
+        return Ok((y, Kept { left: Some(left), rows: None }));
     }
     Ok((forward(q, k, v, cu_seqlens, params)?, Kept::default()))
 }
 
 /// [`backward`] with what the forward pass has left, completed by [`Kept::with_output`].
+#[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "nothing is left on a CPU"))]
 pub fn backward_kept(
     q: &Tensor,
     k: &Tensor,
@@ -62,22 +87,11 @@ pub fn backward_kept(
     dy: &Tensor,
     kept: &Kept,
 ) -> Result<[Tensor; 3]> {
-    match kept {
-        #[cfg(feature = "cuda")]
-        Kept { log_sum_exp: Some(log_sum_exp), delta: Some(delta) } => {
-            let documents = super::documents(cu_seqlens, q.dim(0)?)?;
-            let _timer = profile::over(Op::AttentionBackward, 0, &[q, k, v, dy]);
-            gpu::backward_kept([q, k, v, dy], &documents, params, [log_sum_exp, delta])
-        }
-        _ => backward(q, k, v, cu_seqlens, params, dy),
+    #[cfg(feature = "cuda")]
+    if let Kept { left: Some(left), rows: Some(rows) } = kept {
+        let documents = super::documents(cu_seqlens, q.dim(0)?)?;
+        let _timer = profile::over(Op::AttentionBackward, 0, &[q, k, v, dy]);
+        return gpu::backward_kept([q, k, v, dy], &documents, params, &left.log_sum_exp, rows);
     }
-}
-
-#[cfg(feature = "cuda")]
-use gpu::delta;
-
-/// Only a GPU's forward pass leaves something.
-#[cfg(not(feature = "cuda"))]
-fn delta(dy: &Tensor, y: &Tensor) -> Result<Tensor> {
-    candle_core::bail!("row sums of {dy:?} and {y:?} in a build without CUDA")
+    backward(q, k, v, cu_seqlens, params, dy)
 }

@@ -20,7 +20,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
 #[cfg(feature = "cuda")]
-use crate::cuda::attention as gpu;
+use crate::cuda::{attention as gpu, cudnn};
 use crate::gemm;
 use crate::gpu_sizes;
 use crate::profile::{self, Op};
@@ -162,7 +162,8 @@ pub fn rehearse_backward(
     dtype: DType,
 ) {
     if pool.is_of_gpu() {
-        let bytes = gpu_sizes::attention_backward(heads, documents.iter().sum());
+        let bytes = gpu_sizes::attention_backward(heads, documents.iter().sum())
+            + library_bytes(heads, documents, dtype);
         return pool.pass(|passing| &mut passing.attention_backward, bytes);
     }
     let (documents, heads) = (laid_end_to_end(documents), Heads::from(heads));
@@ -171,6 +172,33 @@ pub fn rehearse_backward(
         DType::BF16 => cpu::rehearse_backward::<bf16>(pool, heads, &documents, params),
         _ => {}
     }
+}
+
+/// What the backward pass takes more where a library computes it: its workspace, and the output.
+#[cfg(feature = "cuda")]
+fn library_bytes(heads: HeadShape, documents: &[usize], dtype: DType) -> usize {
+    if dtype != DType::BF16 || !cudnn::computes_backward() {
+        return 0;
+    }
+    let mut end = 0;
+    let ranges: Vec<Range<usize>> = documents
+        .iter()
+        .map(|len| {
+            end += len;
+            end - len..end
+        })
+        .collect();
+    let [heads_of_q, _, dim] = heads;
+    match cudnn::backward_bytes(heads, &ranges) {
+        0 => 0,
+        workspace => workspace + end * heads_of_q * dim * dtype.size_in_bytes(),
+    }
+}
+
+/// There is no library in this build.
+#[cfg(not(feature = "cuda"))]
+fn library_bytes(_heads: HeadShape, _documents: &[usize], _dtype: DType) -> usize {
+    0
 }
 
 fn rehearse_forward_over(

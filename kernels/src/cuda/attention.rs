@@ -6,10 +6,10 @@ use std::ops::Range;
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::empty;
 use super::launch::{Launch, address, arguments, on_gpu, suffix};
 use super::program::{Program, source};
 use super::upload::upload;
+use super::{cudnn, empty};
 use crate::attention::Params;
 
 static FORWARD: Program = source!("attention_forward");
@@ -49,15 +49,21 @@ pub(crate) fn takes(q: &Tensor, k: &Tensor, v: &Tensor) -> bool {
 }
 
 /// Queries, and what they look at, where the kernels can read them.
-struct Inputs {
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+pub(super) struct Inputs {
+    pub(super) q: Tensor,
+    pub(super) k: Tensor,
+    pub(super) v: Tensor,
     shape: Shape,
 }
 
 impl Inputs {
-    fn new(q: &Tensor, k: &Tensor, v: &Tensor, offset: usize, params: Params) -> Result<Self> {
+    pub(super) fn new(
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        offset: usize,
+        params: Params,
+    ) -> Result<Self> {
         let (_, heads, dim) = q.dims3()?;
         let line = 16 / q.dtype().size_in_bytes();
         let is_lined = |t: &Tensor| {
@@ -85,6 +91,20 @@ impl Inputs {
 
     fn dim(&self) -> usize {
         self.q.dims()[2]
+    }
+
+    /// The output and the log-sum-exps, yet to be computed.
+    fn outputs(&self) -> Result<(Tensor, Tensor)> {
+        let (tokens, heads, dim) = self.q.dims3()?;
+        let device = self.q.device();
+        let y = empty((tokens, heads, dim), self.q.dtype(), device)?;
+        Ok((y, empty((tokens, heads), DType::F32, device)?))
+    }
+
+    /// Those of q, k and v, yet to be computed.
+    fn gradients(&self) -> Result<[Tensor; 3]> {
+        let like = |tensor: &Tensor| empty(tensor.dims(), tensor.dtype(), tensor.device());
+        Ok([like(&self.q)?, like(&self.k)?, like(&self.v)?])
     }
 
     fn bytes_of_head(&self) -> usize {
@@ -144,7 +164,7 @@ pub(crate) fn forward(
     documents: &[Range<usize>],
     params: Params,
 ) -> Result<Tensor> {
-    Ok(forward_kept(q, k, v, documents, params)?.0)
+    Ok(forward_of(&Inputs::new(q, k, v, 0, params)?, documents, params)?.0)
 }
 
 /// As [`crate::attention::forward_from`].
@@ -156,17 +176,62 @@ pub(crate) fn forward_from(
     params: Params,
 ) -> Result<Tensor> {
     let document = 0..q.dim(0)?;
-    Ok(forward_of(&Inputs::new(q, k, v, query_offset, params)?, &[document])?.0)
+    Ok(own_forward(&Inputs::new(q, k, v, query_offset, params)?, &[document])?.0)
+}
+
+/// What the forward pass leaves for the backward pass.
+#[derive(Debug)]
+pub(crate) struct Left {
+    /// Of every row, `[N, H]`.
+    pub(crate) log_sum_exp: Tensor,
+    /// Whether the backward pass wants the output.
+    pub(crate) wants_output: bool,
+}
+
+/// As [`crate::attention::forward_kept`].
+pub(crate) fn forward_kept(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    documents: &[Range<usize>],
+    params: Params,
+) -> Result<(Tensor, Left)> {
+    let inputs = Inputs::new(q, k, v, 0, params)?;
+    let (y, log_sum_exp) = forward_of(&inputs, documents, params)?;
+    let wants_output = cudnn::may_compute_backward(&inputs, documents);
+    Ok((y, Left { log_sum_exp, wants_output }))
 }
 
 /// The output, and the log-sum-exp of every row, `[N, H]`.
-fn forward_of(inputs: &Inputs, documents: &[Range<usize>]) -> Result<(Tensor, Tensor)> {
-    let (tokens, heads, dim) = inputs.q.dims3()?;
-    let device = inputs.q.device();
+fn forward_of(
+    inputs: &Inputs,
+    documents: &[Range<usize>],
+    params: Params,
+) -> Result<(Tensor, Tensor)> {
+    let (y, lse) = inputs.outputs()?;
+    let rest = cudnn::forward(inputs, documents, params, [&y, &lse])?;
+    own_forward_into(inputs, &rest, [&y, &lse])?;
+    Ok((y, lse))
+}
+
+/// The same by chandler's own kernels.
+pub(super) fn own_forward(inputs: &Inputs, documents: &[Range<usize>]) -> Result<(Tensor, Tensor)> {
+    let (y, lse) = inputs.outputs()?;
+    own_forward_into(inputs, documents, [&y, &lse])?;
+    Ok((y, lse))
+}
+
+fn own_forward_into(
+    inputs: &Inputs,
+    documents: &[Range<usize>],
+    [y, lse]: [&Tensor; 2],
+) -> Result<()> {
+    let (device, heads) = (inputs.q.device(), inputs.q.dim(1)?);
+    if documents.is_empty() {
+        return Ok(());
+    }
     let [queries, keys] = forward_tile(inputs.bytes_of_head());
     let tiles = tiles(documents, queries, device)?;
-    let y = empty((tokens, heads, dim), inputs.q.dtype(), device)?;
-    let lse = empty((tokens, heads), DType::F32, device)?;
     let launch = Launch {
         block: 2 * queries,
         shared: (queries + 4 * keys) * (inputs.bytes_of_head() + 16),
@@ -177,24 +242,12 @@ fn forward_of(inputs: &Inputs, documents: &[Range<usize>]) -> Result<(Tensor, Te
         address(&inputs.k)?,
         address(&inputs.v)?,
         address(&tiles)?,
-        address(&y)?,
-        address(&lse)?,
+        address(y)?,
+        address(lse)?,
         inputs.shape,
     ];
     // SAFETY: the strides are those of the tensors, and the tiles are within the documents.
-    unsafe { launch.run(device, &arguments) }?;
-    Ok((y, lse))
-}
-
-/// As [`crate::attention::forward_kept`]: the output, and the log-sum-exp of every row.
-pub(crate) fn forward_kept(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    documents: &[Range<usize>],
-    params: Params,
-) -> Result<(Tensor, Tensor)> {
-    forward_of(&Inputs::new(q, k, v, 0, params)?, documents)
+    unsafe { launch.run(device, &arguments) }
 }
 
 /// As [`crate::attention::backward`], of documents that follow each other: the output is computed again
@@ -207,37 +260,83 @@ pub(crate) fn backward(
     params: Params,
     dy: &Tensor,
 ) -> Result<[Tensor; 3]> {
-    let (y, lse) = forward_kept(q, k, v, documents, params)?;
-    let delta = delta(dy, &y)?;
-    drop(y);
-    backward_kept([q, k, v, dy], documents, params, [&lse, &delta])
+    let (y, left) = forward_kept(q, k, v, documents, params)?;
+    let rows = if left.wants_output { Rows::Outputs(y) } else { Rows::Sums(delta(dy, &y)?) };
+    backward_kept([q, k, v, dy], documents, params, &left.log_sum_exp, &rows)
 }
 
-/// The same with the log-sum-exp and the [`delta`] of every row.
+/// What is known of the rows of the output.
+#[derive(Debug)]
+pub(crate) enum Rows {
+    /// All of them, `[N, H, D]`.
+    Outputs(Tensor),
+    /// The [`delta`] of each.
+    Sums(Tensor),
+}
+
+/// The same with what the forward pass has left, and with what is known of its output.
 pub(crate) fn backward_kept(
     [q, k, v, dy]: [&Tensor; 4],
     documents: &[Range<usize>],
     params: Params,
-    [lse, delta]: [&Tensor; 2],
+    lse: &Tensor,
+    rows: &Rows,
 ) -> Result<[Tensor; 3]> {
     let inputs = Inputs::new(q, k, v, 0, params)?;
     let dy = dy.contiguous()?;
-    let (dtype, device) = (inputs.q.dtype(), inputs.q.device());
+    let gradients = inputs.gradients()?;
+    let [dq, dk, dv] = &gradients;
+    let (rest, sums);
+    let delta = match rows {
+        Rows::Outputs(y) => {
+            rest = cudnn::backward(&inputs, &dy, documents, params, [y, lse], [dq, dk, dv])?;
+            if rest.is_empty() {
+                return Ok(gradients);
+            }
+            sums = delta(&dy, y)?;
+            &sums
+        }
+        Rows::Sums(delta) => {
+            rest = documents.to_vec();
+            delta
+        }
+    };
+    own_backward_into(&inputs, &dy, &rest, [lse, delta], [dq, dk, dv])?;
+    Ok(gradients)
+}
+
+/// The same by chandler's own kernels.
+pub(super) fn own_backward(
+    inputs: &Inputs,
+    dy: &Tensor,
+    documents: &[Range<usize>],
+    left: [&Tensor; 2],
+) -> Result<[Tensor; 3]> {
+    let gradients = inputs.gradients()?;
+    let [dq, dk, dv] = &gradients;
+    own_backward_into(inputs, dy, documents, left, [dq, dk, dv])?;
+    Ok(gradients)
+}
+
+fn own_backward_into(
+    inputs: &Inputs,
+    dy: &Tensor,
+    documents: &[Range<usize>],
+    [lse, delta]: [&Tensor; 2],
+    [dq, dk, dv]: [&Tensor; 3],
+) -> Result<()> {
+    let device = inputs.q.device();
     let [rows, others] = backward_tile(inputs.bytes_of_head());
     let tiles = tiles(documents, rows, device)?;
-    let (tokens, heads, dim) = inputs.q.dims3()?;
-    let (keys, kv_heads, _) = inputs.k.dims3()?;
-    let dq = empty((tokens, heads, dim), dtype, device)?;
-    let dk = empty((keys, kv_heads, dim), dtype, device)?;
-    let dv = empty((keys, kv_heads, dim), dtype, device)?;
+    let (heads, kv_heads, dim) = (inputs.q.dim(1)?, inputs.k.dim(1)?, inputs.dim());
     let of = |kernel, grid| Launch {
         block: 2 * rows,
         shared: (2 * rows + 4 * others) * (inputs.bytes_of_head() + 16),
         ..inputs.launch(&BACKWARD, kernel, grid)
     };
     let (q, k, v) = (address(&inputs.q)?, address(&inputs.k)?, address(&inputs.v)?);
-    let (dy, lse, delta) = (address(&dy)?, address(lse)?, address(delta)?);
-    let to_q = arguments![q, k, v, dy, lse, delta, address(&tiles)?, address(&dq)?, inputs.shape];
+    let (dy, lse, delta) = (address(dy)?, address(lse)?, address(delta)?);
+    let to_q = arguments![q, k, v, dy, lse, delta, address(&tiles)?, address(dq)?, inputs.shape];
     // SAFETY: as for the forward pass; dq has a row for each query.
     unsafe { of("attention_backward_q", [tiles.dim(0)?, heads, 1]).run(device, &to_q) }?;
     let parts = if dim > 128 { 2 } else { 1 };
@@ -249,13 +348,12 @@ pub(crate) fn backward_kept(
         lse,
         delta,
         address(&tiles)?,
-        address(&dk)?,
-        address(&dv)?,
+        address(dk)?,
+        address(dv)?,
         inputs.shape,
     ];
     // SAFETY: as for the forward pass; dk and dv have a row for each key.
-    unsafe { of("attention_backward_kv", [tiles.dim(0)?, kv_heads, parts]).run(device, &to_kv) }?;
-    Ok([dq, dk, dv])
+    unsafe { of("attention_backward_kv", [tiles.dim(0)?, kv_heads, parts]).run(device, &to_kv) }
 }
 
 /// `Σ dy · y` of every row, `[N, H]`.

@@ -8,6 +8,7 @@ pub(crate) mod activation;
 pub(crate) mod adamw;
 pub(crate) mod attention;
 pub(crate) mod cross_entropy;
+pub(crate) mod cudnn;
 pub(crate) mod decode_attention;
 pub(crate) mod device;
 pub(crate) mod download;
@@ -30,6 +31,7 @@ pub(crate) use launch::{empty, on_gpu};
 
 /// What [`crate::device`] asks of a GPU.
 pub(crate) mod host {
+    pub(crate) use super::cudnn::version as attention_library;
     pub(crate) use super::device::{count, free_and_total, open, uuid};
     pub(crate) use super::pool::{read, reset_high_water, trim};
     pub(crate) use super::upload::upload;

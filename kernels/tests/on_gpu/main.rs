@@ -7,6 +7,7 @@
 
 mod adamw;
 mod graph;
+mod long_documents;
 mod ops;
 mod pool;
 mod support;

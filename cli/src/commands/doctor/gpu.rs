@@ -38,7 +38,23 @@ fn of_gpus(
     if !gpus.is_empty() {
         checks.push(build(device::HAS_CUDA, device::cuda_devices()));
     }
+    if !gpus.is_empty() && device::HAS_CUDA {
+        checks.push(attention(device::attention_library()));
+    }
     checks
+}
+
+/// Whose kernels compute attention.
+fn attention(library: Result<String, &str>) -> Check {
+    match library {
+        Ok(version) => Check::ok("attention", format!("of long documents by cuDNN {version}")),
+        Err(reason) => Check::info(
+            "attention",
+            format!(
+                "by chandler's own kernels alone, for there is no cuDNN 9.28 or later ({reason})"
+            ),
+        ),
+    }
 }
 
 /// Whether this program computes on the GPUs that there are, of which it finds so many.
@@ -93,6 +109,18 @@ fn of_gpu(gpu: &GpuReading, ours: &Ours, name_of: &dyn Fn(u32) -> Option<String>
 mod tests {
     use super::super::check::Verdict;
     use super::*;
+
+    #[test]
+    fn whose_attention_it_is_is_said() {
+        let found = attention(Ok("9.28.1".to_owned()));
+        assert_eq!(
+            (found.verdict, &*found.detail),
+            (Verdict::Ok, "of long documents by cuDNN 9.28.1")
+        );
+        let found = attention(Err("libcudnn.so.9: not found"));
+        assert_eq!(found.verdict, Verdict::Info);
+        assert!(found.detail.contains("libcudnn.so.9: not found"), "{}", found.detail);
+    }
 
     #[test]
     fn others_on_a_gpu_are_named_and_this_process_is_not() {

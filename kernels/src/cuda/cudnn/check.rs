@@ -1,0 +1,116 @@
+//! A plan is compared with chandler's own kernels before it is used: on a few tokens, once.
+
+use candle_core::{DType, Device, Result, Tensor};
+use half::bf16;
+
+use super::super::attention::{self, Inputs};
+use super::super::upload::upload;
+use super::graph::{Pass, Shape};
+use super::run::{Gradients, Run};
+use crate::attention::Params;
+
+/// Tokens of the documents of a comparison: more than a tile of any kernel, and less.
+const LENGTHS: [usize; 2] = [190, 67];
+/// A window and a cap that documents of these lengths notice.
+const WINDOW: usize = 50;
+const SOFTCAP: f64 = 1.0;
+/// Probabilities and results are rounded to bf16 on both sides, relative to the largest value.
+const NARROW: f32 = 2e-2;
+/// Sums of exponentials of f32.
+const WIDE: f32 = 1e-3;
+
+/// Bytes that a comparison takes beside the plan's workspace, at most.
+pub(crate) fn bytes([heads, kv_heads, dim]: [usize; 3]) -> usize {
+    let tokens: usize = LENGTHS.iter().sum();
+    // q, dy; y twice; dq twice and before once more; k, v, dk, dv twice and once more.
+    tokens * (2 * dim * (7 * heads + 8 * kv_heads) + 4 * 4 * heads)
+}
+
+/// What is other than it should be; `None` where nothing is.
+pub(super) fn complaint(
+    run: &Run,
+    shape: &Shape,
+    scale: f64,
+    device: &Device,
+) -> Result<Option<String>> {
+    let params = Params {
+        scale,
+        softcap: shape.has_softcap.then_some(SOFTCAP),
+        window: shape.has_window.then_some(WINDOW),
+    };
+    let lengths = &LENGTHS[..shape.documents.min(LENGTHS.len())];
+    let mut documents = Vec::new();
+    for len in lengths {
+        let start = documents.last().map_or(0, |before: &std::ops::Range<usize>| before.end);
+        documents.push(start..start + len);
+    }
+    let tokens = lengths.iter().sum();
+    let noise = |seed, heads, scale| noise(seed, [tokens, heads, shape.dim], scale, device);
+    let q = noise(1, shape.heads, 3.0)?;
+    let (k, v) = (noise(2, shape.kv_heads, 1.0)?, noise(3, shape.kv_heads, 1.0)?);
+    let inputs = Inputs::new(&q, &k, &v, 0, params)?;
+    let (y, lse) = attention::own_forward(&inputs, &documents)?;
+    match shape.pass {
+        Pass::Forward => {
+            let once = run.forward(&inputs, &documents, params)?;
+            let again = run.forward(&inputs, &documents, params)?;
+            let found = [("output", &once.0, &y, NARROW), ("log-sum-exp", &once.1, &lse, WIDE)];
+            first_of(&found, &[(&once.0, &again.0), (&once.1, &again.1)])
+        }
+        Pass::Backward => {
+            let dy = noise(4, shape.heads, 1.0)?;
+            let delta = attention::delta(&dy, &y)?;
+            let own = attention::own_backward(&inputs, &dy, &documents, [&lse, &delta])?;
+            let once = run.backward(&inputs, &dy, &documents, params, [&y, &lse])?;
+            let again = run.backward(&inputs, &dy, &documents, params, [&y, &lse])?;
+            let Gradients { dq, dk, dv } = &once;
+            let found = [
+                ("gradient of q", dq, &own[0], NARROW),
+                ("gradient of k", dk, &own[1], NARROW),
+                ("gradient of v", dv, &own[2], NARROW),
+            ];
+            first_of(&found, &[(dq, &again.dq), (dk, &again.dk), (dv, &again.dv)])
+        }
+    }
+}
+
+/// The first result that is too far from what it should be, or other than the one before.
+fn first_of(
+    found: &[(&str, &Tensor, &Tensor, f32)],
+    twice: &[(&Tensor, &Tensor)],
+) -> Result<Option<String>> {
+    for (what, found, expected, bound) in found {
+        let (found, expected) = (values(found)?, values(expected)?);
+        let largest = expected.iter().fold(0f32, |most, value| most.max(value.abs()));
+        let apart = |(a, b): (&f32, &f32)| (a - b).abs();
+        let error = found.iter().zip(&expected).map(apart).fold(0f32, f32::max);
+        // Not a number is not within anything.
+        let is_close = error <= bound * largest && found.iter().all(|value| value.is_finite());
+        if !is_close {
+            return Ok(Some(format!(
+                "its {what} is {error:e} off where the largest is {largest:e}"
+            )));
+        }
+    }
+    for ((a, b), (what, ..)) in twice.iter().zip(found) {
+        if values(a)?.iter().zip(values(b)?).any(|(a, b)| a.to_bits() != b.to_bits()) {
+            return Ok(Some(format!("its {what} is another one the second time")));
+        }
+    }
+    Ok(None)
+}
+
+fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}
+
+/// Numbers up to `scale` without a pattern, the same for the same seed.
+fn noise(seed: u64, shape: [usize; 3], scale: f32, device: &Device) -> Result<Tensor> {
+    let number = |index: usize| {
+        let mut x = (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (seed << 40);
+        x = (x ^ (x >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bf16::from_f32(scale * ((x >> 40) as f32 / (1u32 << 23) as f32 - 1.0))
+    };
+    let values: Vec<bf16> = (0..shape.iter().product()).map(number).collect();
+    upload(&values, &shape, device)
+}

@@ -1,0 +1,126 @@
+//! Attention by NVIDIA's cuDNN, where it is installed: it has kernels for each generation of cards that
+//! use what only that one has.
+//!
+//! It computes long documents in bf16 ([`share`]); the rest, and everything where there is no cuDNN, is
+//! for chandler's own kernels. The backward pass is the library's where it sums in the same order every
+//! time, so that the same seed gives the same bits: for compute capability 9.0. Each plan is compared with
+//! the own kernels before it is used ([`check`]), and left alone if it differs.
+
+mod check;
+mod descriptor;
+mod graph;
+mod library;
+mod run;
+mod session;
+mod share;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::attention::Inputs;
+use super::device::capability;
+use crate::attention::{HeadShape, Params};
+use graph::Pass;
+use run::Gradients;
+use session::Session;
+use share::{RUN_BACKWARD, room, share};
+
+/// Whether a GPU was opened whose backward passes the library computes.
+static COMPUTES_BACKWARD: AtomicBool = AtomicBool::new(false);
+
+/// The library's release, or why there is none.
+pub(crate) fn version() -> std::result::Result<String, &'static str> {
+    library::functions().map(library::Functions::version)
+}
+
+/// Notes what the library does on a GPU that is being opened.
+pub(crate) fn opened(device: &Device) -> Result<()> {
+    let has_ordered_sums = capability(device)? == 90;
+    COMPUTES_BACKWARD.store(has_ordered_sums && version().is_ok(), Ordering::Relaxed);
+    Ok(())
+}
+
+/// Whether backward passes of long documents may be the library's.
+pub(crate) fn computes_backward() -> bool {
+    COMPUTES_BACKWARD.load(Ordering::Relaxed)
+}
+
+/// Bytes that a backward pass takes over such documents, beside those of the own kernels: nothing where none
+/// of them is long.
+pub(crate) fn backward_bytes(heads: HeadShape, documents: &[Range<usize>]) -> usize {
+    let (runs, _) = share(documents, RUN_BACKWARD);
+    let tokens = |run: &share::Run| run[run.len() - 1].end - run[0].start;
+    let Some(most) = runs.iter().map(tokens).max() else { return 0 };
+    crate::gpu_sizes::library_backward(heads, room(most)) + check::bytes(heads)
+}
+
+/// Whether the library's graphs have such tensors: bf16, contiguous, as many queries as keys.
+fn takes(inputs: &Inputs) -> bool {
+    let Inputs { q, k, v, .. } = inputs;
+    let dim = q.dims()[2];
+    q.dtype() == DType::BF16
+        && [q, k, v].iter().all(|tensor| tensor.is_contiguous())
+        && q.dims()[0] == k.dims()[0]
+        && dim.is_multiple_of(8)
+        && dim <= 256
+}
+
+/// Whether the backward pass of any of these documents may be the library's, which needs the output.
+pub(super) fn may_compute_backward(inputs: &Inputs, documents: &[Range<usize>]) -> bool {
+    computes_backward() && takes(inputs) && !share(documents, RUN_BACKWARD).0.is_empty()
+}
+
+/// Computes the output and the log-sum-exps of long documents, and returns the other ones.
+pub(super) fn forward(
+    inputs: &Inputs,
+    documents: &[Range<usize>],
+    params: Params,
+    left: [&Tensor; 2],
+) -> Result<Vec<Range<usize>>> {
+    let (runs, mut rest) = share(documents, usize::MAX);
+    if runs.is_empty() || !takes(inputs) || version().is_err() {
+        return Ok(documents.to_vec());
+    }
+    Session::with(inputs.q.device(), |session| {
+        for documents in runs {
+            let shape = session::shape(Pass::Forward, inputs, &documents, params);
+            match session.run(&shape, params.scale, inputs.q.device())? {
+                Some(run) => run.forward_into(inputs, &documents, params, left)?,
+                None => rest.extend(documents),
+            }
+        }
+        Ok(())
+    })?;
+    Ok(rest)
+}
+
+/// Computes the gradients of long documents, and returns the other ones.
+pub(super) fn backward(
+    inputs: &Inputs,
+    dy: &Tensor,
+    documents: &[Range<usize>],
+    params: Params,
+    left: [&Tensor; 2],
+    [dq, dk, dv]: [&Tensor; 3],
+) -> Result<Vec<Range<usize>>> {
+    let (runs, mut rest) = share(documents, RUN_BACKWARD);
+    if runs.is_empty() || !takes(inputs) || !computes_backward() {
+        return Ok(documents.to_vec());
+    }
+    let gradients = Gradients { dq: dq.clone(), dk: dk.clone(), dv: dv.clone() };
+    Session::with(inputs.q.device(), |session| {
+        for documents in runs {
+            let shape = session::shape(Pass::Backward, inputs, &documents, params);
+            match session.run(&shape, params.scale, inputs.q.device())? {
+                Some(run) => run.backward_into(inputs, dy, &documents, params, left, &gradients)?,
+                None => rest.extend(documents),
+            }
+        }
+        Ok(())
+    })?;
+    Ok(rest)
+}

@@ -1,0 +1,169 @@
+//! A plan at work on tensors.
+#![expect(unsafe_code, reason = "a plan is given addresses")]
+
+use std::ffi::c_void;
+use std::ops::Range;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::super::attention::Inputs;
+use super::super::launch::{address, empty};
+use super::super::upload::upload;
+use super::descriptor::{Address, Handle};
+use super::graph::{Name, Plan, Shape, pack};
+use crate::attention::Params;
+
+/// A plan, and where it runs.
+pub(super) struct Run<'a> {
+    pub(super) handle: Handle,
+    pub(super) plan: &'a Plan,
+    pub(super) shape: &'a Shape,
+}
+
+/// Of the inputs.
+pub(super) struct Gradients {
+    pub(super) dq: Tensor,
+    pub(super) dk: Tensor,
+    pub(super) dv: Tensor,
+}
+
+/// Numbers that a plan reads on the host when it is handed over.
+struct Numbers {
+    scale: f32,
+    softcap: f32,
+    masked: f32,
+    window: i32,
+}
+
+impl Numbers {
+    fn of(params: Params) -> Self {
+        Self {
+            scale: params.scale as f32,
+            softcap: params.softcap.unwrap_or(0.0) as f32,
+            masked: f32::NEG_INFINITY,
+            window: params.window.map_or(i32::MAX, |window| window.min(i32::MAX as usize) as i32),
+        }
+    }
+
+    fn addresses(&self, shape: &Shape) -> Vec<(Name, Address)> {
+        fn of<T>(number: &T) -> Address {
+            Address(std::ptr::from_ref(number).cast_mut().cast::<c_void>())
+        }
+        let mut all = vec![(Name::Scale, of(&self.scale)), (Name::Masked, of(&self.masked))];
+        if shape.has_softcap {
+            all.push((Name::Softcap, of(&self.softcap)));
+        }
+        if shape.has_window {
+            all.push((Name::Window, of(&self.window)));
+        }
+        all
+    }
+}
+
+/// Of the tokens of a run in a tensor that has all tokens.
+fn place(tensor: &Tensor, run: &[Range<usize>]) -> Result<Address> {
+    Ok(Address(address(&tensor.narrow(0, run[0].start, 1)?)? as *mut c_void))
+}
+
+impl Run<'_> {
+    /// The output and the log-sum-exps of these documents, which are all that there are.
+    pub(super) fn forward(
+        &self,
+        inputs: &Inputs,
+        documents: &[Range<usize>],
+        params: Params,
+    ) -> Result<(Tensor, Tensor)> {
+        let y = empty(inputs.q.dims(), DType::BF16, inputs.q.device())?;
+        let lse = empty(&inputs.q.dims()[..2], DType::F32, inputs.q.device())?;
+        self.forward_into(inputs, documents, params, [&y, &lse])?;
+        Ok((y, lse))
+    }
+
+    /// The same, for documents that follow each other.
+    pub(super) fn forward_into(
+        &self,
+        inputs: &Inputs,
+        documents: &[Range<usize>],
+        params: Params,
+        [y, lse]: [&Tensor; 2],
+    ) -> Result<()> {
+        let tensors = [
+            (Name::Q, &inputs.q),
+            (Name::K, &inputs.k),
+            (Name::V, &inputs.v),
+            (Name::Y, y),
+            (Name::LogSumExp, lse),
+        ];
+        self.execute(&tensors, documents, params, inputs.q.device())
+    }
+
+    /// The gradients of all tokens, of which all are these documents'.
+    pub(super) fn backward(
+        &self,
+        inputs: &Inputs,
+        dy: &Tensor,
+        documents: &[Range<usize>],
+        params: Params,
+        left: [&Tensor; 2],
+    ) -> Result<Gradients> {
+        let like = |tensor: &Tensor| empty(tensor.dims(), DType::BF16, tensor.device());
+        let gradients =
+            Gradients { dq: like(&inputs.q)?, dk: like(&inputs.k)?, dv: like(&inputs.v)? };
+        self.backward_into(inputs, dy, documents, params, left, &gradients)?;
+        Ok(gradients)
+    }
+
+    /// The same, for documents that follow each other.
+    pub(super) fn backward_into(
+        &self,
+        inputs: &Inputs,
+        dy: &Tensor,
+        documents: &[Range<usize>],
+        params: Params,
+        [y, lse]: [&Tensor; 2],
+        Gradients { dq, dk, dv }: &Gradients,
+    ) -> Result<()> {
+        let tensors = [
+            (Name::Q, &inputs.q),
+            (Name::K, &inputs.k),
+            (Name::V, &inputs.v),
+            (Name::Y, y),
+            (Name::LogSumExp, lse),
+            (Name::Dy, dy),
+            (Name::Dq, dq),
+            (Name::Dk, dk),
+            (Name::Dv, dv),
+        ];
+        self.execute(&tensors, documents, params, inputs.q.device())
+    }
+
+    fn execute(
+        &self,
+        tensors: &[(Name, &Tensor)],
+        documents: &[Range<usize>],
+        params: Params,
+        device: &Device,
+    ) -> Result<()> {
+        let first = documents[0].start;
+        // The library reads numbers with a sign, of which these have none. Documents that are not there
+        // are empty ones at the end.
+        let ends = documents.iter().map(|document| (document.end - first) as u32);
+        let mut boundaries: Vec<u32> = std::iter::once(0).chain(ends).collect();
+        boundaries.resize(self.shape.documents + 1, boundaries[documents.len()]);
+        let count = boundaries.len();
+        let boundaries = upload(&boundaries, count, device)?;
+        let workspace = empty(self.plan.workspace.max(1), DType::U8, device)?;
+        let numbers = Numbers::of(params);
+        let mut addresses = numbers.addresses(self.shape);
+        for (name, tensor) in tensors {
+            addresses.push((*name, place(tensor, documents)?));
+        }
+        addresses.push((Name::CuSeqlens, Address(address(&boundaries)? as *mut c_void)));
+        let workspace_address = Address(address(&workspace)? as *mut c_void);
+        let pack = pack(&addresses, workspace_address)?;
+        // SAFETY: the tensors are contiguous and have the tokens of all documents, behind their first
+        // one's place; the workspace has what the plan takes. What is freed here is freed in the
+        // stream's order. The numbers on the host are read before this returns.
+        unsafe { self.plan.descriptor.execute(self.handle, &pack) }
+    }
+}
