@@ -11,7 +11,7 @@ use std::sync::Once;
 use candle_core::{Result, Tensor, TensorId};
 use chandler_kernels::decode_attention::Places;
 use chandler_kernels::graph::Graph;
-use chandler_kernels::memory;
+use chandler_kernels::{device, memory};
 
 use crate::causal_lm::{BothAngles, CausalLm};
 use crate::kv_cache::KvCache;
@@ -116,6 +116,8 @@ impl RecordedStep {
         let places = Places::new(input.places.list().to_vec(), model.device())?.with_room(room);
         let input = DecodeInput { x: input.x.copy()?, angles: input.angles.copy()?, places };
         let y = memory::zeros(input.x.shape(), input.x.dtype(), model.device())?;
+        // A graph's buffers lie beside the pool: what that keeps for nobody makes room for them.
+        device::give_back(model.device())?;
         let graph = Graph::record(model.device(), || {
             let x = input.x.clone();
             y.slice_set(&model.decode_by_ops(x, &input.angles, &input.places, cache)?, 0, 0)

@@ -39,8 +39,18 @@ fn piece(model: &ModelShape, eval: &EvalShape, past: u64) -> u64 {
 fn decode(model: &ModelShape, eval: &EvalShape) -> u64 {
     let before = 4 * eval.batch * model.vocab;
     let hidden = 2 * eval.batch * model.hidden * model.element_bytes;
-    let at_work = model.logit_bytes(eval.batch).max(eval.passing.decode);
-    if eval.batch == 0 { 0 } else { before + hidden + at_work }
+    let logits = model.logit_bytes(eval.batch);
+    if eval.batch == 0 { 0 } else { before + hidden + logits + recorded(model, eval) }
+}
+
+/// What the recorded step of a GPU has for itself as long as there is a cache: what its blocks and
+/// attention take while they work, what it is given and what comes out. On the CPU no step is recorded,
+/// and its attention to a cache passes nothing.
+fn recorded(model: &ModelShape, eval: &EvalShape) -> u64 {
+    let given = eval.batch * (2 * model.hidden * model.element_bytes + model.angle_bytes() + 8);
+    let in_blocks = Widths::of(model).prefill(eval.batch, 0, false) * model.element_bytes;
+    let passing = eval.passing.decode;
+    if passing == 0 { 0 } else { given + in_blocks + passing }
 }
 
 /// The forward pass over a row whose loss is measured, and the loss.
@@ -50,4 +60,32 @@ fn scoring(model: &ModelShape, eval: &EvalShape) -> u64 {
     let in_blocks = tokens(Widths::of(model).forward()) + eval.passing.attention_forward;
     let at_loss = tokens(2 * model.hidden) + eval.passing.loss;
     if eval.scored_tokens == 0 { 0 } else { in_blocks.max(at_loss) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::small;
+    use super::super::{EvalShape, Passing};
+    use super::most;
+
+    /// Answers to two short prompts, by tokens of which each passes so much.
+    fn answers(decode: u64) -> u64 {
+        let eval = EvalShape {
+            batch: 2,
+            tokens: 30,
+            prompt_tokens: 1,
+            prefill_tokens: 1,
+            scored_tokens: 0,
+            workspace: 0,
+            passing: Passing { decode, ..Passing::NONE },
+        };
+        most(&small(), &eval, 0)
+    }
+
+    #[test]
+    fn a_recorded_step_stays_beside_the_logits() {
+        let (on_cpu, on_gpu, more) = (answers(0), answers(500), answers(700));
+        assert_eq!(more - on_gpu, 200);
+        assert!(on_gpu > on_cpu + 500, "{on_gpu} and {on_cpu}");
+    }
 }
