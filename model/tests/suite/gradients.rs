@@ -1,21 +1,43 @@
 //! The hand-written backward pass against what PyTorch computed for the first micro-batch.
 
+use candle_core::{DType, Device};
 use chandler_model::{CausalLm, Gradients, SequenceLayout};
 use serde_json::Value;
 
-use crate::support::{MODELS, assert_statistics, golden, ids, labels, load, targets};
+use crate::support::{
+    MODELS, assert_statistics, device, flat, golden, ids, labels, load, model_folder, skip, targets,
+};
 
-/// Loss and gradients of some rows of a golden's `tokenized`, normalised by `num_items`.
-fn backward(model: &CausalLm, train: &Value, rows: &[u32], num_items: f64) -> (f64, Gradients) {
-    let (mut input_ids, mut all_targets, mut lengths) = (vec![], vec![], vec![]);
-    for row in rows {
-        let row = &train["tokenized"][*row as usize];
-        let ids = ids(&row["input_ids"]);
-        lengths.push(ids.len() as u32);
-        input_ids.extend(ids);
-        all_targets.extend(targets(&labels(&row["labels"])));
+/// Tokens of some documents, what each of them predicts, and the documents' lengths.
+#[derive(Default)]
+struct Documents {
+    input_ids: Vec<u32>,
+    targets: Vec<i64>,
+    lengths: Vec<u32>,
+}
+
+impl Documents {
+    fn push(&mut self, ids: &[u32], labels: &[i64]) {
+        self.lengths.push(ids.len() as u32);
+        self.input_ids.extend(ids);
+        self.targets.extend(targets(labels));
     }
-    let input = model.input(&input_ids, SequenceLayout::new(lengths)).unwrap();
+
+    /// Some rows of a golden's `tokenized`.
+    fn of_golden(train: &Value, rows: &[u32]) -> Self {
+        let mut all = Self::default();
+        for row in rows {
+            let row = &train["tokenized"][*row as usize];
+            all.push(&ids(&row["input_ids"]), &labels(&row["labels"]));
+        }
+        all
+    }
+}
+
+/// Loss and gradients of some documents, normalised by `num_items`.
+fn backward(model: &CausalLm, documents: &Documents, num_items: f64) -> (f64, Gradients) {
+    let layout = SequenceLayout::new(documents.lengths.clone());
+    let input = model.input(&documents.input_ids, layout).unwrap();
     let mut gradients = Gradients::none(model.params());
     let mut x = model.embed(&input).unwrap();
     let mut saved = vec![];
@@ -25,7 +47,7 @@ fn backward(model: &CausalLm, train: &Value, rows: &[u32], num_items: f64) -> (f
         x = y;
     }
     let (score, dx) =
-        model.loss_backward(&x, &all_targets, 1.0 / num_items, &mut gradients).unwrap();
+        model.loss_backward(&x, &documents.targets, 1.0 / num_items, &mut gradients).unwrap();
     let mut dx = Some(dx);
     for (index, kept) in saved.into_iter().enumerate().rev() {
         let dy = dx.expect("something below is trained");
@@ -46,7 +68,8 @@ fn the_first_micro_batch_has_the_gradients_of_pytorch() {
         let train = golden(name, "train.json");
         let step = &train["steps"][0];
         let num_items = step["num_items"].as_f64().unwrap();
-        let (loss, gradients) = backward(&model, &train, &ids(&step["micro"][0]), num_items);
+        let documents = Documents::of_golden(&train, &ids(&step["micro"][0]));
+        let (loss, gradients) = backward(&model, &documents, num_items);
         let expected = train["micro0"]["loss"].as_f64().unwrap();
         assert!((loss / expected - 1.0).abs() < 2e-6, "{name}: loss {loss}, not {expected}");
         let mut checked = 0;
@@ -72,9 +95,45 @@ fn frozen_weights_get_no_gradient() {
         target_modules: vec!["q_proj".to_owned(), "v_proj".to_owned()],
     };
     model.add_lora(config, 1).unwrap();
-    let (_, gradients) = backward(&model, &train, &[0, 1], 10.0);
+    let (_, gradients) = backward(&model, &Documents::of_golden(&train, &[0, 1]), 10.0);
     let with: Vec<&str> =
         gradients.iter().map(|(id, _)| model.params().get(id).name.as_str()).collect();
     assert_eq!(with.len(), 2 * 2 * 2);
     assert!(with.iter().all(|name| name.contains("lora_")), "{with:?}");
+}
+
+/// Documents that a GPU's library has the attention of, beside one that it has not, against the CPU: the
+/// golden texts are all short.
+#[test]
+fn long_documents_have_the_gradients_of_the_cpu() {
+    if device().is_cpu() {
+        skip("there is no other device to compare the CPU with");
+        return;
+    }
+    let mut documents = Documents::default();
+    for (seed, len) in [(1u64, 600), (2, 40), (3, 530), (4, 520)] {
+        let token = |at: u64| ((at + 1) * (seed * 7919) % 1999) as u32;
+        let ids: Vec<u32> = (0..len).map(token).collect();
+        let labels: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
+        documents.push(&ids, &labels);
+    }
+    let items = documents.input_ids.len() as f64;
+    for name in ["qwen3", "gemma2"] {
+        let on = |device| CausalLm::load(&model_folder(name), Some(DType::BF16), device).unwrap();
+        let (expected_loss, expected) = backward(&on(&Device::Cpu), &documents, items);
+        let there = on(&device());
+        let (loss, found) = backward(&there, &documents, items);
+        assert!((loss / expected_loss - 1.0).abs() < 1e-3, "{name}: {loss}, not {expected_loss}");
+        for (id, param) in there.params().iter() {
+            let of = |gradients: &Gradients| {
+                flat(&gradients.get(id).unwrap().to_device(&Device::Cpu).unwrap())
+            };
+            let (found, expected) = (of(&found), of(&expected));
+            let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+            let apart = square(&mut found.iter().zip(&expected).map(|(a, b)| a - b));
+            let size = square(&mut expected.iter().copied());
+            let error = (apart / size).sqrt();
+            assert!(error < 2e-2, "{name} {}: {error} of its size", param.name);
+        }
+    }
 }

@@ -1,7 +1,6 @@
 //! What we write is loaded by transformers itself, where Python has it; skipped, and said so, where
 //! not. `CHANDLER_TEST_TORCH` names the interpreter.
 
-use std::io::Write;
 use std::process::Command;
 
 use candle_core::{DType, Tensor};
@@ -10,7 +9,7 @@ use chandler_model::{AdapterBase, SequenceLayout, write_adapter, write_model};
 use serde_json::Value;
 
 use crate::support::{
-    MODELS, fixtures, flat, golden_folder, largest_difference, load, model_folder, numbers,
+    MODELS, fixtures, flat, golden_folder, largest_difference, load, model_folder, numbers, skip,
 };
 
 const TOKENS: [u32; 6] = [5, 90, 3, 1700, 44, 8];
@@ -30,9 +29,7 @@ fn last_logits(model: &chandler_model::CausalLm) -> Vec<f64> {
 #[test]
 fn written_folders_load_in_transformers_and_peft() {
     let Some(python) = python() else {
-        std::io::stderr()
-            .write_all(b"SKIPPED: no Python with torch, transformers and peft\n")
-            .unwrap();
+        skip("no Python with torch, transformers and peft");
         return;
     };
     for name in MODELS {
