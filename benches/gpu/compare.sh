@@ -33,6 +33,12 @@ while [ $# -gt 0 ]; do
 done
 [ -x "$binary" ] || { echo "there is no $binary: packaging/cuda/build makes it" >&2; exit 1; }
 mkdir -p "$(dirname "$results")"
+
+# PyTorch's wheels bring CUDA's libraries and cuDNN. chandler finds the same ones, behind those of the system.
+wheels=$("$python" -c 'import nvidia; print(list(nvidia.__path__)[0])' 2> /dev/null || true)
+libraries=$(find "${wheels:-/nowhere}" -maxdepth 2 -name lib -type d 2> /dev/null | paste -sd : || true)
+ours=(env LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$libraries" "$binary")
+"${ours[@]}" doctor | grep -E "gpu|attention" >&2 || true
 : > "$results"
 
 # keep NAME SIDE COMMAND...: runs it and keeps its last line, or says why there is none.
@@ -59,7 +65,7 @@ train_peer() {
 train_ours() {
   local name=$1
   shift
-  keep "$name" "chandler $*" "$binary" bench train --device cuda --shape "$shape" --seq-len "$seq_len" \
+  keep "$name" "chandler $*" "${ours[@]}" bench train --device cuda --shape "$shape" --seq-len "$seq_len" \
     --batch-size "$batch_size" --steps "$steps" --dtype bf16 --json "$@"
 }
 
@@ -82,7 +88,7 @@ for _ in $(seq "$rounds"); do
   for batch in 1 32; do
     keep "generate, $batch side by side" "PyTorch" "$python" benches/gpu/peer.py generate \
       --shape "$shape" --batch-size "$batch" --max-new-tokens "$new_tokens"
-    keep "generate, $batch side by side" "chandler" "$binary" bench generate --device cuda \
+    keep "generate, $batch side by side" "chandler" "${ours[@]}" bench generate --device cuda \
       --shape "$shape" --batch-size "$batch" --max-new-tokens "$new_tokens" --dtype bf16 --json
   done
 done
