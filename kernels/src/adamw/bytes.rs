@@ -24,30 +24,46 @@ pub(super) enum Code {
 const LEAST_SCALE: f32 = 1e-37;
 
 impl Code {
+    /// The values of a block of codes.
+    #[inline(always)]
+    pub(super) fn decode(self, codes: &[u8], scale: f32, values: &mut [f32; BLOCK]) {
+        match self {
+            Code::Signed => Map::<true>::decode(codes, scale, values),
+            Code::Unsigned => Map::<false>::decode(codes, scale, values),
+        }
+    }
+
+    /// Codes a block of values and returns its scale.
+    #[inline(always)]
+    pub(super) fn encode(self, values: &[f32; BLOCK], codes: &mut [u8]) -> f32 {
+        match self {
+            Code::Signed => Map::<true>::encode(values, codes),
+            Code::Unsigned => Map::<false>::encode(values, codes),
+        }
+    }
+}
+
+/// A code, known where its loops are compiled: each has its own constants.
+struct Map<const SIGNED: bool>;
+
+impl<const SIGNED: bool> Map<SIGNED> {
     /// Bits of the longest fraction.
-    #[inline(always)]
-    fn most(self) -> u32 {
-        if self == Code::Signed { 6 } else { 7 }
-    }
-
+    const MOST: u32 = if SIGNED { 6 } else { 7 };
     /// The pattern that stands for 1.
-    #[inline(always)]
-    fn one(self) -> u32 {
-        if self == Code::Signed { 0x80 } else { 1 }
-    }
+    const ONE: u32 = if SIGNED { 0x80 } else { 1 };
 
     #[inline(always)]
-    fn value(self, code: u8) -> f32 {
+    fn value(code: u8) -> f32 {
         let code = u32::from(code);
-        let pattern = if self == Code::Signed { code & 0x7f } else { code };
+        let pattern = if SIGNED { code & 0x7f } else { code };
         // The exponent of pattern + ½ is the number of fraction bits, its mantissa the fraction.
         let bits = (pattern as f32 + 0.5).to_bits();
         let places = (bits >> 23).wrapping_sub(127);
         let fraction = f32::from_bits(bits & 0x007f_ffff | 0x3f80_0000) - 1.0;
-        let magnitude = (0.1 + 0.9 * fraction) * tenths(self.most().wrapping_sub(places));
+        let magnitude = (0.1 + 0.9 * fraction) * tenths(Self::MOST.wrapping_sub(places));
         let magnitude = if pattern == 0 { 0.0 } else { magnitude };
-        let signed = if self == Code::Signed && code > 0x80 { -magnitude } else { magnitude };
-        if code == self.one() { 1.0 } else { signed }
+        let signed = if SIGNED && code > 0x80 { -magnitude } else { magnitude };
+        if code == Self::ONE { 1.0 } else { signed }
     }
 
     /// The code whose value is nearest to `x`, for magnitudes up to 1.
@@ -56,12 +72,12 @@ impl Code {
     /// each is flatter than the one before, so that the least of them is the decade's own: no comparison
     /// decides, and the loop over this is vector code.
     #[inline(always)]
-    fn nearest(self, x: f32) -> u8 {
+    fn nearest(x: f32) -> u8 {
         let magnitude = x.abs();
-        let first = self.bits(0);
-        let mut place = (2u32 << self.most()) as f32 - 0.5;
+        let first = Self::bits(0);
+        let mut place = (2u32 << Self::MOST) as f32 - 0.5;
         for decade in 0..7 {
-            let (a, b) = self.line(decade);
+            let (a, b) = Self::line(decade);
             let on_line = magnitude * a + b;
             place = if on_line < place { on_line } else { place };
         }
@@ -72,49 +88,42 @@ impl Code {
         let pattern = if begins_decade { floor(place - 0.2) } else { whole };
         let pattern = pattern.max(1 << first);
         // Half of the smallest value, and halfway from the largest fraction to 1.
-        let (zero, top) = match self {
-            Code::Signed => (0.275e-6, 1.0 - 0.225 / 64.0),
-            Code::Unsigned => (0.0, 1.0 - 0.225 / 128.0),
-        };
+        let zero = if SIGNED { 0.275e-6 } else { 0.0 };
+        let top = 1.0 - 0.225 / (1 << Self::MOST) as f32;
         let sign = (x.to_bits() >> 24) & 0x80;
-        let signed = if self == Code::Signed { pattern | sign } else { pattern };
+        let signed = if SIGNED { pattern | sign } else { pattern };
         let coded = if magnitude > zero { signed } else { 0 };
-        (if x >= top { self.one() } else { coded }) as u8
+        (if x >= top { Self::ONE } else { coded }) as u8
     }
 
     /// Bits of the fraction in a decade, of which the smallest is decade 0.
     #[inline(always)]
-    const fn bits(self, decade: u32) -> u32 {
-        match self {
-            Code::Signed => decade,
-            Code::Unsigned => decade + 1,
-        }
+    const fn bits(decade: u32) -> u32 {
+        if SIGNED { decade } else { decade + 1 }
     }
 
     /// `a = 10^(6 − decade) · 2^i / 0.9` and `b = 2^i · 8/9`.
     #[inline(always)]
-    const fn line(self, decade: u32) -> (f32, f32) {
-        let cells = (1u32 << self.bits(decade)) as f64;
+    const fn line(decade: u32) -> (f32, f32) {
+        let cells = (1u32 << Self::bits(decade)) as f64;
         let scale = [1e6, 1e5, 1e4, 1e3, 1e2, 1e1, 1.0][decade as usize];
         ((scale * cells / 0.9) as f32, (cells * 8.0 / 9.0) as f32)
     }
 
-    /// The values of a block of codes.
     #[inline(always)]
-    pub(super) fn decode(self, codes: &[u8], scale: f32, values: &mut [f32; BLOCK]) {
+    fn decode(codes: &[u8], scale: f32, values: &mut [f32; BLOCK]) {
         for (value, code) in values.iter_mut().zip(codes) {
-            *value = self.value(*code) * scale;
+            *value = Self::value(*code) * scale;
         }
     }
 
-    /// Codes a block of values and returns its scale.
     #[inline(always)]
-    pub(super) fn encode(self, values: &[f32; BLOCK], codes: &mut [u8]) -> f32 {
+    fn encode(values: &[f32; BLOCK], codes: &mut [u8]) -> f32 {
         let scale = largest_magnitude(values);
         let is_zero = scale < LEAST_SCALE;
         let inverse = if is_zero { 0.0 } else { 1.0 / scale };
         for (code, value) in codes.iter_mut().zip(values) {
-            *code = self.nearest(*value * inverse);
+            *code = Self::nearest(*value * inverse);
         }
         if is_zero { 0.0 } else { scale }
     }
@@ -147,6 +156,14 @@ fn largest_magnitude(values: &[f32; BLOCK]) -> f32 {
 mod tests {
     use super::*;
 
+    fn value(code: Code, byte: u8) -> f32 {
+        if code == Code::Signed { Map::<true>::value(byte) } else { Map::<false>::value(byte) }
+    }
+
+    fn nearest(code: Code, x: f32) -> u8 {
+        if code == Code::Signed { Map::<true>::nearest(x) } else { Map::<false>::nearest(x) }
+    }
+
     /// The map as the paper's own implementation builds it: the middles of evenly divided decades.
     fn map(code: Code) -> Vec<f64> {
         let mut values = vec![0.0, 1.0];
@@ -168,7 +185,7 @@ mod tests {
     #[test]
     fn the_codes_stand_for_the_values_of_the_map() {
         for code in [Code::Signed, Code::Unsigned] {
-            let mut values: Vec<f64> = (0..=255).map(|c| f64::from(code.value(c))).collect();
+            let mut values: Vec<f64> = (0..=255).map(|c| f64::from(value(code, c))).collect();
             values.sort_by(f64::total_cmp);
             let expected = map(code);
             assert_eq!(expected.len(), 256);
@@ -182,7 +199,7 @@ mod tests {
     fn every_code_is_its_own_nearest() {
         for code in [Code::Signed, Code::Unsigned] {
             for byte in 0..=255u8 {
-                assert_eq!(code.nearest(code.value(byte)), byte, "{code:?}");
+                assert_eq!(nearest(code, value(code, byte)), byte, "{code:?}");
             }
         }
     }
@@ -194,7 +211,7 @@ mod tests {
             for i in 0..400_000i32 {
                 let magnitude = 10f64.powf(-f64::from(i) / 50_000.0) as f32;
                 let x = if code == Code::Signed && i % 2 == 1 { -magnitude } else { magnitude };
-                let got = f64::from(code.value(code.nearest(x)));
+                let got = f64::from(value(code, nearest(code, x)));
                 let x = f64::from(x);
                 let distance = |value: &f64| (value - x).abs();
                 let usable = |value: &&f64| code == Code::Signed || **value > 0.0;
