@@ -128,8 +128,8 @@ const Names &names(int kind) {
     return kind == FORWARD ? forward : backward;
 }
 
-// Ways to be wrong: masks that are not applied, and sums in another order each time.
-enum Spoiled { NOTHING = 0, MASKS = 1, ORDER = 2 };
+// Ways to be wrong: masks that are not applied, sums in another order each time, and not to start.
+enum Spoiled { NOTHING = 0, MASKS = 1, ORDER = 2, START = 3 };
 int spoiled = NOTHING;
 
 // The operation of a graph that is one attention.
@@ -266,7 +266,11 @@ int stand_in_cudnn_runs() { return runs; }
 void stand_in_cudnn_spoil(int what) { spoiled = what; }
 
 size_t cudnnGetVersion() { return 92801; }
-int cudnnCreate(void **made) { *made = &handle; return SUCCESS; }
+int cudnnCreate(void **made) {
+    if (spoiled == START) return refuse(1001, "not initialized");
+    *made = &handle;
+    return SUCCESS;
+}
 int cudnnDestroy(void *) { return SUCCESS; }
 int cudnnSetStream(void *, void *) { return SUCCESS; }
 void cudnnGetLastErrorString(char *text, size_t size) { snprintf(text, size, "%s", last_error.c_str()); }

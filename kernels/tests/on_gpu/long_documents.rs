@@ -27,7 +27,8 @@ impl StandIn {
         unsafe { self.0.get::<extern "C" fn() -> i32>(b"stand_in_cudnn_runs") }.unwrap()()
     }
 
-    /// Has the library be wrong from now on: 1 is without masks, 2 in another order every time, 0 is not.
+    /// Has the library be wrong from now on: 1 is without masks, 2 in another order every time, 3 does
+    /// not start, 0 is not.
     fn spoil(&self, what: i32) {
         // SAFETY: as above.
         unsafe { self.0.get::<extern "C" fn(i32)>(b"stand_in_cudnn_spoil") }.unwrap()(what);
@@ -121,6 +122,20 @@ fn are_not_left_to_a_library_that_is_wrong() {
         assert_eq!(again, if spoiled == 1 { 0 } else { 2 }, "{spoiled}");
         library.spoil(0);
     }
+}
+
+/// A library that is there and does not start is as none.
+#[test]
+fn are_right_where_the_library_does_not_start() {
+    let Some((_alone, _)) = gpu() else { return };
+    let Some(library) = StandIn::find() else { return };
+    library.spoil(3);
+    // Another stream, for which nothing was started.
+    let other = chandler_kernels::device::open_cuda(0, None).unwrap();
+    let before = library.runs();
+    Case::new([2, 1, 16], PLAIN).check(&other);
+    assert_eq!(library.runs(), before);
+    library.spoil(0);
 }
 
 /// What attention takes at a time is in the plan.

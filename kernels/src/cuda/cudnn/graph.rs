@@ -5,8 +5,11 @@
 
 use candle_core::{Result, bail};
 
-use super::descriptor::{
-    Address, DataType, Descriptor, Flag, Handle, HeuristicMode, Kind, Knob, Mode,
+use super::attribute;
+use super::descriptor::{Address, DataType, Descriptor, Flag, Handle, Kind, Mode};
+use super::numbers::{
+    AT_LEAST, BACKWARD, BF16, CHOSEN, DIVIDE, F32, FORWARD, GREATER, I32, MOST_CONFIGS, MOST_KNOBS,
+    MULTIPLY, ORDER, ORDERED, TANH,
 };
 
 /// Which of the two.
@@ -75,125 +78,6 @@ pub(super) struct Plan {
     /// What it was made of; dropped after it.
     _parts: Vec<Descriptor>,
 }
-
-const F32: DataType = DataType(0);
-const I32: DataType = DataType(4);
-const BF16: DataType = DataType(9);
-
-/// The numbers of attributes in NVIDIA's `cudnn_graph.h`.
-mod attribute {
-    pub(super) const POINTWISE_MODE: i32 = 0;
-    pub(super) const POINTWISE_PRECISION: i32 = 1;
-    pub(super) const HEURISTICS_MODE: i32 = 200;
-    pub(super) const HEURISTICS_GRAPH: i32 = 201;
-    pub(super) const HEURISTICS_RESULTS: i32 = 202;
-    pub(super) const CONFIG_ENGINE: i32 = 300;
-    pub(super) const CONFIG_KNOBS: i32 = 302;
-    pub(super) const PLAN_HANDLE: i32 = 400;
-    pub(super) const PLAN_CONFIG: i32 = 401;
-    pub(super) const PLAN_WORKSPACE: i32 = 402;
-    pub(super) const KNOB: i32 = 600;
-    pub(super) const KNOB_VALUE: i32 = 601;
-    pub(super) const OPERATION_POINTWISE: i32 = 750;
-    pub(super) const OPERATION_X: i32 = 751;
-    pub(super) const OPERATION_B: i32 = 752;
-    pub(super) const OPERATION_Y: i32 = 753;
-    pub(super) const GRAPH_HANDLE: i32 = 800;
-    pub(super) const GRAPH_OPERATIONS: i32 = 801;
-    pub(super) const TENSOR_ALIGNMENT: i32 = 900;
-    pub(super) const TENSOR_TYPE: i32 = 901;
-    pub(super) const TENSOR_DIMENSIONS: i32 = 902;
-    pub(super) const TENSOR_STRIDES: i32 = 903;
-    pub(super) const TENSOR_NAME: i32 = 906;
-    pub(super) const TENSOR_IS_VIRTUAL: i32 = 907;
-    pub(super) const TENSOR_IS_ON_HOST: i32 = 908;
-    pub(super) const TENSOR_OFFSETS: i32 = 913;
-    pub(super) const TENSOR_OFFSET_UNIT: i32 = 914;
-    pub(super) const PACK_NAMES: i32 = 1000;
-    pub(super) const PACK_ADDRESSES: i32 = 1001;
-    pub(super) const PACK_WORKSPACE: i32 = 1003;
-    pub(super) const ENGINE_GRAPH: i32 = 1300;
-    pub(super) const ENGINE_NUMBER: i32 = 1301;
-    pub(super) const MASK_X: i32 = 3000;
-    pub(super) const MASK_WINDOW: i32 = 3003;
-    pub(super) const MASK_VALUE: i32 = 3005;
-    pub(super) const MASK_Y: i32 = 3006;
-    pub(super) const MASK_COMPARISON: i32 = 3007;
-
-    #[cfg(test)]
-    pub(super) const HEURISTICS_DEVICE: i32 = 204;
-    #[cfg(test)]
-    pub(super) const PLAN_DEVICE: i32 = 407;
-    #[cfg(test)]
-    pub(super) const ENGINE_DEVICE: i32 = 1307;
-}
-
-#[cfg(test)]
-pub(super) const DEVICE_AS_JSON: i32 = 2702;
-
-/// Attributes of the operation itself, which differ between its passes.
-struct Numbers {
-    kind: Kind,
-    tensors: &'static [(i32, Name)],
-    /// Of q's and of the keys' documents.
-    cu_seqlens: [i32; 2],
-    /// The graph of the rules, and which of its tensors are its input and its output.
-    rules: [i32; 3],
-    /// Of all of q, and of all of the keys.
-    most_tokens: Option<[i32; 2]>,
-}
-
-const FORWARD: Numbers = Numbers {
-    kind: Kind::AttentionForward,
-    tensors: &[
-        (2800, Name::Q),
-        (2801, Name::K),
-        (2802, Name::V),
-        (2803, Name::Y),
-        (2804, Name::LogSumExp),
-        (2805, Name::Scale),
-    ],
-    cu_seqlens: [2820, 2821],
-    rules: [2811, 2812, 2813],
-    most_tokens: None,
-};
-
-const BACKWARD: Numbers = Numbers {
-    kind: Kind::AttentionBackward,
-    tensors: &[
-        (2851, Name::Q),
-        (2852, Name::K),
-        (2853, Name::V),
-        (2854, Name::Y),
-        (2855, Name::LogSumExp),
-        (2856, Name::Scale),
-        (2859, Name::Dq),
-        (2860, Name::Dk),
-        (2861, Name::Dv),
-        (2862, Name::Dy),
-    ],
-    cu_seqlens: [2870, 2871],
-    rules: [2867, 2868, 2869],
-    most_tokens: Some([2865, 2866]),
-};
-
-/// As [`Mode`]: comparisons of `col` and `row`, and functions of a score.
-const AT_LEAST: Mode = Mode(303);
-const GREATER: Mode = Mode(302);
-const DIVIDE: Mode = Mode(6);
-const TANH: Mode = Mode(101);
-const MULTIPLY: Mode = Mode(1);
-
-/// What the library would choose.
-const CHOSEN: HeuristicMode = HeuristicMode(3);
-/// The knob that says in which order the gradients of queries are summed; at 4, in the same one every time
-/// (there are such kernels for compute capability 9.0).
-const ORDER: Knob = Knob(14);
-const ORDERED: i64 = 4;
-/// Choices that a configuration has at most.
-const MOST_KNOBS: usize = 20;
-/// Configurations that are tried at most.
-const MOST_CONFIGS: usize = 8;
 
 /// A graph in the making; what its descriptors refer to lives as long.
 struct Builder<'a> {

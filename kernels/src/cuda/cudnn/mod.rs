@@ -6,10 +6,12 @@
 //! time, so that the same seed gives the same bits: for compute capability 9.0. Each plan is compared with
 //! the own kernels before it is used ([`check`]), and left alone if it differs.
 
+mod attribute;
 mod check;
 mod descriptor;
 mod graph;
 mod library;
+mod numbers;
 mod run;
 mod session;
 mod share;
@@ -81,11 +83,12 @@ pub(super) fn forward(
     params: Params,
     left: [&Tensor; 2],
 ) -> Result<Vec<Range<usize>>> {
-    let (runs, mut rest) = share(documents, usize::MAX);
+    let (runs, short) = share(documents, usize::MAX);
     if runs.is_empty() || !takes(inputs) || version().is_err() {
         return Ok(documents.to_vec());
     }
-    Session::with(inputs.q.device(), |session| {
+    let rest = Session::with(inputs.q.device(), |session| {
+        let mut rest = short;
         for documents in runs {
             let shape = session::shape(Pass::Forward, inputs, &documents, params);
             match session.run(&shape, params.scale, inputs.q.device())? {
@@ -93,9 +96,9 @@ pub(super) fn forward(
                 None => rest.extend(documents),
             }
         }
-        Ok(())
+        Ok(rest)
     })?;
-    Ok(rest)
+    Ok(rest.unwrap_or_else(|| documents.to_vec()))
 }
 
 /// Computes the gradients of long documents, and returns the other ones.
@@ -107,12 +110,13 @@ pub(super) fn backward(
     left: [&Tensor; 2],
     [dq, dk, dv]: [&Tensor; 3],
 ) -> Result<Vec<Range<usize>>> {
-    let (runs, mut rest) = share(documents, RUN_BACKWARD);
+    let (runs, short) = share(documents, RUN_BACKWARD);
     if runs.is_empty() || !takes(inputs) || !computes_backward() {
         return Ok(documents.to_vec());
     }
     let gradients = Gradients { dq: dq.clone(), dk: dk.clone(), dv: dv.clone() };
-    Session::with(inputs.q.device(), |session| {
+    let rest = Session::with(inputs.q.device(), |session| {
+        let mut rest = short;
         for documents in runs {
             let shape = session::shape(Pass::Backward, inputs, &documents, params);
             match session.run(&shape, params.scale, inputs.q.device())? {
@@ -120,7 +124,7 @@ pub(super) fn backward(
                 None => rest.extend(documents),
             }
         }
-        Ok(())
+        Ok(rest)
     })?;
-    Ok(rest)
+    Ok(rest.unwrap_or_else(|| documents.to_vec()))
 }

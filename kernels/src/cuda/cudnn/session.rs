@@ -20,7 +20,6 @@ use crate::attention::Params;
 
 /// Of one stream.
 pub(super) struct Session {
-    stream: Arc<CudaStream>,
     handle: Handle,
     /// Those that are of use, and the shapes for which none is.
     plans: Vec<(Shape, Option<Plan>)>,
@@ -29,8 +28,11 @@ pub(super) struct Session {
 // SAFETY: the library lets any thread use a handle, one at a time; its only use is under the lock of all.
 unsafe impl Send for Session {}
 
-/// Of all streams that were used. None is ever closed, as no device is.
-static SESSIONS: Mutex<Vec<Session>> = Mutex::new(Vec::new());
+/// A stream, and its session where the library has opened one.
+type Known = (Arc<CudaStream>, Option<Session>);
+
+/// All streams that were used. No session is ever closed, as no device is.
+static SESSIONS: Mutex<Vec<Known>> = Mutex::new(Vec::new());
 
 /// The shape of a plan that has room for these documents. A few shapes serve all: sizes are powers of two.
 pub(super) fn shape(
@@ -56,29 +58,39 @@ pub(super) fn shape(
 }
 
 impl Session {
-    /// `work` with the session of this device's stream.
-    pub(super) fn with<T>(device: &Device, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+    /// `work` with the session of this device's stream; `None` where the library opens none.
+    pub(super) fn with<T>(
+        device: &Device,
+        work: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<Option<T>> {
         let stream = device.as_cuda_device()?.cuda_stream();
         let mut sessions = SESSIONS.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = sessions.iter().position(|session| Arc::ptr_eq(&session.stream, &stream));
+        let known = sessions.iter().position(|(of, _)| Arc::ptr_eq(of, &stream));
         let at = known.unwrap_or(sessions.len());
         if known.is_none() {
-            sessions.push(Self::open(stream)?);
+            let session = match Self::open(&stream) {
+                Ok(session) => Some(session),
+                Err(error) => {
+                    tracing::warn!(%error, "cuDNN does not start: attention is by chandler's kernels");
+                    None
+                }
+            };
+            sessions.push((stream, session));
         }
-        work(&mut sessions[at])
+        sessions[at].1.as_mut().map(work).transpose()
     }
 
-    fn open(stream: Arc<CudaStream>) -> Result<Self> {
+    fn open(stream: &CudaStream) -> Result<Self> {
         let library = functions().map_err(Error::msg)?;
         stream.context().bind_to_thread().w()?;
         let mut handle = ptr::null_mut();
         // SAFETY: there is room for one; the thread has the device's context.
         library.check(unsafe { (library.create)(&raw mut handle) }, "a handle")?;
-        // SAFETY: the stream lives as long as the session, which has it.
+        // SAFETY: the stream lives as long as the session, beside which it is kept.
         let status = unsafe { (library.set_stream)(handle, stream.cu_stream().cast()) };
         library.check(status, "the stream of a handle")?;
         tracing::info!(version = library.version(), "attention of long documents is cuDNN's");
-        Ok(Self { stream, handle: Handle(handle), plans: vec![] })
+        Ok(Self { handle: Handle(handle), plans: vec![] })
     }
 
     /// What runs this shape; made, and compared with the own kernels, where it is a new one. `None` where

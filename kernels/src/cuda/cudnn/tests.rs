@@ -5,8 +5,9 @@
 
 use candle_core::Result;
 
+use super::attribute::DEVICE_AS_JSON;
 use super::descriptor::{Descriptor, Kind, Letter};
-use super::graph::{DEVICE_AS_JSON, Pass, Plan, Shape, Target};
+use super::graph::{Pass, Plan, Shape, Target};
 use super::library::functions;
 use crate::gpu_sizes::library_backward;
 
