@@ -128,8 +128,9 @@ const Names &names(int kind) {
     return kind == FORWARD ? forward : backward;
 }
 
-// Ways to be wrong: masks that are not applied, sums in another order each time, and not to start.
-enum Spoiled { NOTHING = 0, MASKS = 1, ORDER = 2, START = 3 };
+// Ways to be wrong: masks that are not applied, sums in another order each time, not to start, and not
+// to do what was planned.
+enum Spoiled { NOTHING = 0, MASKS = 1, ORDER = 2, START = 3, WORK = 4 };
 int spoiled = NOTHING;
 
 // The operation of a graph that is one attention.
@@ -357,6 +358,7 @@ int cudnnBackendGetAttribute(void *of, int name, int type, int64_t room, int64_t
 int cudnnBackendExecute(void *, void *of_plan, void *of_pack) {
     const auto &plan = *static_cast<Descriptor *>(of_plan), &pack = *static_cast<Descriptor *>(of_pack);
     if (!plan.is_whole || !pack.is_whole) return refuse(BAD_PARAM, "not whole");
+    if (spoiled == WORK) return refuse(5000, "execution");
     const Descriptor &config = *plan.other(401);
     const Descriptor &operation = *operation_of(*config.other(300)->other(1300));
     const Names &of = names(operation.kind);
