@@ -62,7 +62,22 @@ impl Scores {
 #[derive(Debug)]
 pub(crate) enum Norm {
     Known(f64),
-    OnGpu(Clip),
+    /// Of all gradients, or of each one for itself.
+    OnGpu(Vec<Clip>),
+}
+
+impl Norm {
+    /// Once the device has come so far.
+    fn wait(&self) -> Result<f64, TrainError> {
+        match self {
+            Norm::Known(norm) => Ok(*norm),
+            Norm::OnGpu(clips) => {
+                let square = |clip: &Clip| Ok(clip.norm().map_err(ModelError::from)?.powi(2));
+                let squares: Result<f64, TrainError> = clips.iter().map(square).sum();
+                Ok(squares?.sqrt())
+            }
+        }
+    }
 }
 
 /// What a step that was handed over finds.
@@ -97,11 +112,7 @@ impl Found {
     pub(crate) fn wait(mut self) -> Result<Measured, TrainError> {
         self.scores.wait()?;
         let loss = self.rate.finite("loss", self.scores.loss_sum() / self.items as f64)?;
-        let norm = match self.norm {
-            Norm::Known(norm) => norm,
-            Norm::OnGpu(clip) => clip.norm().map_err(ModelError::from)?,
-        };
-        let grad_norm = self.rate.finite("gradient norm", norm)?;
+        let grad_norm = self.rate.finite("gradient norm", self.norm.wait()?)?;
         let accuracy = self.scores.accuracy();
         Ok(Measured { loss, grad_norm, accuracy, layers: self.layers })
     }

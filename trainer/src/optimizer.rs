@@ -76,17 +76,16 @@ impl AdamW {
         if self.narrow_gradients { none.matrices_in(model.dtype()) } else { none }
     }
 
-    /// The norm of all gradients and what clips them, where a GPU works it out and holds the run at
+    /// The norm of these gradients and what clips them, where a GPU works it out and holds the run at
     /// a norm or a loss that is no number.
     pub(crate) fn clip(
         &self,
-        gradients: &Gradients,
+        gradients: &[&Tensor],
         losses: &[&Tensor],
         max_norm: f64,
     ) -> Result<Option<Clip>, TrainError> {
         let Some(halt) = &self.halt else { return Ok(None) };
-        let all: Vec<&Tensor> = gradients.iter().map(|(_, gradient)| gradient).collect();
-        Ok(Clip::new(&all, losses, max_norm, halt)?)
+        Ok(Clip::new(gradients, losses, max_norm, halt)?)
     }
 
     /// Moves parameters along their gradients, scaled by `clip`. Frozen ones stay.

@@ -25,6 +25,8 @@ pub(crate) struct Update<'a> {
     scores: Scores,
     /// Squares of the norms of the gradients that were used already.
     squares: f64,
+    /// What clips them where a GPU works out each one's norm: then all of them are here.
+    clips: Vec<Clip>,
     /// Whether some weights have moved already.
     moved: bool,
     /// What each layer measures, where this step is one to look.
@@ -56,6 +58,7 @@ impl<'a> Update<'a> {
             items,
             scores: Scores::default(),
             squares,
+            clips: vec![],
             moved,
             layers,
             activations,
@@ -82,9 +85,14 @@ impl<'a> Update<'a> {
 
     /// Moves what has not been moved yet. A GPU is not waited for, unless each layer is measured.
     pub(crate) fn finish(mut self, gradients: &Gradients) -> Result<Found, TrainError> {
-        if let Some(clip) = self.clip_on_gpu(gradients)? {
-            self.step(|| gradients.iter(), Factor::OnGpu(&clip))?;
-            return Ok(self.found(Norm::OnGpu(clip)));
+        let left: Vec<_> = gradients.iter().collect();
+        if let Some(clip) = self.clip_on_gpu(&left)? {
+            self.step(|| left.iter().copied(), Factor::OnGpu(&clip))?;
+            self.clips.push(clip);
+        }
+        if !self.clips.is_empty() {
+            let clips = std::mem::take(&mut self.clips);
+            return Ok(self.found(Norm::OnGpu(clips)));
         }
         let rest = global_norm(gradients)?;
         self.scores.wait()?;
@@ -102,11 +110,13 @@ impl<'a> Update<'a> {
         Found { rate: self.rate, items: self.items, scores: self.scores, norm, layers }
     }
 
-    fn clip_on_gpu(&self, gradients: &Gradients) -> Result<Option<Clip>, TrainError> {
-        if self.settings.optimizer_in_backward || self.layers.is_some() {
+    /// What clips these gradients, where a GPU works it out and nobody looks at layers meanwhile.
+    fn clip_on_gpu(&self, gradients: &[(ParamId, &Tensor)]) -> Result<Option<Clip>, TrainError> {
+        if self.layers.is_some() {
             return Ok(None);
         }
-        self.optimizer.clip(gradients, &self.scores.losses(), self.settings.max_grad_norm)
+        let gradients: Vec<&Tensor> = gradients.iter().map(|(_, gradient)| *gradient).collect();
+        self.optimizer.clip(&gradients, &self.scores.losses(), self.settings.max_grad_norm)
     }
 
     /// Moves the parameters of these gradients, and looks at their layers where that is due. What
@@ -143,8 +153,9 @@ impl Follower for Update<'_> {
     fn scored(&mut self, score: Pending) -> Result<(), TrainError> {
         let is_known = score.is_known();
         self.scores.push(score);
-        // Weights that move in this pass must not follow a loss that is NaN.
-        if is_known || self.settings.optimizer_in_backward {
+        // Weights that move in this pass must not follow a loss that is NaN: a GPU sees to that itself,
+        // unless each layer is measured.
+        if is_known || self.settings.optimizer_in_backward && self.layers.is_some() {
             self.scores.wait()?;
             self.check_loss()?;
         }
@@ -157,6 +168,12 @@ impl Follower for Update<'_> {
         }
         for id in ids {
             let Some(gradient) = gradients.take(*id) else { continue };
+            if let Some(clip) = self.clip_on_gpu(&[(*id, &gradient)])? {
+                self.moved = true;
+                self.step(|| std::iter::once((*id, &gradient)), Factor::OnGpu(&clip))?;
+                self.clips.push(clip);
+                continue;
+            }
             let norm = self.rate.finite("gradient norm", norm_of(&gradient)?)?;
             let clip = clip_coefficient(norm, self.settings.max_grad_norm);
             self.moved = true;

@@ -62,9 +62,14 @@ fn six_steps() -> (Vec<Row>, TrainSettings) {
 
 #[test]
 fn metrics_come_a_step_late_on_a_gpu_unless_they_are_wanted() {
-    let (rows, settings) = six_steps();
-    let expected = run(load("qwen3", DType::BF16), &rows, settings.clone());
-    for (stop_after, outcome) in [(None, Outcome::Finished), (Some(5), Outcome::Stopped)] {
+    let (rows, base) = six_steps();
+    for (optimizer_in_backward, stop_after) in
+        [(false, None), (false, Some(5)), (true, None), (true, Some(5))]
+    {
+        let outcome = stop_after.map_or(Outcome::Finished, |_| Outcome::Stopped);
+        let settings =
+            TrainSettings { optimizer_in_backward, gradient_accumulation_steps: 1, ..base.clone() };
+        let expected = run(load("qwen3", DType::BF16), &rows, settings.clone());
         let model = load("qwen3", DType::BF16);
         let mut trainer = Trainer::new(model, &rows, settings.clone(), &Ledger::new()).unwrap();
         let mut patient = Patient { stop_after, ..Patient::default() };
@@ -138,8 +143,11 @@ fn a_good_step_after_a_bad_one_moves_nothing_either() {
         examples: 1,
     };
     let rows = vec![row([1, 2, 3, 4, 5, 6]), row([1, BAD, 3, 4, 5, 6]), row([7, 8, 9, 1, 2, 3])];
-    for layer_norms_steps in [None, Some(3)] {
+    for (optimizer_in_backward, layer_norms_steps) in
+        [(false, None), (false, Some(3)), (true, None), (true, Some(3))]
+    {
         let settings = TrainSettings {
+            optimizer_in_backward,
             max_steps: Some(3),
             learning_rate: 1e-3,
             warmup_steps: 0,
@@ -165,7 +173,7 @@ fn a_good_step_after_a_bad_one_moves_nothing_either() {
         assert!(matches!(first, TrainError::NotFinite { step: 2, .. }), "{first}");
         let error = late.train(&mut Patient::default()).unwrap_err();
         assert_eq!(error.to_string(), first.to_string());
-        assert!(bits(&waiting) == bits(&late), "{layer_norms_steps:?}");
+        assert!(bits(&waiting) == bits(&late), "{optimizer_in_backward} {layer_norms_steps:?}");
     }
 }
 
@@ -191,6 +199,14 @@ fn a_run_waits_for_no_step_of_a_gpu() {
         for (settings, waits_of_step) in [
             (settings.clone(), 0),
             (TrainSettings { gradient_accumulation_steps: 2, ..settings.clone() }, 0),
+            (
+                TrainSettings {
+                    optimizer_in_backward: true,
+                    gradient_accumulation_steps: 1,
+                    ..settings.clone()
+                },
+                0,
+            ),
             // Gradients by layer, and two kinds of weights that have moved.
             (TrainSettings { layer_norms_steps: Some(1), ..settings.clone() }, 1),
         ] {
