@@ -169,12 +169,7 @@ int check_operation(const Descriptor &operation) {
     return SUCCESS;
 }
 
-// What a heuristic query leads to: its graph, and the card that it is for.
-struct Found {
-    const Descriptor *graph;
-    int64_t version;
-};
-
+// The compute capability of a device that is described, ten times; without one that of the stand-in.
 int64_t version_of(const Descriptor *device) {
     if (!device) return 900;
     auto text = device->all<char>(2702);
