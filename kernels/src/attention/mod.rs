@@ -20,7 +20,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
 #[cfg(feature = "cuda")]
-use crate::cuda::{attention as gpu, cudnn};
+use crate::cuda::{attention as gpu, cudnn::backward_bytes as library_bytes};
 use crate::gemm;
 use crate::gpu_sizes;
 use crate::profile::{self, Op};
@@ -171,27 +171,6 @@ pub fn rehearse_backward(
         DType::F32 => cpu::rehearse_backward::<f32>(pool, heads, &documents, params),
         DType::BF16 => cpu::rehearse_backward::<bf16>(pool, heads, &documents, params),
         _ => {}
-    }
-}
-
-/// What the backward pass takes more where a library computes it: its workspace, and the output.
-#[cfg(feature = "cuda")]
-fn library_bytes(heads: HeadShape, documents: &[usize], dtype: DType) -> usize {
-    if dtype != DType::BF16 || !cudnn::computes_backward() {
-        return 0;
-    }
-    let mut end = 0;
-    let ranges: Vec<Range<usize>> = documents
-        .iter()
-        .map(|len| {
-            end += len;
-            end - len..end
-        })
-        .collect();
-    let [heads_of_q, _, dim] = heads;
-    match cudnn::backward_bytes(heads, &ranges) {
-        0 => 0,
-        workspace => workspace + end * heads_of_q * dim * dtype.size_in_bytes(),
     }
 }
 

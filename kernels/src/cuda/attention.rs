@@ -94,7 +94,7 @@ impl Inputs {
     }
 
     /// The output and the log-sum-exps, yet to be computed.
-    fn outputs(&self) -> Result<(Tensor, Tensor)> {
+    pub(super) fn outputs(&self) -> Result<(Tensor, Tensor)> {
         let (tokens, heads, dim) = self.q.dims3()?;
         let device = self.q.device();
         let y = empty((tokens, heads, dim), self.q.dtype(), device)?;
@@ -102,7 +102,7 @@ impl Inputs {
     }
 
     /// Those of q, k and v, yet to be computed.
-    fn gradients(&self) -> Result<[Tensor; 3]> {
+    pub(super) fn gradients(&self) -> Result<[Tensor; 3]> {
         let like = |tensor: &Tensor| empty(tensor.dims(), tensor.dtype(), tensor.device());
         Ok([like(&self.q)?, like(&self.k)?, like(&self.v)?])
     }

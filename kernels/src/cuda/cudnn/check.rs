@@ -6,7 +6,8 @@ use half::bf16;
 use super::super::attention::{self, Inputs};
 use super::super::upload::upload;
 use super::graph::{Pass, Shape};
-use super::run::{Gradients, Run};
+use super::run::Run;
+use super::share::end_to_end;
 use crate::attention::Params;
 
 /// Tokens of the documents of a comparison: more than a tile of any kernel, and less.
@@ -22,8 +23,8 @@ const WIDE: f32 = 1e-3;
 /// Bytes that a comparison takes beside the plan's workspace, at most.
 pub(crate) fn bytes([heads, kv_heads, dim]: [usize; 3]) -> usize {
     let tokens: usize = LENGTHS.iter().sum();
-    // q, dy; y twice; dq twice and before once more; k, v, dk, dv twice and once more.
-    tokens * (2 * dim * (7 * heads + 8 * kv_heads) + 4 * 4 * heads)
+    // q, dy, y, and three times dq; k, v, and three times dk and dv; two numbers a row, and two more.
+    tokens * (2 * dim * (6 * heads + 8 * kv_heads) + 4 * 4 * heads)
 }
 
 /// What is other than it should be; `None` where nothing is.
@@ -39,11 +40,7 @@ pub(super) fn complaint(
         window: shape.has_window.then_some(WINDOW),
     };
     let lengths = &LENGTHS[..shape.documents.min(LENGTHS.len())];
-    let mut documents = Vec::new();
-    for len in lengths {
-        let start = documents.last().map_or(0, |before: &std::ops::Range<usize>| before.end);
-        documents.push(start..start + len);
-    }
+    let documents = end_to_end(lengths);
     let tokens = lengths.iter().sum();
     let noise = |seed, heads, scale| noise(seed, [tokens, heads, shape.dim], scale, device);
     let q = noise(1, shape.heads, 3.0)?;
@@ -52,8 +49,10 @@ pub(super) fn complaint(
     let (y, lse) = attention::own_forward(&inputs, &documents)?;
     match shape.pass {
         Pass::Forward => {
-            let once = run.forward(&inputs, &documents, params)?;
-            let again = run.forward(&inputs, &documents, params)?;
+            let [once, again] = [inputs.outputs()?, inputs.outputs()?];
+            for (y, lse) in [&once, &again] {
+                run.forward(&inputs, &documents, params, [y, lse])?;
+            }
             let found = [("output", &once.0, &y, NARROW), ("log-sum-exp", &once.1, &lse, WIDE)];
             first_of(&found, &[(&once.0, &again.0), (&once.1, &again.1)])
         }
@@ -61,15 +60,13 @@ pub(super) fn complaint(
             let dy = noise(4, shape.heads, 1.0)?;
             let delta = attention::delta(&dy, &y)?;
             let own = attention::own_backward(&inputs, &dy, &documents, [&lse, &delta])?;
-            let once = run.backward(&inputs, &dy, &documents, params, [&y, &lse])?;
-            let again = run.backward(&inputs, &dy, &documents, params, [&y, &lse])?;
-            let Gradients { dq, dk, dv } = &once;
-            let found = [
-                ("gradient of q", dq, &own[0], NARROW),
-                ("gradient of k", dk, &own[1], NARROW),
-                ("gradient of v", dv, &own[2], NARROW),
-            ];
-            first_of(&found, &[(dq, &again.dq), (dk, &again.dk), (dv, &again.dv)])
+            let [once, again] = [inputs.gradients()?, inputs.gradients()?];
+            for [dq, dk, dv] in [&once, &again] {
+                run.backward(&inputs, &dy, &documents, params, [&y, &lse], [dq, dk, dv])?;
+            }
+            let names = ["gradient of q", "gradient of k", "gradient of v"];
+            let found: Vec<_> = (0..3).map(|i| (names[i], &once[i], &own[i], NARROW)).collect();
+            first_of(&found, &once.iter().zip(&again).collect::<Vec<_>>())
         }
     }
 }

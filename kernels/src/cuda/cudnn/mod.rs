@@ -27,9 +27,9 @@ use super::attention::Inputs;
 use super::device::capability;
 use crate::attention::{HeadShape, Params};
 use graph::Pass;
-use run::Gradients;
+use run::Run;
 use session::Session;
-use share::{RUN_BACKWARD, room, share};
+use share::{RUN_BACKWARD, end_to_end, room, share};
 
 /// Whether a GPU was opened whose backward passes the library computes.
 static COMPUTES_BACKWARD: AtomicBool = AtomicBool::new(false);
@@ -51,13 +51,16 @@ pub(crate) fn computes_backward() -> bool {
     COMPUTES_BACKWARD.load(Ordering::Relaxed)
 }
 
-/// Bytes that a backward pass takes over such documents, beside those of the own kernels: nothing where none
-/// of them is long.
-pub(crate) fn backward_bytes(heads: HeadShape, documents: &[Range<usize>]) -> usize {
-    let (runs, _) = share(documents, RUN_BACKWARD);
+/// Bytes that a backward pass of the library takes over documents of these lengths, beside those of the own
+/// kernels: its workspace, a comparison, and the output. Nothing where it computes none of them.
+pub(crate) fn backward_bytes(heads: HeadShape, lengths: &[usize], dtype: DType) -> usize {
+    let (runs, _) = share(&end_to_end(lengths), RUN_BACKWARD);
     let tokens = |run: &share::Run| run[run.len() - 1].end - run[0].start;
-    let Some(most) = runs.iter().map(tokens).max() else { return 0 };
-    crate::gpu_sizes::library_backward(heads, room(most)) + check::bytes(heads)
+    let most = runs.iter().map(tokens).max().filter(|_| computes_backward());
+    let Some(most) = most.filter(|_| dtype == DType::BF16) else { return 0 };
+    let [of_q, _, dim] = heads;
+    let output = lengths.iter().sum::<usize>() * of_q * dim * dtype.size_in_bytes();
+    crate::gpu_sizes::library_backward(heads, room(most)) + check::bytes(heads) + output
 }
 
 /// Whether the library's graphs have such tensors: bf16, contiguous, as many queries as keys.
@@ -83,22 +86,12 @@ pub(super) fn forward(
     params: Params,
     left: [&Tensor; 2],
 ) -> Result<Vec<Range<usize>>> {
-    let (runs, short) = share(documents, usize::MAX);
-    if runs.is_empty() || !takes(inputs) || version().is_err() {
+    if version().is_err() {
         return Ok(documents.to_vec());
     }
-    let rest = Session::with(inputs.q.device(), |session| {
-        let mut rest = short;
-        for documents in runs {
-            let shape = session::shape(Pass::Forward, inputs, &documents, params);
-            match session.run(&shape, params.scale, inputs.q.device())? {
-                Some(run) => run.forward_into(inputs, &documents, params, left)?,
-                None => rest.extend(documents),
-            }
-        }
-        Ok(rest)
-    })?;
-    Ok(rest.unwrap_or_else(|| documents.to_vec()))
+    each_run(Pass::Forward, inputs, documents, params, |run, documents| {
+        run.forward(inputs, documents, params, left)
+    })
 }
 
 /// Computes the gradients of long documents, and returns the other ones.
@@ -108,23 +101,40 @@ pub(super) fn backward(
     documents: &[Range<usize>],
     params: Params,
     left: [&Tensor; 2],
-    [dq, dk, dv]: [&Tensor; 3],
+    gradients: [&Tensor; 3],
 ) -> Result<Vec<Range<usize>>> {
-    let (runs, short) = share(documents, RUN_BACKWARD);
-    if runs.is_empty() || !takes(inputs) || !computes_backward() {
+    if !computes_backward() {
         return Ok(documents.to_vec());
     }
-    let gradients = Gradients { dq: dq.clone(), dk: dk.clone(), dv: dv.clone() };
-    let rest = Session::with(inputs.q.device(), |session| {
-        let mut rest = short;
+    each_run(Pass::Backward, inputs, documents, params, |run, documents| {
+        run.backward(inputs, dy, documents, params, left, gradients)
+    })
+}
+
+/// Does `work` with each run of long documents that the library has a plan for, and returns the documents
+/// that it has none for.
+fn each_run(
+    pass: Pass,
+    inputs: &Inputs,
+    documents: &[Range<usize>],
+    params: Params,
+    work: impl Fn(&Run, &[Range<usize>]) -> Result<()>,
+) -> Result<Vec<Range<usize>>> {
+    let most = if pass == Pass::Backward { RUN_BACKWARD } else { usize::MAX };
+    let (runs, mut rest) = share(documents, most);
+    if runs.is_empty() || !takes(inputs) {
+        return Ok(documents.to_vec());
+    }
+    let device = inputs.q.device();
+    let found = Session::with(device, |session| {
         for documents in runs {
-            let shape = session::shape(Pass::Backward, inputs, &documents, params);
-            match session.run(&shape, params.scale, inputs.q.device())? {
-                Some(run) => run.backward_into(inputs, dy, &documents, params, left, &gradients)?,
+            let shape = session::shape(pass, inputs, &documents, params);
+            match session.run(&shape, params.scale, device)? {
+                Some(run) => work(&run, &documents)?,
                 None => rest.extend(documents),
             }
         }
         Ok(rest)
     })?;
-    Ok(rest.unwrap_or_else(|| documents.to_vec()))
+    Ok(found.unwrap_or_else(|| documents.to_vec()))
 }

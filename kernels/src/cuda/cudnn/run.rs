@@ -4,7 +4,7 @@
 use std::ffi::c_void;
 use std::ops::Range;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::super::attention::Inputs;
 use super::super::launch::{address, empty};
@@ -18,13 +18,6 @@ pub(super) struct Run<'a> {
     pub(super) handle: Handle,
     pub(super) plan: &'a Plan,
     pub(super) shape: &'a Shape,
-}
-
-/// Of the inputs.
-pub(super) struct Gradients {
-    pub(super) dq: Tensor,
-    pub(super) dk: Tensor,
-    pub(super) dv: Tensor,
 }
 
 /// Numbers that a plan reads on the host when it is handed over.
@@ -66,67 +59,28 @@ fn place(tensor: &Tensor, run: &[Range<usize>]) -> Result<Address> {
 }
 
 impl Run<'_> {
-    /// The output and the log-sum-exps of these documents, which are all that there are.
+    /// The output and the log-sum-exps of documents that follow each other, where all tokens have theirs.
     pub(super) fn forward(
-        &self,
-        inputs: &Inputs,
-        documents: &[Range<usize>],
-        params: Params,
-    ) -> Result<(Tensor, Tensor)> {
-        let y = empty(inputs.q.dims(), DType::BF16, inputs.q.device())?;
-        let lse = empty(&inputs.q.dims()[..2], DType::F32, inputs.q.device())?;
-        self.forward_into(inputs, documents, params, [&y, &lse])?;
-        Ok((y, lse))
-    }
-
-    /// The same, for documents that follow each other.
-    pub(super) fn forward_into(
         &self,
         inputs: &Inputs,
         documents: &[Range<usize>],
         params: Params,
         [y, lse]: [&Tensor; 2],
     ) -> Result<()> {
-        let tensors = [
-            (Name::Q, &inputs.q),
-            (Name::K, &inputs.k),
-            (Name::V, &inputs.v),
-            (Name::Y, y),
-            (Name::LogSumExp, lse),
-        ];
-        self.execute(&tensors, documents, params, inputs.q.device())
+        self.execute(inputs, &[(Name::Y, y), (Name::LogSumExp, lse)], documents, params)
     }
 
-    /// The gradients of all tokens, of which all are these documents'.
+    /// The gradients, likewise.
     pub(super) fn backward(
         &self,
         inputs: &Inputs,
         dy: &Tensor,
         documents: &[Range<usize>],
         params: Params,
-        left: [&Tensor; 2],
-    ) -> Result<Gradients> {
-        let like = |tensor: &Tensor| empty(tensor.dims(), DType::BF16, tensor.device());
-        let gradients =
-            Gradients { dq: like(&inputs.q)?, dk: like(&inputs.k)?, dv: like(&inputs.v)? };
-        self.backward_into(inputs, dy, documents, params, left, &gradients)?;
-        Ok(gradients)
-    }
-
-    /// The same, for documents that follow each other.
-    pub(super) fn backward_into(
-        &self,
-        inputs: &Inputs,
-        dy: &Tensor,
-        documents: &[Range<usize>],
-        params: Params,
         [y, lse]: [&Tensor; 2],
-        Gradients { dq, dk, dv }: &Gradients,
+        [dq, dk, dv]: [&Tensor; 3],
     ) -> Result<()> {
-        let tensors = [
-            (Name::Q, &inputs.q),
-            (Name::K, &inputs.k),
-            (Name::V, &inputs.v),
+        let others = [
             (Name::Y, y),
             (Name::LogSumExp, lse),
             (Name::Dy, dy),
@@ -134,17 +88,18 @@ impl Run<'_> {
             (Name::Dk, dk),
             (Name::Dv, dv),
         ];
-        self.execute(&tensors, documents, params, inputs.q.device())
+        self.execute(inputs, &others, documents, params)
     }
 
     fn execute(
         &self,
-        tensors: &[(Name, &Tensor)],
+        inputs: &Inputs,
+        others: &[(Name, &Tensor)],
         documents: &[Range<usize>],
         params: Params,
-        device: &Device,
     ) -> Result<()> {
-        let first = documents[0].start;
+        let Inputs { q, k, v, .. } = inputs;
+        let (device, first) = (q.device(), documents[0].start);
         // The library reads numbers with a sign, of which these have none. Documents that are not there
         // are empty ones at the end.
         let ends = documents.iter().map(|document| (document.end - first) as u32);
@@ -155,7 +110,7 @@ impl Run<'_> {
         let workspace = empty(self.plan.workspace.max(1), DType::U8, device)?;
         let numbers = Numbers::of(params);
         let mut addresses = numbers.addresses(self.shape);
-        for (name, tensor) in tensors {
+        for (name, tensor) in [(Name::Q, q), (Name::K, k), (Name::V, v)].iter().chain(others) {
             addresses.push((*name, place(tensor, documents)?));
         }
         addresses.push((Name::CuSeqlens, Address(address(&boundaries)? as *mut c_void)));

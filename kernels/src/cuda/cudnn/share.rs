@@ -5,7 +5,7 @@ use std::ops::Range;
 
 /// Tokens of a document that is long.
 pub(super) const LONG: usize = 512;
-/// Tokens of a run in the backward pass: enough to fill a GPU, and what bounds the library's workspace.
+/// Tokens of a run in the backward pass, which bound the library's workspace.
 pub(super) const RUN_BACKWARD: usize = 8192;
 
 /// Documents that are computed together, one behind the other.
@@ -29,6 +29,16 @@ pub(super) fn share(documents: &[Range<usize>], most: usize) -> (Vec<Run>, Run) 
         }
     }
     (runs, rest)
+}
+
+/// Documents of these lengths, one behind the other.
+pub(super) fn end_to_end(lengths: &[usize]) -> Vec<Range<usize>> {
+    let mut end = 0;
+    let document = |len: &usize| {
+        end += len;
+        end - len..end
+    };
+    lengths.iter().map(document).collect()
 }
 
 /// Tokens that a plan has room for whose run has so many.
