@@ -37,6 +37,7 @@ impl Case {
         attention::forward(&q, &k, &k, &ends, self.params)?;
         let targets = vec![1; tokens];
         let d_head = Tensor::zeros((vocab, width), DType::F32, &Device::Cpu)?;
+        linear_cross_entropy::forward_backward(&x, &head, &targets, None, 1.0, None)?;
         linear_cross_entropy::forward_backward(&x, &head, &targets, None, 1.0, Some(&d_head))?;
         linear::backward_input(&weight, &y)?;
         linear::backward_weight(&x, &y)?;
@@ -53,6 +54,7 @@ impl Case {
         linear::rehearse(pool, [tokens, 3 * width, width], dtype);
         attention::rehearse_forward(pool, self.heads, documents, self.params, dtype);
         let size = [tokens, vocab, width];
+        linear_cross_entropy::rehearse_forward_backward(pool, size, dtype, false);
         linear_cross_entropy::rehearse_forward_backward(pool, size, dtype, true);
         linear::rehearse(pool, [tokens, width, 3 * width], dtype);
         linear::rehearse(pool, [3 * width, width, tokens], dtype);

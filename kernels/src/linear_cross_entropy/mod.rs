@@ -1,11 +1,12 @@
 //! The head and the loss in one: `cross_entropy(softcap(hidden · headᵀ), targets)`, chunked over
 //! tokens so that the logits of the whole batch never exist.
 
-mod again;
+mod buffers;
 mod composed;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod gpu;
+mod head_gradient;
 mod pending;
 mod rehearse;
 mod softmax;
@@ -128,14 +129,21 @@ fn timer(hidden: &Tensor, head: &Tensor, targets: &[i64], products: usize) -> Ti
 }
 
 /// Bytes that [`forward_backward`] needs on the CPU besides its arguments and results, for
-/// `tokens` trained tokens, a vocabulary of `vocab` and hidden states of `hidden` elements.
+/// `tokens` trained tokens, a vocabulary of `vocab` and hidden states of `hidden` elements; `trains`
+/// says whether the gradient of the head is wanted.
 ///
 /// f32 and bf16 stay within 64 MiB wherever 12 tokens do, on tiles on up to 16 threads; products by
 /// vectors take a further 192 KiB a thread.
-pub fn workspace_bytes(tokens: usize, vocab: usize, hidden: usize, dtype: DType) -> usize {
+pub fn workspace_bytes(
+    tokens: usize,
+    vocab: usize,
+    hidden: usize,
+    dtype: DType,
+    trains: bool,
+) -> usize {
     match dtype {
         DType::F32 | DType::BF16 if gemm::is_fast() => {
-            cpu::workspace_bytes(tokens, vocab, hidden, dtype)
+            buffers::workspace_bytes(tokens, vocab, hidden, dtype, trains)
         }
         _ => {
             let chunk = tokens.min(composed::chunk_tokens(vocab));
@@ -280,6 +288,7 @@ impl Losses {
 
 #[cfg(test)]
 mod tests {
+    use super::buffers::{HeadGradient, chunk_tokens};
     use super::*;
     use crate::adamw::sum_of_squares;
     use crate::check;
@@ -377,6 +386,27 @@ mod tests {
             check::close(&alone, &d_hidden, 0.0)?;
             Ok((score, d_hidden, d_head))
         }
+
+        /// The gradients of `hidden` and, in f32, of the head, which comes by `way`.
+        fn run_by(&self, way: HeadGradient) -> Result<(Tensor, Tensor)> {
+            let Self { hidden, head, targets, softcap } = self;
+            let trained = trained(hidden, head, targets)?;
+            let mut d_head = vec![0f32; head.elem_count()];
+            let head = Head { hidden, weight: head, softcap: *softcap };
+            let d_hidden = match hidden.dtype() {
+                DType::BF16 => head.with_slices(|head: cpu::Head<bf16>| {
+                    let mut d_hidden = vec![bf16::ZERO; head.hidden.len()];
+                    head.gradients_by(way, &trained, 0.5, &mut d_hidden, Some(&mut d_head))?;
+                    slices::tensor(d_hidden, hidden.dims())
+                }),
+                _ => head.with_slices(|head: cpu::Head<f32>| {
+                    let mut d_hidden = vec![0f32; head.hidden.len()];
+                    head.gradients_by(way, &trained, 0.5, &mut d_hidden, Some(&mut d_head))?;
+                    slices::tensor(d_hidden, hidden.dims())
+                }),
+            }?;
+            Ok((d_hidden, slices::tensor(d_head, self.head.dims())?))
+        }
     }
 
     /// What gradients of the head are added to: so little that its own rounding does not matter.
@@ -401,9 +431,18 @@ mod tests {
             let error = (score.loss_sum - expected.loss_sum).abs();
             assert!(error <= loss_bound * (1.0 + expected.loss_sum), "{dtype:?} loss: {error:e}");
             let d_hidden_error = relative_error(&d_hidden_64, &d_hidden)?;
-            let d_head_error = relative_error(&(d_head_64 - BASE)?, &(d_head - BASE)?)?;
+            let d_head_64 = (d_head_64 - BASE)?;
+            let d_head_error = relative_error(&d_head_64, &(d_head - BASE)?)?;
             assert!(d_hidden_error < bound, "{dtype:?} d_hidden: {d_hidden_error:e}");
             assert!(d_head_error < bound, "{dtype:?} d_head: {d_head_error:e}");
+            // On this CPU only one of them is taken.
+            let ways = [HeadGradient::Kept, HeadGradient::Again].into_iter();
+            for way in ways.filter(|_| gemm::is_fast()) {
+                let (same, d_head) = case.run_by(way)?;
+                check::close(&same, &d_hidden, 0.0)?;
+                let error = relative_error(&d_head_64, &d_head)?;
+                assert!(error < bound, "{dtype:?} d_head {way:?}: {error:e}");
+            }
             let Case { hidden, head, targets, softcap } = &case;
             let log_probs = log_probs(hidden, head, targets, *softcap)?;
             assert!((log_probs.iter().sum::<f64>() + score.loss_sum).abs() < 1e-9);
@@ -441,11 +480,12 @@ mod tests {
     fn chunks_add_up_and_give_the_same_bits_on_any_thread_count() -> Result<()> {
         for dtype in [DType::F32, DType::BF16] {
             // Where exponentials are kept, the vocabulary makes the chunks short.
+            let way = HeadGradient::new(true, dtype);
             let many = (600, 100_000);
-            let long = cpu::chunk_tokens(400, many.1, 8, dtype) >= 400;
+            let long = chunk_tokens(400, many.1, 8, dtype, way) >= 400;
             let ((tokens, vocab), trained) = if long { ((7000, 3000), 4600) } else { (many, 400) };
             let case = Case::new(tokens, vocab, 8, Some(5.0))?.to_dtype(dtype)?;
-            let chunk = cpu::chunk_tokens(trained, vocab, 8, dtype);
+            let chunk = chunk_tokens(trained, vocab, 8, dtype, way);
             assert!(chunk < trained, "several chunks of {chunk}");
             let on = |threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();

@@ -3,7 +3,7 @@
 use candle_core::DType;
 use half::bf16;
 
-use super::{cpu, workspace_bytes};
+use super::{buffers, workspace_bytes};
 use crate::rehearsal::Rehearsal;
 use crate::{gemm, gpu_sizes};
 
@@ -13,8 +13,8 @@ pub fn rehearse_forward(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
         return pool.pass(|passing| &mut passing.loss, gpu_sizes::loss(size, dtype));
     }
     match dtype {
-        DType::F32 if gemm::is_fast() => cpu::rehearse_losses::<f32>(pool, size),
-        DType::BF16 if gemm::is_fast() => cpu::rehearse_losses::<bf16>(pool, size),
+        DType::F32 if gemm::is_fast() => buffers::rehearse_losses::<f32>(pool, size),
+        DType::BF16 if gemm::is_fast() => buffers::rehearse_losses::<bf16>(pool, size),
         _ => rehearse_composed(pool, size, dtype),
     }
 }
@@ -31,14 +31,14 @@ pub fn rehearse_forward_backward(
         return pool.pass(|passing| &mut passing.loss, gpu_sizes::loss(size, dtype));
     }
     match dtype {
-        DType::F32 if gemm::is_fast() => cpu::rehearse_gradients::<f32>(pool, size, trains),
-        DType::BF16 if gemm::is_fast() => cpu::rehearse_gradients::<bf16>(pool, size, trains),
+        DType::F32 if gemm::is_fast() => buffers::rehearse_gradients::<f32>(pool, size, trains),
+        DType::BF16 if gemm::is_fast() => buffers::rehearse_gradients::<bf16>(pool, size, trains),
         _ => rehearse_composed(pool, size, dtype),
     }
 }
 
 /// candle's own ops have no pool; what they take at most counts as one buffer.
 fn rehearse_composed(pool: &mut Rehearsal, [tokens, vocab, hidden]: [usize; 3], dtype: DType) {
-    let taken = pool.take::<u8>(workspace_bytes(tokens, vocab, hidden, dtype));
+    let taken = pool.take::<u8>(workspace_bytes(tokens, vocab, hidden, dtype, true));
     pool.give(taken);
 }

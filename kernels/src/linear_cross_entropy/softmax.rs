@@ -3,7 +3,7 @@
 //! A piece is read twice while it is in the cache: for its largest logit, and for the sum of
 //! `exp(logit − largest)`. The same exponentials, times the soft-cap's slope, are the gradient up
 //! to one factor a piece that is known at the end (Milakov and Gimelshein 2018, "Online normalizer
-//! calculation for softmax"), so they are what is kept. Rounded to bf16 they err by 2⁻⁹, however
+//! calculation for softmax"), so they are what the gradients are made of. Rounded to bf16 they err by 2⁻⁹, however
 //! large the logits are.
 
 use pulp::{Simd, WithSimd};
@@ -29,6 +29,21 @@ impl Statistics {
     pub(super) fn new(target: u32) -> Self {
         let max = f32::NEG_INFINITY;
         Self { target: target as usize, target_logit: 0.0, max, argmax: usize::MAX, sum: 0.0 }
+    }
+
+    /// The same of each of `targets`.
+    pub(super) fn of_all(targets: &[u32]) -> Vec<Self> {
+        targets.iter().map(|target| Self::new(*target)).collect()
+    }
+
+    /// The largest logit so far.
+    pub(super) fn max(&self) -> f32 {
+        self.max
+    }
+
+    /// What turns sums of exponentials relative to `to` into sums relative to the largest logit.
+    pub(super) fn relative(&self, to: f32) -> f32 {
+        (to - self.max).exp()
     }
 
     /// Takes in the logits of the entries from `first` on, which are capped in place, and returns

@@ -1,56 +1,75 @@
-//! The backward pass where products are faster than memory: logits are computed a second time, so
-//! that nothing of a chunk is kept but its statistics, and all tokens go through a piece of the
-//! vocabulary while its gradients are in the cache.
+//! The gradient of the head, of exponentials that a chunk has kept, or, where products are faster
+//! than memory, of logits that are computed a second time: then nothing of a chunk is kept but its
+//! statistics, and all tokens go through a piece of the vocabulary while its gradient is in the cache.
 
 use candle_core::Result;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::cpu::{Head, PIECE, multiply};
+use super::buffers::PIECE;
+use super::cpu::{Chunk, Head, multiply, rows_with};
 use super::softmax::{Statistics, slope, soft_cap};
 use crate::cpu::Real;
 use crate::gemm::{Operand, Output};
 use crate::simd;
 
-/// What a chunk of C tokens works with.
-pub(super) struct Again<'a, T> {
-    /// The hidden states, `[C, E]`.
-    pub(super) rows: &'a [T],
-    /// `[C, piece]` each.
-    pub(super) logits: &'a mut [f32],
-    pub(super) d_logits: &'a mut [T],
-    /// Gradients of the hidden states, `[C, E]`.
-    pub(super) d_rows: &'a mut [f32],
-}
-
 impl<T: Real> Head<'_, T> {
-    /// `d_rows = d_logits · W` and `d_weight += d_logitsᵀ · rows`.
-    pub(super) fn backward_again<G: Output>(
+    /// `d_weight += d_logitsᵀ · rows` by what was kept.
+    ///
+    /// A piece's d_logits are that times one factor a token, but for the target's entry. So the
+    /// factors are put on the other side of the product, which is narrower, and the targets' entries
+    /// are added by themselves.
+    pub(super) fn add_of_kept<G: Output>(
         &self,
         statistics: &[Statistics],
         scale: f64,
-        buffers: Again<T>,
-        mut d_weight: Option<&mut [G]>,
+        buffers: &mut Chunk<T>,
+        d_weight: &mut [G],
     ) -> Result<()> {
         let (tokens, width) = (statistics.len(), self.width);
-        let Again { rows, logits, d_logits, d_rows } = buffers;
-        for (index, piece) in self.weight.chunks(PIECE * width).enumerate() {
+        let Chunk { rows, kept, largest, scaled, .. } = buffers;
+        let scaled = &mut scaled[..rows.len()];
+        for (index, piece) in self.pieces() {
             let (first, len) = (index * PIECE, piece.len() / width);
-            let logits = &mut logits[..tokens * len];
-            let left = Operand::rows(rows, tokens, width);
-            multiply(&left, &Operand::rows(piece, len, width), logits, len, false)?;
-            let d_logits = &mut d_logits[..tokens * len];
+            let of_piece = largest[index * tokens..][..tokens].iter().zip(statistics);
+            let factors: Vec<_> =
+                of_piece.map(|(most, token)| token.factor(*most, scale)).collect();
+            rows_with(&factors, rows, width, scaled, |to: &mut T, factor, row| {
+                *to = T::narrow(row * factor);
+            });
+            let left = Operand::columns(&kept[first * tokens..][..tokens * len], len, tokens);
+            let to = &mut d_weight[first * width..][..len * width];
+            multiply(&left, &Operand::columns(scaled, width, tokens), to, width, true)?;
+        }
+        for (token, row) in statistics.iter().zip(rows.chunks_exact(width)) {
+            let gradient = token.target_gradient(self.softcap, scale);
+            let sums: Vec<f32> = row.iter().map(|x| x.wide() * gradient).collect();
+            G::store(&mut d_weight[token.target() * width..][..width], &sums, true);
+        }
+        Ok(())
+    }
+
+    /// `d_weight += d_logitsᵀ · rows` by logits that are computed again.
+    pub(super) fn add_of_logits<G: Output>(
+        &self,
+        statistics: &[Statistics],
+        scale: f64,
+        buffers: &mut Chunk<T>,
+        d_weight: &mut [G],
+    ) -> Result<()> {
+        let (tokens, width) = (statistics.len(), self.width);
+        let Chunk { rows, logits, kept, .. } = buffers;
+        for (index, piece) in self.pieces() {
+            let (first, len) = (index * PIECE, piece.len() / width);
+            let (logits, d_logits) = (&mut logits[..tokens * len], &mut kept[..tokens * len]);
+            self.logits(rows, piece, logits)?;
             let each = logits.par_chunks_exact_mut(len).zip(d_logits.par_chunks_exact_mut(len));
             each.zip(statistics).for_each(|((logits, d_logits), token)| {
                 token.gradient(logits, first, self.softcap, scale, d_logits);
             });
-            let left = Operand::rows(d_logits, tokens, len);
-            multiply(&left, &Operand::columns(piece, width, len), d_rows, width, index > 0)?;
-            if let Some(d_weight) = &mut d_weight {
-                let left = Operand::columns(d_logits, len, tokens);
-                let to = &mut d_weight[first * width..][..len * width];
-                multiply(&left, &Operand::columns(rows, width, tokens), to, width, true)?;
-            }
+            let left = Operand::columns(d_logits, len, tokens);
+            let to = &mut d_weight[first * width..][..len * width];
+            multiply(&left, &Operand::columns(rows, width, tokens), to, width, true)?;
         }
         Ok(())
     }
