@@ -20,7 +20,11 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+mod avx512_narrow;
+#[cfg(target_arch = "x86_64")]
 mod avx512_short;
+#[cfg(target_arch = "x86_64")]
+mod narrow;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 
@@ -157,6 +161,9 @@ impl Element for bf16 {
         row_stride: usize,
         add: bool,
     ) -> bool {
+        if multiplies_bf16_pairs() && narrow::multiply(left, right, out, row_stride, add) {
+            return true;
+        }
         let multiply = match isa::of_bf16() {
             Isa::Portable | Isa::Neon => return false,
             Isa::Avx2 => blocking::multiply::<_, avx2::Avx2, _>,
@@ -248,6 +255,20 @@ mod tests {
         }
     }
 
+    /// What has no short side goes by the scalar kernel.
+    #[cfg(target_arch = "x86_64")]
+    fn narrow_or_scalar(
+        left: &Operand<bf16>,
+        right: &Operand<bf16>,
+        out: &mut [f32],
+        row_stride: usize,
+        add: bool,
+    ) {
+        if !narrow::multiply(left, right, out, row_stride, add) {
+            blocking::multiply::<bf16, ScalarBf16, f32>(left, right, out, row_stride, add);
+        }
+    }
+
     fn check_f32<K: Kernel<f32>>(size: [usize; 3]) {
         check(blocking::multiply::<f32, K, f32>, |x| x, f64::from, size);
     }
@@ -317,6 +338,16 @@ mod tests {
                 if can_test(Isa::Avx512Bf16) {
                     check_bf16::<avx512::Avx512Bf16>(size);
                     check_bf16::<avx512_short::ShortBf16>(size);
+                }
+            }
+        }
+
+        #[test]
+        #[cfg(target_arch = "x86_64")]
+        fn narrow_products_are_right(short in 1usize..18, long in 1usize..150, depth in 0usize..150) {
+            if can_test(Isa::Avx512Bf16) {
+                for size in [[long, short, depth], [short, long, depth], [long, depth, short]] {
+                    check(narrow_or_scalar, bf16::from_f32, bf16::to_f64, size);
                 }
             }
         }

@@ -120,9 +120,10 @@ impl<T: Real> Head<'_, T> {
             let keeps = head == HeadGradient::Kept;
             let statistics = self.pass(targets, keeps, loss_scale, &mut buffers)?;
             if let Some(d_weight) = &mut d_weight {
-                match keeps {
-                    true => self.add_of_kept(&statistics, loss_scale, &mut buffers, d_weight)?,
-                    false => self.add_of_logits(&statistics, loss_scale, &mut buffers, d_weight)?,
+                if keeps {
+                    self.add_of_kept(&statistics, loss_scale, &mut buffers, d_weight)?;
+                } else {
+                    self.add_of_logits(&statistics, loss_scale, &mut buffers, d_weight)?;
                 }
             }
             for (row, d_row) in chunk.iter().zip(d_rows.chunks_exact(width)) {
