@@ -133,22 +133,27 @@ fn tiles_of<T: Copy + Send + Sync, K: Kernel<T>, O: Output>(
         || Scratch::new(tile_rows * tile_columns),
         |sums, index| {
             let (i, j) = (index % down * tile_rows, index / down * tile_columns);
+            let at = [row + i, column + j];
             let rows = (block.rows - i).min(tile_rows);
             let columns = (block.columns - j).min(tile_columns);
             let left = &left[i * block.steps..][..rows.div_ceil(K::MR) * K::MR * block.steps];
             let right = &right[j * block.steps..][..columns.div_ceil(K::NR) * K::NR * block.steps];
-            let width = tile::<T, K>(left, right, block.steps, sums);
-            out.write([row + i, column + j], [rows, columns], sums, width, add);
+            let width = tile::<T, K>(left, right, block.steps, sums, |[row, column]| {
+                out.prefetch([at[0] + row, at[1] + column], [K::MR, K::NR]);
+            });
+            out.write(at, [rows, columns], sums, width, add);
         },
     );
 }
 
-/// Computes a tile from its panels into `sums`, and returns the width of a row of it.
+/// Computes a tile from its panels into `sums`, and returns the width of a row of it. `begins` hears
+/// of the place in it that is next.
 fn tile<T: Copy, K: Kernel<T>>(
     left: &[K::Unit],
     right: &[K::Unit],
     steps: usize,
     sums: &mut [f32],
+    begins: impl Fn([usize; 2]),
 ) -> usize {
     let (rows, width) = (left.len() / steps, right.len() / steps);
     let sums = &mut sums[..rows * width];
@@ -158,6 +163,9 @@ fn tile<T: Copy, K: Kernel<T>>(
             let right = &right[from * K::NR..to * K::NR];
             for (i, left) in left.chunks_exact(steps * K::MR).enumerate() {
                 let left = &left[from * K::MR..to * K::MR];
+                if from == 0 {
+                    begins([i * K::MR, j * K::NR]);
+                }
                 let c = &mut sums[i * K::MR * width + j * K::NR..];
                 K::tile(left, right, c, width, from > 0);
             }

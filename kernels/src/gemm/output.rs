@@ -113,6 +113,18 @@ impl Output for bf16 {
     }
 }
 
+/// Asks for a cache line, into the core's outer cache.
+#[cfg(target_arch = "x86_64")]
+fn prefetch<O>(at: *const O) {
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    // SAFETY: it reads nothing, whatever the address.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+}
+
+/// There is no stable way to ask.
+#[cfg(not(target_arch = "x86_64"))]
+fn prefetch<O>(_: *const O) {}
+
 /// Smaller outputs may still be in a cache when they are read.
 const STREAMED_BYTES: usize = 1 << 20;
 
@@ -203,6 +215,17 @@ impl<'a, O: Output> Tiles<'a, O> {
                 } else {
                     O::store_line(&mut *at.cast(), sums, add);
                 }
+            }
+        }
+    }
+
+    /// Asks for the cache lines of a tile that is to be written when its sums are there: memory is
+    /// read while they are computed.
+    pub(crate) fn prefetch(&self, [row, column]: [usize; 2], [rows, columns]: [usize; 2]) {
+        let columns = columns.min(self.columns - column);
+        for i in row..(row + rows).min(self.rows) {
+            for j in (0..columns).step_by(64 / size_of::<O>()) {
+                prefetch(self.at.wrapping_add(i * self.row_stride + column + j));
             }
         }
     }
