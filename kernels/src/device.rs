@@ -23,7 +23,7 @@ pub const HAS_CUDA: bool = cfg!(feature = "cuda");
 /// What the driver's pool of a GPU holds for this process, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PoolUsage {
-    /// What tensors and buffers take.
+    /// What tensors, buffers and graphs take.
     pub used: u64,
     /// The most they took since [`reset_high_water`].
     pub used_high: u64,

@@ -54,9 +54,15 @@ pub(crate) fn loss_chunk(tokens: usize, vocab: usize) -> usize {
     (LOGITS_BYTES / (4 * vocab.max(1))).max(16).min(tokens.max(1))
 }
 
-/// Of the loss over `[tokens, vocab, hidden]`: the logits of a chunk, its rows gathered and their
-/// gradient where tokens without a target lie between them, and three numbers a token.
-pub(crate) fn loss([tokens, vocab, hidden]: [usize; 3], dtype: DType) -> usize {
+/// Of the loss over `[tokens, vocab, hidden]`: the logits of a chunk, its rows gathered where tokens
+/// without a target lie between them, and three numbers a token.
+pub(crate) fn loss_forward([tokens, vocab, hidden]: [usize; 3], dtype: DType) -> usize {
     let chunk = loss_chunk(tokens, vocab);
-    4 * chunk * vocab + 2 * chunk * hidden * dtype.size_in_bytes() + 12 * tokens
+    4 * chunk * vocab + chunk * hidden * dtype.size_in_bytes() + 12 * tokens
+}
+
+/// Of the loss and its gradients: the same, and the gradient of the rows that were gathered.
+pub(crate) fn loss_with_gradients(size: [usize; 3], dtype: DType) -> usize {
+    let [tokens, vocab, hidden] = size;
+    loss_forward(size, dtype) + loss_chunk(tokens, vocab) * hidden * dtype.size_in_bytes()
 }

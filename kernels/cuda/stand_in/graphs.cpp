@@ -6,6 +6,7 @@
 
 #include "results.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -25,13 +26,10 @@ struct Graph {
     std::vector<Step> steps;
     // Of what it allocates: how much, and whether it is freed again.
     std::map<uintptr_t, std::pair<size_t, bool>> memory;
+    // What it has allocated and not freed, as it was recorded; and at most: that is what it takes, since
+    // it uses the memory of what it has freed again.
+    size_t live = 0, bytes = 0;
     bool launched = false;
-
-    size_t bytes() const {
-        size_t sum = 0;
-        for (const auto &block : memory) sum += block.second.first;
-        return sum;
-    }
 };
 
 // Of the device's one stream.
@@ -64,7 +62,7 @@ void trim() {
 
 void destroy(Graph *graph) {
     for (const auto &block : graph->memory) unmap_of_graph(block.first);
-    if (graph->launched) used -= graph->bytes();
+    if (graph->launched) used -= graph->bytes;
     delete graph;
 }
 
@@ -143,6 +141,8 @@ int record_allocation(uintptr_t *address, size_t bytes) {
     if (status != SUCCESS) return status;
     uintptr_t at = *address;
     captured->memory[at] = {bytes, false};
+    captured->live += bytes;
+    captured->bytes = std::max(captured->bytes, captured->live);
     return record(Node::ALLOCATION, [=] { return set_there(at, bytes, true); });
 }
 
@@ -152,6 +152,7 @@ int record_release(uintptr_t address) {
     if (found == captured->memory.end() || found->second.second) return refuse_in_capture();
     found->second.second = true;
     size_t bytes = found->second.first;
+    captured->live -= bytes;
     return record(Node::RELEASE, [=] { return set_there(address, bytes, false); });
 }
 
@@ -207,8 +208,8 @@ int cuGraphLaunch(void *executable, void *) {
         // The real one launches such a graph once and no more.
         if (!block.second.second) return INVALID_VALUE;
     if (!graph.launched) {
-        if (!reserve(used + graph.bytes())) return OUT_OF_MEMORY;
-        used += graph.bytes();
+        if (!reserve(used + graph.bytes)) return OUT_OF_MEMORY;
+        used += graph.bytes;
         graph.launched = true;
     }
     Graph *launched = &graph;

@@ -7,8 +7,14 @@ use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaGraph, sys};
 use candle_core::{Device, Result, bail};
 
+use super::pool;
+
 /// As [`crate::graph::Graph`].
-pub(crate) struct Graph(CudaGraph);
+pub(crate) struct Graph {
+    graph: CudaGraph,
+    device: Device,
+    has_memory: bool,
+}
 
 // SAFETY: the driver lets any thread use a graph, one at a time; its only use is by `&mut`, and by drop.
 unsafe impl Send for Graph {}
@@ -25,7 +31,17 @@ impl Graph {
     /// # Safety
     /// As [`crate::graph::Graph::launch`].
     pub(crate) unsafe fn launch(&mut self) -> Result<()> {
-        self.0.launch().w()
+        if !std::mem::replace(&mut self.has_memory, true) {
+            pool::graphs_change(&self.device)?;
+        }
+        self.graph.launch().w()
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // A mark that cannot be set stays where it was.
+        pool::graphs_change(&self.device).ok();
     }
 }
 
@@ -71,11 +87,12 @@ pub(crate) fn record(device: &Device, work: impl FnOnce() -> Result<()>) -> Resu
     if !device.is_cuda() {
         return Ok(None);
     }
+    pool::graphs_change(device)?;
     let capture = Capture::begin(device)?;
     work()?;
     let Some(graph) = capture.end()? else { bail!("the driver has recorded nothing") };
     check(&graph)?;
-    Ok(Some(Graph(graph)))
+    Ok(Some(Graph { graph, device: device.clone(), has_memory: false }))
 }
 
 /// An error if the graph would read or write the host's memory, which is another's by the time it is

@@ -4,12 +4,14 @@
 //! again. Ours keeps what was freed until [`trim`], and has a limit where one is wanted.
 #![expect(unsafe_code, reason = "calls into the driver")]
 
+use std::collections::BTreeMap;
 use std::ffi::c_void;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{result, sys};
 use candle_core::{Device, Result};
-use sys::CUmemPool_attribute as Attribute;
+use sys::{CUgraphMem_attribute as OfGraphs, CUmemPool_attribute as Attribute};
 
 use crate::device::PoolUsage;
 
@@ -68,33 +70,56 @@ unsafe fn set(pool: sys::CUmemoryPool, attribute: Attribute, mut value: u64) -> 
     unsafe { result::mem_pool::set_attribute(pool, attribute, place) }.w()
 }
 
-/// Bytes that graphs have taken from the device, beside the pool: now, and at most.
-fn of_graphs(device: &Device) -> Result<[u64; 2]> {
+/// A number about what graphs have of the device, beside the pool.
+fn of_graphs(device: &Device, attribute: sys::CUgraphMem_attribute) -> Result<u64> {
     let handle = handle(device)?;
-    let read = |attribute| -> Result<u64> {
-        let mut value = 0u64;
-        let place = (&raw mut value).cast::<c_void>();
-        // SAFETY: the device is there, and the attribute is a number of 64 bits.
-        unsafe { sys::cuDeviceGetGraphMemAttribute(handle, attribute, place) }.result().w()?;
-        Ok(value)
-    };
-    Ok([
-        read(sys::CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT)?,
-        read(sys::CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH)?,
-    ])
+    let mut value = 0u64;
+    let place = (&raw mut value).cast::<c_void>();
+    // SAFETY: the device is there, and the attribute is a number of 64 bits.
+    unsafe { sys::cuDeviceGetGraphMemAttribute(handle, attribute, place) }.result().w()?;
+    Ok(value)
+}
+
+/// What the pool and the graphs of each device took together at most, before graphs came or went last:
+/// the driver has a mark for either, which they need not have reached at the same time.
+static EARLIER: Mutex<BTreeMap<usize, u64>> = Mutex::new(BTreeMap::new());
+
+fn earlier(device: &Device, change: impl FnOnce(&mut u64)) -> Result<u64> {
+    let ordinal = device.as_cuda_device()?.cuda_stream().context().ordinal();
+    let mut all = EARLIER.lock().unwrap_or_else(PoisonError::into_inner);
+    let most = all.entry(ordinal).or_default();
+    change(most);
+    Ok(*most)
 }
 
 pub(crate) fn read(device: &Device) -> Option<PoolUsage> {
     let pool = of(device).ok()?;
     // SAFETY: the pool exists, and these are its counters.
     let counter = |attribute| unsafe { get(pool, attribute) }.ok();
-    let [of_graphs, of_graphs_high] = of_graphs(device).ok()?;
+    let graphs = |attribute| of_graphs(device, attribute).ok();
+    let of_graphs = graphs(OfGraphs::CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT)?;
+    let since = counter(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)? + of_graphs;
     Some(PoolUsage {
-        used: counter(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?,
-        used_high: counter(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?,
-        reserved: counter(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)? + of_graphs,
-        reserved_high: counter(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH)? + of_graphs_high,
+        used: counter(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)? + of_graphs,
+        used_high: earlier(device, |_| {}).ok()?.max(since),
+        reserved: counter(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?
+            + graphs(OfGraphs::CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT)?,
+        reserved_high: counter(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH)?
+            + graphs(OfGraphs::CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH)?,
     })
+}
+
+/// To be called before a graph takes memory or gives it back, so that what the pool took at most
+/// until then is not added to what graphs take after it.
+pub(super) fn graphs_change(device: &Device) -> Result<()> {
+    let most = read(device).map_or(0, |usage| usage.used_high);
+    earlier(device, |earlier| *earlier = most)?;
+    begin_anew(of(device)?, Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
+}
+
+fn begin_anew(pool: sys::CUmemoryPool, mark: Attribute) -> Result<()> {
+    // SAFETY: the pool exists; zero is what sets a mark back.
+    unsafe { set(pool, mark, 0) }
 }
 
 pub(crate) fn reset_high_water(device: &Device) -> Result<()> {
@@ -102,13 +127,10 @@ pub(crate) fn reset_high_water(device: &Device) -> Result<()> {
         return Ok(());
     }
     let pool = of(device)?;
-    let marks =
-        [Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH];
-    for mark in marks {
-        // SAFETY: the pool exists; zero is what sets a mark back.
-        unsafe { set(pool, mark, 0) }?;
-    }
-    let of_graphs = sys::CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH;
+    begin_anew(pool, Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?;
+    begin_anew(pool, Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH)?;
+    earlier(device, |most| *most = 0)?;
+    let of_graphs = OfGraphs::CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH;
     let mut zero = 0u64;
     let place = (&raw mut zero).cast::<c_void>();
     // SAFETY: the device is there, and the mark is a number of 64 bits.

@@ -10,7 +10,7 @@ use crate::{gemm, gpu_sizes};
 /// Takes the buffers of [`forward`](super::forward) over `[tokens, vocab, hidden]`, and gives them back.
 pub fn rehearse_forward(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
     if pool.is_of_gpu() {
-        return pool.pass(|passing| &mut passing.loss, gpu_sizes::loss(size, dtype));
+        return pool.pass(|passing| &mut passing.loss, gpu_sizes::loss_forward(size, dtype));
     }
     match dtype {
         DType::F32 if gemm::is_fast() => buffers::rehearse_losses::<f32>(pool, size),
@@ -28,7 +28,7 @@ pub fn rehearse_forward_backward(
     trains: bool,
 ) {
     if pool.is_of_gpu() {
-        return pool.pass(|passing| &mut passing.loss, gpu_sizes::loss(size, dtype));
+        return pool.pass(|passing| &mut passing.loss, gpu_sizes::loss_with_gradients(size, dtype));
     }
     match dtype {
         DType::F32 if gemm::is_fast() => buffers::rehearse_gradients::<f32>(pool, size, trains),

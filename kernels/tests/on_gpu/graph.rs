@@ -97,7 +97,12 @@ fn what_the_host_takes_part_in_is_not_recorded() {
 fn memory_of_a_graph_goes_with_it() {
     let Some((_alone, gpu)) = gpu() else { return };
     device::give_back(&gpu).unwrap();
+    device::reset_high_water(&gpu).unwrap();
     let before = device::pool(&gpu).unwrap();
+    let most = || device::pool(&gpu).unwrap().used_high - before.used;
+    // What is gone when the graph comes is not added to it.
+    drop(Tensor::zeros(16 << 20, DType::U8, &gpu).unwrap());
+    gpu.synchronize().unwrap();
     let x = Tensor::zeros(1 << 20, DType::F32, &gpu).unwrap();
     let more = || x.slice_set(&(&x + 1.0)?, 0, 0);
     let mut graph = Graph::record(&gpu, more).unwrap().unwrap();
@@ -108,8 +113,15 @@ fn memory_of_a_graph_goes_with_it() {
     }
     assert_eq!(x.get(77).unwrap().to_scalar::<f32>().unwrap(), 3.0);
     let with = device::pool(&gpu).unwrap();
-    assert!(with.reserved >= before.reserved + (8 << 20), "{before:?} {with:?}");
+    let taken = with.used - before.used;
+    assert!(taken >= 8 << 20 && with.reserved >= with.used, "{with:?}");
+    assert_eq!(most(), taken.max(16 << 20));
+    drop(Tensor::zeros(16 << 20, DType::U8, &gpu).unwrap());
+    assert_eq!(most(), taken + (16 << 20));
     drop((x, graph));
+    gpu.synchronize().unwrap();
+    assert_eq!(device::pool(&gpu).unwrap().used, before.used);
+    assert_eq!(most(), taken + (16 << 20));
     device::give_back(&gpu).unwrap();
     let after = device::pool(&gpu).unwrap();
     assert_eq!((after.used, after.reserved), (before.used, before.reserved));
