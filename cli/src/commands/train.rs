@@ -15,7 +15,7 @@ use crate::alerts::{Alert, RunAlerts};
 use crate::config::Config;
 use crate::daemon::Controls;
 use crate::engine::{
-    Around, Best, EngineError, GoneOn, Prepared, Request, Sink, Watch, Wish, base_name,
+    Around, Best, EngineError, GoneOn, Heard, Prepared, Request, Sink, Watch, Wish, base_name,
     checkpoint_bytes, clear_checkpoints, identity, leave_checkpoint, log_evaluation,
     measure_memory_anew, memory_beside_plan, memory_room, memory_room_for_copy, model_folder,
     prepare, put_best, remove_old_checkpoints, resume, told_on_gpu, write_output,
@@ -129,7 +129,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         checkpoint_bytes: checkpoint_bytes(&trainer),
         resumed_at,
         started: Instant::now(),
-        steps_here: 0,
+        heard: Heard::default(),
         last_eval,
         best,
         metric_was_missed: false,
@@ -279,6 +279,10 @@ impl Sink for FileSink<'_> {
             self.removals = remove_old_checkpoints(path, keep, 0, &self.config.eval, best)?;
         }
         Ok(())
+    }
+
+    fn is_paused(&self) -> bool {
+        false
     }
 
     fn wish(&mut self) -> Wish {

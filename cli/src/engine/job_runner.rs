@@ -17,7 +17,7 @@ use super::requeue::{is_requeued, keep_wrong, requeue};
 use super::session::{Prepared, Request, prepare};
 use super::snapshots::{make_snapshot, names_in, remove_if_there};
 use super::source::{binding, identity, model_folder};
-use super::watch::{Around, Watch};
+use super::watch::{Around, Heard, Watch};
 use super::{EngineError, device, memory};
 use crate::alerts::Alert;
 use crate::config::Config;
@@ -201,7 +201,7 @@ impl EngineRunner {
             checkpoint_bytes: checkpoint_bytes(&trainer),
             resumed_at,
             started: Instant::now(),
-            steps_here: 0,
+            heard: Heard::default(),
             last_eval,
             best,
             metric_was_missed: false,

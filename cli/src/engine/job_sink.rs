@@ -82,6 +82,10 @@ impl Sink for JobSink<'_, '_> {
         Ok(())
     }
 
+    fn is_paused(&self) -> bool {
+        self.context.controls.is_paused()
+    }
+
     fn wish(&mut self) -> Wish {
         let controls: &Controls = self.context.controls;
         controls.beat();

@@ -56,4 +56,4 @@ pub(crate) use sink::{Sink, Wish};
 pub(crate) use source::{
     base_name, cached_model_folder, identity, load_model, model_folder, model_here, stop_ids,
 };
-pub(crate) use watch::{Around, Watch};
+pub(crate) use watch::{Around, Heard, Watch};

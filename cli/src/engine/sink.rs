@@ -28,6 +28,8 @@ pub(crate) trait Sink {
     fn memory(&mut self, message: &str) -> Result<(), BoxError>;
     /// Something failed that the run can do without.
     fn trouble(&mut self, message: &str) -> Result<(), BoxError>;
+    /// Whether [`wish`](Self::wish) would wait.
+    fn is_paused(&self) -> bool;
     /// What is wished from outside; called between steps, may wait while paused.
     fn wish(&mut self) -> Wish;
 }

@@ -50,7 +50,7 @@ pub(crate) struct Watch<'a> {
     /// The step that this process began after, which has its checkpoint.
     pub(crate) resumed_at: Option<u64>,
     pub(crate) started: Instant,
-    pub(crate) steps_here: u64,
+    pub(crate) heard: Heard,
     /// The newest evaluation, which may have been made before the run was resumed.
     pub(crate) last_eval: Option<EvalRow>,
     /// The best evaluation, likewise.
@@ -61,6 +61,31 @@ pub(crate) struct Watch<'a> {
     pub(crate) base: String,
     pub(crate) around: Around,
     pub(crate) progress: &'a Progress,
+}
+
+/// Which steps this process has heard of, and what waits for that.
+#[derive(Debug, Default)]
+pub(crate) struct Heard {
+    steps: u64,
+    /// The last one, or the one that the process began after.
+    last: Option<u64>,
+    eval_waits: bool,
+}
+
+impl Heard {
+    fn of(&mut self, step: u64) {
+        self.steps += 1;
+        self.last = Some(step);
+    }
+
+    /// Whether an evaluation that somebody asked for is made at the boundary after `step`. What a GPU
+    /// has found in that step may still be on its way: that is told first, so then it is the next one.
+    fn lets_evaluate(&mut self, is_asked: bool, step: u64) -> bool {
+        let is_asked = is_asked || self.eval_waits;
+        let knows = *self.last.get_or_insert(step) == step;
+        self.eval_waits = is_asked && !knows;
+        is_asked && knows
+    }
 }
 
 /// What was last seen of the memory that others leave.
@@ -228,7 +253,7 @@ impl Observer for Watch<'_> {
             return Ok(Control::Stop);
         }
         let (mut is_best, is_due) = (false, self.eval_is_due(step));
-        if wish.eval || is_due {
+        if self.heard.lets_evaluate(wish.eval, step) || is_due {
             let verdict = self.evaluate(step, model, is_due)?;
             let Some(verdict) = verdict else { return Ok(Control::Stop) };
             // That may be the model that the run began from, at step 0.
@@ -247,11 +272,12 @@ impl Observer for Watch<'_> {
     }
 
     fn metrics_may_be_late(&self, step: u64) -> bool {
-        !self.eval_is_due(step) && !self.save_is_due(step)
+        let is_due = self.eval_is_due(step) || self.save_is_due(step) || self.heard.eval_waits;
+        !is_due && !self.sink.is_paused()
     }
 
     fn step_done(&mut self, metrics: &StepMetrics) -> Result<(), BoxError> {
-        self.steps_here += 1;
+        self.heard.of(metrics.step);
         let host = HostMeter::new().read_host();
         let row = StepRow {
             step: metrics.step,
@@ -265,7 +291,7 @@ impl Observer for Watch<'_> {
             memory: self.ledger.take_recent(),
             layers: metrics.layers.clone(),
         };
-        let per_step = self.started.elapsed().as_secs_f64() / self.steps_here as f64;
+        let per_step = self.started.elapsed().as_secs_f64() / self.heard.steps as f64;
         let left = self.total_steps.saturating_sub(metrics.step) as f64;
         let progress = StepProgress {
             step: metrics.step,
@@ -329,6 +355,19 @@ impl Observer for Watch<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_evaluation_that_is_asked_for_comes_after_what_its_step_has_found() {
+        let mut heard = Heard::default();
+        assert!(heard.lets_evaluate(true, 40), "nothing is awaited where the process begins");
+        assert!(!heard.lets_evaluate(true, 41), "of 41 nothing was heard");
+        assert!(heard.eval_waits);
+        heard.of(41);
+        heard.of(42);
+        assert!(heard.lets_evaluate(false, 42));
+        assert!(!heard.lets_evaluate(false, 42) && !heard.eval_waits, "once");
+        assert_eq!(heard.steps, 2);
+    }
 
     #[test]
     fn a_model_without_a_loss_that_is_a_number_is_nobodys() {
