@@ -281,11 +281,11 @@ impl Sink for FileSink<'_> {
         Ok(())
     }
 
-    fn is_paused(&self) -> bool {
+    fn is_awaited(&self) -> bool {
         false
     }
 
-    fn wish(&mut self) -> Wish {
+    fn wish(&mut self, _may_evaluate: bool) -> Wish {
         Wish { stop: self.controls.stop().is_requested(), eval: false }
     }
 }

@@ -121,6 +121,11 @@ impl Controls {
         self.shared.eval_now.store(true, Ordering::SeqCst);
     }
 
+    /// Whether an evaluation was asked for.
+    pub fn has_eval_request(&self) -> bool {
+        self.shared.eval_now.load(Ordering::SeqCst)
+    }
+
     /// Whether an evaluation was asked for; asking forgets the wish.
     pub fn take_eval_request(&self) -> bool {
         self.shared.eval_now.swap(false, Ordering::SeqCst)
@@ -295,8 +300,8 @@ mod tests {
     fn an_eval_request_is_taken_once() {
         let controls = Controls::default();
         controls.request_eval();
-        assert!(controls.take_eval_request());
-        assert!(!controls.take_eval_request());
+        assert!(controls.has_eval_request() && controls.take_eval_request());
+        assert!(!controls.has_eval_request() && !controls.take_eval_request());
     }
 
     #[test]

@@ -82,15 +82,17 @@ impl Sink for JobSink<'_, '_> {
         Ok(())
     }
 
-    fn is_paused(&self) -> bool {
-        self.context.controls.is_paused()
+    fn is_awaited(&self) -> bool {
+        let controls = self.context.controls;
+        controls.is_paused() || controls.has_eval_request()
     }
 
-    fn wish(&mut self) -> Wish {
+    fn wish(&mut self, may_evaluate: bool) -> Wish {
         let controls: &Controls = self.context.controls;
         controls.beat();
         controls.wait_while_paused();
-        Wish { stop: controls.stop().is_requested(), eval: controls.take_eval_request() }
+        let eval = may_evaluate && controls.take_eval_request();
+        Wish { stop: controls.stop().is_requested(), eval }
     }
 }
 

@@ -28,10 +28,11 @@ pub(crate) trait Sink {
     fn memory(&mut self, message: &str) -> Result<(), BoxError>;
     /// Something failed that the run can do without.
     fn trouble(&mut self, message: &str) -> Result<(), BoxError>;
-    /// Whether [`wish`](Self::wish) would wait.
-    fn is_paused(&self) -> bool;
-    /// What is wished from outside; called between steps, may wait while paused.
-    fn wish(&mut self) -> Wish;
+    /// Whether somebody has paused the run, or waits for an evaluation.
+    fn is_awaited(&self) -> bool;
+    /// What is wished from outside; called between steps, may wait while paused. An evaluation stays
+    /// asked for unless the run `may_evaluate`.
+    fn wish(&mut self, may_evaluate: bool) -> Wish;
 }
 
 /// What somebody outside of the run wants.

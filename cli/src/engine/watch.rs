@@ -63,13 +63,12 @@ pub(crate) struct Watch<'a> {
     pub(crate) progress: &'a Progress,
 }
 
-/// Which steps this process has heard of, and what waits for that.
+/// Which steps this process has heard of.
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
     steps: u64,
     /// The last one, or the one that the process began after.
     last: Option<u64>,
-    eval_waits: bool,
 }
 
 impl Heard {
@@ -78,13 +77,10 @@ impl Heard {
         self.last = Some(step);
     }
 
-    /// Whether an evaluation that somebody asked for is made at the boundary after `step`. What a GPU
-    /// has found in that step may still be on its way: that is told first, so then it is the next one.
-    fn lets_evaluate(&mut self, is_asked: bool, step: u64) -> bool {
-        let is_asked = is_asked || self.eval_waits;
-        let knows = *self.last.get_or_insert(step) == step;
-        self.eval_waits = is_asked && !knows;
-        is_asked && knows
+    /// Whether there is nothing left to hear at the boundary after `step`: what a GPU has found in that
+    /// step may still be on its way.
+    fn all_until(&mut self, step: u64) -> bool {
+        *self.last.get_or_insert(step) == step
     }
 }
 
@@ -248,12 +244,13 @@ fn not_finite(row: &EvalRow, best: &Best, config: &EvalConfig) -> Option<TrainEr
 impl Observer for Watch<'_> {
     fn at_boundary(&mut self, step: u64, model: &CausalLm) -> Result<Control, BoxError> {
         self.look_around()?;
-        let wish = self.sink.wish();
+        // An evaluation that somebody asks for is told after what its step has found.
+        let wish = self.sink.wish(self.heard.all_until(step));
         if wish.stop && step < self.total_steps {
             return Ok(Control::Stop);
         }
         let (mut is_best, is_due) = (false, self.eval_is_due(step));
-        if self.heard.lets_evaluate(wish.eval, step) || is_due {
+        if wish.eval || is_due {
             let verdict = self.evaluate(step, model, is_due)?;
             let Some(verdict) = verdict else { return Ok(Control::Stop) };
             // That may be the model that the run began from, at step 0.
@@ -272,8 +269,7 @@ impl Observer for Watch<'_> {
     }
 
     fn metrics_may_be_late(&self, step: u64) -> bool {
-        let is_due = self.eval_is_due(step) || self.save_is_due(step) || self.heard.eval_waits;
-        !is_due && !self.sink.is_paused()
+        !self.eval_is_due(step) && !self.save_is_due(step) && !self.sink.is_awaited()
     }
 
     fn step_done(&mut self, metrics: &StepMetrics) -> Result<(), BoxError> {
@@ -357,16 +353,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_evaluation_that_is_asked_for_comes_after_what_its_step_has_found() {
+    fn what_a_process_began_after_is_nothing_to_hear_of() {
         let mut heard = Heard::default();
-        assert!(heard.lets_evaluate(true, 40), "nothing is awaited where the process begins");
-        assert!(!heard.lets_evaluate(true, 41), "of 41 nothing was heard");
-        assert!(heard.eval_waits);
+        assert!(heard.all_until(40), "the process begins after it");
+        assert!(!heard.all_until(41));
         heard.of(41);
-        heard.of(42);
-        assert!(heard.lets_evaluate(false, 42));
-        assert!(!heard.lets_evaluate(false, 42) && !heard.eval_waits, "once");
-        assert_eq!(heard.steps, 2);
+        assert!(heard.all_until(41) && !heard.all_until(42));
+        assert_eq!(heard.steps, 1);
     }
 
     #[test]
