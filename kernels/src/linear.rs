@@ -172,13 +172,19 @@ pub fn backward_bias(dy: &Tensor) -> Result<Tensor> {
 
 /// Takes the buffers of a product that sums over the last of `[rows, columns, depth]`, and gives
 /// them back: `[N, O, I]` is the forward pass of a layer `[O, I]` over N tokens, `[N, I, O]` the
-/// gradient of its input, `[O, I, N]` that of its weight.
+/// gradient of its input.
 pub fn rehearse(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
     // Products on a GPU are cuBLAS's, which has buffers of its own.
-    if pool.is_of_gpu() {
-        return;
+    if !pool.is_of_gpu() {
+        gemm::rehearse(pool, size, false, dtype);
     }
-    gemm::rehearse(pool, size, dtype);
+}
+
+/// The same for the gradient of a weight: `[O, I, N]`.
+pub fn rehearse_weight_gradient(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
+    if !pool.is_of_gpu() {
+        gemm::rehearse(pool, size, true, dtype);
+    }
 }
 
 /// Counts a product `[m, k] · [k, n]` of operands like `operand`.

@@ -6,6 +6,9 @@ use chandler_kernels::attention::{self, Params};
 use chandler_kernels::rehearsal::Rehearsal;
 use chandler_kernels::{instructions, linear, linear_cross_entropy, rms_norm, scratch};
 
+/// Of an adapter.
+const RANK: usize = 9;
+
 struct Case {
     documents: Vec<usize>,
     heads: [usize; 3],
@@ -27,6 +30,11 @@ impl Case {
         let weight = ones(&[3 * width, width])?;
         let norm = rms_norm::Params { eps: 1e-6, unit_offset: false };
         rms_norm::forward(&x, &ones(&[width])?, norm)?;
+        let (a, b) = (ones(&[RANK, width])?, ones(&[3 * width, RANK])?);
+        let narrow = linear::forward(&x, &a, None)?;
+        let wide = linear::forward(&narrow, &b, None)?;
+        linear::backward_weight(&narrow, &wide)?;
+        linear::backward_weight(&x, &narrow)?;
         let y = linear::forward(&x, &weight, None)?;
         let [query, kv, dim] = self.heads;
         let (q, k) = (ones(&[tokens, query, dim])?, ones(&[tokens, kv, dim])?);
@@ -51,13 +59,17 @@ impl Case {
         let (tokens, [vocab, width]) = (self.tokens(), self.sizes);
         let (documents, dtype) = (&self.documents, self.dtype);
         rms_norm::rehearse_forward(pool, [tokens, width]);
+        linear::rehearse(pool, [tokens, RANK, width], dtype);
+        linear::rehearse(pool, [tokens, 3 * width, RANK], dtype);
+        linear::rehearse_weight_gradient(pool, [3 * width, RANK, tokens], dtype);
+        linear::rehearse_weight_gradient(pool, [RANK, width, tokens], dtype);
         linear::rehearse(pool, [tokens, 3 * width, width], dtype);
         attention::rehearse_forward(pool, self.heads, documents, self.params, dtype);
         let size = [tokens, vocab, width];
         linear_cross_entropy::rehearse_forward_backward(pool, size, dtype, false);
         linear_cross_entropy::rehearse_forward_backward(pool, size, dtype, true);
         linear::rehearse(pool, [tokens, width, 3 * width], dtype);
-        linear::rehearse(pool, [3 * width, width, tokens], dtype);
+        linear::rehearse_weight_gradient(pool, [3 * width, width, tokens], dtype);
         attention::rehearse_backward(pool, self.heads, documents, self.params, dtype);
         rms_norm::rehearse_backward(pool, [tokens, width], true);
         pool.held_bytes()

@@ -1,9 +1,9 @@
 //! The forward pass over new tokens whose past stands in a cache: prompts in pieces, then token by
 //! token.
 //!
-//! What is computed for a row does not depend on the rows beside it, down to the bits: prompts go
-//! through the blocked products and are cut at places of their own, single tokens go through
-//! [`gemv`].
+//! On the CPU, what is computed for a row does not depend on the rows beside it, down to the bits:
+//! prompts go through the blocked products and are cut at places of their own, single tokens go through
+//! [`gemv`]. On a GPU cuBLAS chooses how it sums by the number of rows.
 
 use candle_core::{Result, Tensor};
 use chandler_kernels::decode_attention::{Place, Places};

@@ -197,24 +197,25 @@ impl Stage<'_> {
         let ([outputs, inputs], tokens) = (self.shape(layer), self.tokens);
         self.multiply([tokens, inputs, outputs]);
         if self.params.trains(layer.weight) {
-            self.multiply([outputs, inputs, tokens]);
+            self.sum_over_tokens([outputs, inputs]);
         }
         if let Some(r) = self.rank(layer) {
-            let sizes = [
-                [tokens, r, outputs],
-                [tokens, inputs, r],
-                [tokens, r, inputs],
-                [outputs, r, tokens],
-                [r, inputs, tokens],
-            ];
-            for size in sizes {
-                self.multiply(size);
-            }
+            self.multiply([tokens, r, outputs]);
+            self.multiply([tokens, inputs, r]);
+            self.multiply([tokens, r, inputs]);
+            self.sum_over_tokens([outputs, r]);
+            self.sum_over_tokens([r, inputs]);
         }
     }
 
     fn multiply(&mut self, size: [usize; 3]) {
         linear::rehearse(self.pool, size, self.dtype);
+    }
+
+    /// The gradient of a weight `[O, I]`.
+    fn sum_over_tokens(&mut self, [outputs, inputs]: [usize; 2]) {
+        let size = [outputs, inputs, self.tokens];
+        linear::rehearse_weight_gradient(self.pool, size, self.dtype);
     }
 
     /// `[O, I]`

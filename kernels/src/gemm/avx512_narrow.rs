@@ -88,7 +88,7 @@ pub(super) struct Lines<'a> {
     pub(super) lines: &'a [bf16],
     pub(super) stride: usize,
     pub(super) count: usize,
-    /// At most [`COLUMNS`].
+    /// 1 to [`COLUMNS`].
     pub(super) columns: usize,
 }
 
@@ -97,7 +97,10 @@ pub(super) struct Lines<'a> {
 /// has AVX-512 F, BW and BF16.
 pub(super) fn add_over_lines(lines: &Lines, packed: &[u32], sums: &mut [f32; GROUP * COLUMNS]) {
     let Lines { lines: data, stride, count, columns } = *lines;
-    assert!(columns <= COLUMNS && packed.len() == count.div_ceil(2) * GROUP, "{count} lines");
+    assert!(
+        (1..=COLUMNS).contains(&columns) && packed.len() == count.div_ceil(2) * GROUP,
+        "{count} lines"
+    );
     assert!(count == 0 || (count - 1) * stride + columns <= data.len(), "{count} lines");
     // SAFETY: the caller's promise; the lengths were checked.
     unsafe { add_over_lines_avx512(lines, packed, sums) }

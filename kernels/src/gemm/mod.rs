@@ -1,7 +1,8 @@
 //! Matrix products on the CPU, for the three shapes of training: `x·Wᵀ`, `dy·W` and `dyᵀ·x`.
 //!
-//! Both operands are packed into panels, tiles are computed by a micro-kernel that the CPU's
-//! features choose, and sums are f32 from start to end whatever the operands are. Where no kernel
+//! Both operands are packed into panels, but for a long side beside a short one; tiles are computed
+//! by a micro-kernel that the CPU's features choose, and sums are f32 from start to end whatever the
+//! operands are. Where no kernel
 //! fits the CPU, [`Element::multiply`] says so and candle's own product (the `gemm` crate) takes over.
 
 mod blocking;
@@ -59,10 +60,12 @@ pub(crate) fn multiplies_bf16_pairs() -> bool {
     isa::of_bf16() >= Isa::Avx512Bf16 && Isa::Avx512Bf16.is_there()
 }
 
-/// Takes the buffers of a product `[m, k] · [k, n]` of `dtype`, and gives them back.
+/// Takes the buffers of a product `[m, k] · [k, n]` of `dtype`, and gives them back. `sums` says
+/// whether both sides lie by the rows that are summed over, as in the gradient of a weight.
 #[cfg(target_arch = "x86_64")]
-pub(crate) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
-    if size.contains(&0) {
+pub(crate) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], sums: bool, dtype: DType) {
+    let is_narrow = dtype == DType::BF16 && multiplies_bf16_pairs();
+    if size.contains(&0) || is_narrow && narrow::rehearse(pool, size, sums) {
         return;
     }
     match (dtype, isa::of_f32(), isa::of_bf16()) {
@@ -84,7 +87,7 @@ pub(crate) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
 
 /// Takes the buffers of a product `[m, k] · [k, n]` of `dtype`, and gives them back.
 #[cfg(target_arch = "aarch64")]
-pub(crate) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
+pub(crate) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], _sums: bool, dtype: DType) {
     match dtype {
         _ if size.contains(&0) || !is_fast() => {}
         DType::F32 => blocking::rehearse::<f32, neon::Neon>(pool, size),
@@ -95,7 +98,7 @@ pub(crate) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
 
 /// There are no kernels, and so no buffers.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-pub(crate) fn rehearse(_: &mut Rehearsal, _: [usize; 3], _: DType) {}
+pub(crate) fn rehearse(_: &mut Rehearsal, _: [usize; 3], _: bool, _: DType) {}
 
 /// Bytes of an element of a packed operand: kernels that have no bf16 instructions widen it.
 pub(crate) fn packed_element_bytes(dtype: DType) -> usize {
@@ -116,7 +119,7 @@ pub(crate) fn outruns_memory(dtype: DType) -> bool {
 }
 
 /// Bytes of the buffers of a product of `dtype` on this thread's pool, where they are the same for
-/// every product.
+/// every product (without a short side).
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn constant_buffer_bytes(dtype: DType) -> Option<usize> {
     outruns_memory(dtype).then(|| amx::buffer_bytes(rayon::current_num_threads()))
@@ -257,15 +260,15 @@ mod tests {
 
     /// What has no short side goes by the scalar kernel.
     #[cfg(target_arch = "x86_64")]
-    fn narrow_or_scalar(
+    fn narrow_or_scalar<O: Output>(
         left: &Operand<bf16>,
         right: &Operand<bf16>,
-        out: &mut [f32],
+        out: &mut [O],
         row_stride: usize,
         add: bool,
     ) {
         if !narrow::multiply(left, right, out, row_stride, add) {
-            blocking::multiply::<bf16, ScalarBf16, f32>(left, right, out, row_stride, add);
+            blocking::multiply::<bf16, ScalarBf16, O>(left, right, out, row_stride, add);
         }
     }
 
@@ -357,6 +360,30 @@ mod tests {
         fn tiles_are_right_on_ragged_shapes(m in 1usize..80, n in 1usize..230, k in 0usize..420) {
             let size = [m, n, k];
             check_tiles(size);
+        }
+    }
+
+    /// Longer than a task, or than what is made or summed at a time.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn narrow_products_are_right_past_every_cut() {
+        if !can_test(Isa::Avx512Bf16) {
+            return;
+        }
+        for size in [[130, 1100, 9], [9, 70, 333], [70, 9, 333], [130, 9, 40]] {
+            check(narrow_or_scalar, bf16::from_f32, bf16::to_f64, size);
+        }
+        // Rounded, and added to what was.
+        let of = |values: Vec<f32>| values.into_iter().map(bf16::from_f32).collect::<Vec<_>>();
+        let (m, n, k) = (75, 601, 8);
+        let (a, b) = (of(values(m * k, 1)), of(values(n * k, 2)));
+        let mut out = vec![bf16::from_f32(0.5); m * n];
+        let (left, right) = (Operand::rows(&a, m, k), Operand::columns(&b, n, k));
+        narrow_or_scalar(&left, &right, &mut out, n, true);
+        for (i, out) in out.iter().enumerate() {
+            let of = |d: usize| a[i / n * k + d].to_f64() * b[d * n + i % n].to_f64();
+            let sum = 0.5 + (0..k).map(of).sum::<f64>();
+            assert!((out.to_f64() - sum).abs() <= sum.abs() / 256.0 + 1e-6, "{i}: {out} {sum}");
         }
     }
 

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::Operand;
 use super::avx512_narrow as kernel;
 use super::output::{Output, Tiles};
+use crate::rehearsal::Rehearsal;
 use crate::scratch::Scratch;
 
 use kernel::{COLUMNS, GROUP, LANES, QUAD, ROWS};
@@ -43,20 +44,40 @@ enum Shape {
 }
 
 impl Shape {
-    fn of(left: &Operand<bf16>, right: &Operand<bf16>) -> Option<Self> {
-        let sums = left.stride == 1 && right.stride == 1;
-        if left.depth <= SHORT {
+    /// Of a product `[m, k] · [k, n]`. `sums` says whether the rows that are summed over lie whole on
+    /// both sides, `rows` whether those of the left side do.
+    fn of([m, n, k]: [usize; 3], sums: bool, rows: bool) -> Option<Self> {
+        if k <= SHORT {
             Some(Self::Depth)
-        } else if sums && left.len <= SHORT {
+        } else if sums && m <= SHORT {
             Some(Self::Sums)
-        } else if sums && right.len <= SHORT {
+        } else if sums && n <= SHORT {
             Some(Self::TurnedSums)
-        } else if left.depth_stride == 1 && right.len <= SHORT {
+        } else if rows && n <= SHORT {
             Some(Self::RightRows)
         } else {
             None
         }
     }
+
+    /// Units of the side that is packed, [`SHORT`] at most or of a short sum.
+    fn packed(self, [m, n, k]: [usize; 3]) -> usize {
+        match self {
+            Self::RightRows => n.div_ceil(GROUP) * k.div_ceil(QUAD) * LANES,
+            Self::Depth => n.div_ceil(LANES) * k.div_ceil(2) * LANES,
+            Self::Sums => m.div_ceil(GROUP) * k.div_ceil(2) * GROUP,
+            Self::TurnedSums => n.div_ceil(GROUP) * k.div_ceil(2) * GROUP,
+        }
+    }
+}
+
+/// Takes the buffer of a product `[m, k] · [k, n]` with a short side and gives it back; false where no
+/// side is short.
+pub(super) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], sums: bool) -> bool {
+    let Some(shape) = Shape::of(size, sums, !sums) else { return false };
+    let packed = pool.take::<u32>(shape.packed(size));
+    pool.give(packed);
+    true
 }
 
 /// Makes the product if a side is short; else `out` is as it was. Only where the CPU has AVX-512
@@ -69,18 +90,21 @@ pub(super) fn multiply<O: Output>(
     add: bool,
 ) -> bool {
     assert_eq!(left.depth, right.depth, "the summed dimension of both sides");
-    if [left.len, right.len, left.depth].contains(&0) {
+    let size = [left.len, right.len, left.depth];
+    if size.contains(&0) {
         return false;
     }
-    let Some(shape) = Shape::of(left, right) else { return false };
+    let sums = left.stride == 1 && right.stride == 1;
+    let Some(shape) = Shape::of(size, sums, left.depth_stride == 1) else { return false };
+    let packed = Scratch::<u32>::new(shape.packed(size));
     let tiles = Tiles::new(out, left.len, right.len, row_stride);
     match shape {
-        Shape::RightRows => by_rows(left, right, &tiles, add),
-        Shape::Depth => of_few(left, right, &tiles, add),
-        Shape::Sums => over_tokens(left, right, |column, columns, sums| {
+        Shape::RightRows => by_rows(left, right, packed, &tiles, add),
+        Shape::Depth => of_few(left, right, packed, &tiles, add),
+        Shape::Sums => over_tokens(left, right, packed, |column, columns, sums| {
             tiles.write([0, column], [left.len, columns], sums, COLUMNS, add);
         }),
-        Shape::TurnedSums => over_tokens(right, left, |row, rows, sums| {
+        Shape::TurnedSums => over_tokens(right, left, packed, |row, rows, sums| {
             let mut turned = [0.0; COLUMNS * SHORT];
             for (i, sums) in sums.chunks_exact(COLUMNS).enumerate() {
                 sums.iter().enumerate().for_each(|(j, sum)| turned[j * SHORT + i] = *sum);
@@ -102,9 +126,14 @@ fn pair(of: &Operand<bf16>, i: usize, at: usize) -> u32 {
 }
 
 /// `out [m, short]`: each row of the left side by all of the right one.
-fn by_rows<O: Output>(left: &Operand<bf16>, right: &Operand<bf16>, out: &Tiles<O>, add: bool) {
+fn by_rows<O: Output>(
+    left: &Operand<bf16>,
+    right: &Operand<bf16>,
+    mut packed: Scratch<u32>,
+    out: &Tiles<O>,
+    add: bool,
+) {
     let quads = left.depth.div_ceil(QUAD);
-    let mut packed = Scratch::<u32>::new(right.len.div_ceil(GROUP) * quads * LANES);
     for (index, units) in packed.chunks_exact_mut(LANES).enumerate() {
         let (group, quad) = (index / quads, index % quads);
         for (lane, unit) in units.iter_mut().enumerate() {
@@ -131,10 +160,15 @@ fn by_rows<O: Output>(left: &Operand<bf16>, right: &Operand<bf16>, out: &Tiles<O
 }
 
 /// `out [m, n]` where each sum is of a few elements.
-fn of_few<O: Output>(left: &Operand<bf16>, right: &Operand<bf16>, out: &Tiles<O>, add: bool) {
+fn of_few<O: Output>(
+    left: &Operand<bf16>,
+    right: &Operand<bf16>,
+    mut packed: Scratch<u32>,
+    out: &Tiles<O>,
+    add: bool,
+) {
     let pairs = left.depth.div_ceil(2);
     let block = pairs * LANES;
-    let mut packed = Scratch::<u32>::new(right.len.div_ceil(LANES) * block);
     for (index, unit) in packed.iter_mut().enumerate() {
         let (first, within) = (index / block * LANES, index % block);
         *unit = pair(right, first + within % LANES, within / LANES * 2);
@@ -158,11 +192,11 @@ fn of_few<O: Output>(left: &Operand<bf16>, right: &Operand<bf16>, out: &Tiles<O>
 fn over_tokens(
     short: &Operand<bf16>,
     long: &Operand<bf16>,
+    mut packed: Scratch<u32>,
     write: impl Fn(usize, usize, &[f32]) + Sync,
 ) {
     let (tokens, groups) = (short.depth, short.len.div_ceil(GROUP));
     let pairs = tokens.div_ceil(2);
-    let mut packed = Scratch::<u32>::new(groups * pairs * GROUP);
     for (index, unit) in packed.iter_mut().enumerate() {
         let (group, within) = (index / (pairs * GROUP), index % (pairs * GROUP));
         *unit = pair(short, group * GROUP + within % GROUP, within / GROUP * 2);

@@ -143,8 +143,8 @@ pub(crate) struct Tiles<'a, O> {
     life: PhantomData<&'a mut [O]>,
 }
 
-// SAFETY: the pointer stands for a unique borrow of elements that may be sent, and the only method
-// that writes through a shared reference is given disjoint tiles by `blocking`.
+// SAFETY: the pointer stands for a unique borrow of elements that may be sent, and the only methods
+// that write through a shared reference are given disjoint tiles by the loops around the kernels.
 unsafe impl<O: Output> Sync for Tiles<'_, O> {}
 
 impl<'a, O: Output> Tiles<'a, O> {

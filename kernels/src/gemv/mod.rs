@@ -2,7 +2,8 @@
 //!
 //! Nothing is packed: each weight is read once, front to back, for the whole batch. The sum of an
 //! output element is taken in an order that its weight's shape alone decides, so a row gets the
-//! same bits whatever other rows stand beside it, on any number of threads.
+//! same bits whatever other rows stand beside it, on any number of threads (but on a GPU, where many
+//! rows go through cuBLAS).
 
 mod prefetch;
 #[cfg(test)]

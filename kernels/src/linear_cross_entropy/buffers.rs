@@ -66,7 +66,7 @@ impl Buffers {
         vocab: usize,
         width: usize,
         dtype: DType,
-        head: HeadGradient,
+        way: HeadGradient,
     ) -> Self {
         let piece = vocab.min(PIECE);
         let packed = |len: usize, depth: usize| {
@@ -75,12 +75,12 @@ impl Buffers {
         let left = |len: usize, depth| packed(len.min(PACKED_ROWS), depth);
         let right = |len: usize, depth| packed(len.min(PACKED_COLUMNS), depth);
         // Logits, what a piece adds to the hidden states' gradients, and the head's gradient.
-        let products = if head == HeadGradient::Unwanted { 2 } else { 3 };
+        let products = if way == HeadGradient::Unwanted { 2 } else { 3 };
         let lefts = [left(tokens, width), left(tokens, piece), left(piece, tokens)];
         let rights = [right(piece, width), right(width, piece), right(width, tokens)];
         let largest = |of: [usize; 3]| of.into_iter().take(products).fold(0, usize::max);
         let constant = gemm::constant_buffer_bytes(dtype);
-        let (kept, scaled) = if head == HeadGradient::Kept { (vocab, width) } else { (piece, 0) };
+        let (kept, scaled) = if way == HeadGradient::Kept { (vocab, width) } else { (piece, 0) };
         Self {
             narrow: [tokens * width, tokens * kept, tokens * scaled],
             wide: [tokens * piece.max(width), tokens * width],
@@ -119,9 +119,9 @@ pub(super) fn chunk_tokens(
     vocab: usize,
     width: usize,
     dtype: DType,
-    head: HeadGradient,
+    way: HeadGradient,
 ) -> usize {
-    let buffers = |tokens: usize| Buffers::new(tokens, vocab, width, dtype, head);
+    let buffers = |tokens: usize| Buffers::new(tokens, vocab, width, dtype, way);
     let fits =
         |panels: &usize| buffers(panels * PANEL).bytes_on_any_threads(dtype) <= WORKSPACE_BYTES;
     let most = tokens.div_ceil(PANEL).min(MOST_TOKENS / PANEL);
@@ -134,7 +134,7 @@ pub(super) fn rehearse_losses<T: Real>(pool: &mut Rehearsal, [tokens, vocab, wid
     let tokens = FORWARD_TOKENS.min(tokens);
     let piece = vocab.min(PIECE);
     let taken = [pool.take::<T>(tokens * width), pool.take::<f32>(tokens * piece)];
-    gemm::rehearse(pool, [tokens, piece, width], T::DTYPE);
+    gemm::rehearse(pool, [tokens, piece, width], false, T::DTYPE);
     pool.give_all(taken);
 }
 
@@ -145,9 +145,9 @@ pub(super) fn rehearse_gradients<T: Real>(
     [tokens, vocab, width]: [usize; 3],
     trains: bool,
 ) {
-    let head = HeadGradient::new(trains, T::DTYPE);
-    let tokens = tokens.min(chunk_tokens(tokens, vocab, width, T::DTYPE, head));
-    let buffers = Buffers::new(tokens, vocab, width, T::DTYPE, head);
+    let way = HeadGradient::new(trains, T::DTYPE);
+    let tokens = tokens.min(chunk_tokens(tokens, vocab, width, T::DTYPE, way));
+    let buffers = Buffers::new(tokens, vocab, width, T::DTYPE, way);
     let packed = buffers.packed_words(T::DTYPE);
     let Buffers { narrow, wide, .. } = buffers;
     let mut taken: Vec<_> = narrow.map(|len| pool.take::<T>(len)).into();
@@ -155,10 +155,10 @@ pub(super) fn rehearse_gradients<T: Real>(
     let packed = packed.map(|len| pool.take::<u32>(len));
     pool.give_all(packed);
     let piece = vocab.min(PIECE);
-    gemm::rehearse(pool, [tokens, piece, width], T::DTYPE);
-    gemm::rehearse(pool, [tokens, width, piece], T::DTYPE);
+    gemm::rehearse(pool, [tokens, piece, width], false, T::DTYPE);
+    gemm::rehearse(pool, [tokens, width, piece], false, T::DTYPE);
     if trains {
-        gemm::rehearse(pool, [piece, width, tokens], T::DTYPE);
+        gemm::rehearse(pool, [piece, width, tokens], true, T::DTYPE);
     }
     pool.give_all(taken);
 }
@@ -171,7 +171,7 @@ pub(super) fn workspace_bytes(
     dtype: DType,
     trains: bool,
 ) -> usize {
-    let head = HeadGradient::new(trains, dtype);
-    let chunk = tokens.min(chunk_tokens(tokens, vocab, width, dtype, head));
-    Buffers::new(chunk, vocab, width, dtype, head).bytes(dtype)
+    let way = HeadGradient::new(trains, dtype);
+    let chunk = tokens.min(chunk_tokens(tokens, vocab, width, dtype, way));
+    Buffers::new(chunk, vocab, width, dtype, way).bytes(dtype)
 }

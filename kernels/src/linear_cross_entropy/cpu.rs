@@ -1,8 +1,7 @@
 //! The head and the loss on the CPU: chunks of tokens by pieces of the vocabulary.
 //!
 //! One pass over the vocabulary makes the logits of a piece, takes them into the statistics of
-//! their tokens, and adds what the piece has to say to the gradients of the hidden states, all while
-//! it is in the cache. These sums are relative to the largest logit so far, as in attention over
+//! their tokens, and adds what the piece has to say to the gradients of the hidden states. These sums are relative to the largest logit so far, as in attention over
 //! tiles, so nothing of a piece is needed later, unless the head itself is trained.
 
 use candle_core::{Result, bail};
@@ -36,7 +35,7 @@ pub(super) struct Chunk<'a, T> {
     pub(super) logits: &'a mut [f32],
     /// The exponentials of a piece `[C, piece]`, or of one after the other.
     pub(super) kept: &'a mut [T],
-    /// The largest logits of each piece, `[C]` one after the other.
+    /// Where they are kept, the largest logits of each piece, `[C]` one after the other.
     pub(super) largest: &'a mut [f32],
     /// `rows` times a piece's factors, where exponentials are kept.
     pub(super) scaled: &'a mut [T],
@@ -81,14 +80,14 @@ impl<T: Real> Head<'_, T> {
         d_hidden: &mut [T],
         d_weight: Option<&mut [G]>,
     ) -> Result<Losses> {
-        let head = HeadGradient::new(d_weight.is_some(), T::DTYPE);
-        self.gradients_by(head, trained, loss_scale, d_hidden, d_weight)
+        let way = HeadGradient::new(d_weight.is_some(), T::DTYPE);
+        self.gradients_by(way, trained, loss_scale, d_hidden, d_weight)
     }
 
-    /// The same, with the head's gradient by `head`.
+    /// The same, with the head's gradient by `way`.
     pub(super) fn gradients_by<G: Output>(
         &self,
-        head: HeadGradient,
+        way: HeadGradient,
         trained: &Trained,
         loss_scale: f64,
         d_hidden: &mut [T],
@@ -96,8 +95,8 @@ impl<T: Real> Head<'_, T> {
     ) -> Result<Losses> {
         let (vocab, width) = (self.vocab(), self.width);
         let tokens = trained.rows.len();
-        let tokens = tokens.min(chunk_tokens(tokens, vocab, width, T::DTYPE, head));
-        let buffers = Buffers::new(tokens, vocab, width, T::DTYPE, head);
+        let tokens = tokens.min(chunk_tokens(tokens, vocab, width, T::DTYPE, way));
+        let buffers = Buffers::new(tokens, vocab, width, T::DTYPE, way);
         let packed = buffers.packed_words(T::DTYPE);
         let Buffers { narrow, wide, .. } = buffers;
         let [rows, kept, scaled] = narrow.map(Scratch::<T>::request);
@@ -106,7 +105,8 @@ impl<T: Real> Head<'_, T> {
         // Left in the pool, so that all products use these two and no smaller ones come to lie
         // beside them.
         drop(both(packed, Scratch::<u32>::request)?);
-        let mut largest = vec![0.0; tokens * vocab.div_ceil(PIECE)];
+        let keeps = way == HeadGradient::Kept;
+        let mut largest = vec![0.0; if keeps { tokens * vocab.div_ceil(PIECE) } else { 0 }];
         let mut all = Losses::default();
         for (chunk, targets) in trained.chunks(tokens) {
             let mut buffers = Chunk {
@@ -117,12 +117,13 @@ impl<T: Real> Head<'_, T> {
                 scaled: &mut scaled,
                 d_rows: &mut d_rows[..chunk.len() * width],
             };
-            let keeps = head == HeadGradient::Kept;
             let statistics = self.pass(targets, keeps, loss_scale, &mut buffers)?;
-            if let Some(d_weight) = &mut d_weight {
-                if keeps {
+            match (way, &mut d_weight) {
+                (HeadGradient::Unwanted, _) | (_, None) => {}
+                (HeadGradient::Kept, Some(d_weight)) => {
                     self.add_of_kept(&statistics, loss_scale, &mut buffers, d_weight)?;
-                } else {
+                }
+                (HeadGradient::Again, Some(d_weight)) => {
                     self.add_of_logits(&statistics, loss_scale, &mut buffers, d_weight)?;
                 }
             }
@@ -167,24 +168,27 @@ impl<T: Real> Head<'_, T> {
         let Chunk { rows, logits, kept, largest, d_rows, .. } = buffers;
         let mut statistics = Statistics::of_all(targets);
         let mut factors = vec![[0.0; 2]; tokens];
+        let mut most = vec![0.0; tokens];
         d_rows.fill(0.0);
         for (index, piece) in self.pieces() {
             let (first, len) = (index * PIECE, piece.len() / width);
             let kept = &mut kept[if keeps { first * tokens } else { 0 }..][..tokens * len];
             self.logits(rows, piece, &mut logits[..tokens * len])?;
-            let largest = largest[index * tokens..][..tokens].par_iter_mut();
-            let each = statistics.par_iter_mut().zip(&mut factors).zip(largest);
+            let each = statistics.par_iter_mut().zip(&mut factors).zip(&mut most);
             let each = each.zip(logits.par_chunks_exact_mut(len));
             each.zip(kept.par_chunks_exact_mut(len)).for_each(
-                |((((token, factors), largest), logits), kept)| {
+                |((((token, factors), most), logits), kept)| {
                     let before = token.max();
-                    *largest = token.absorb(logits, first, self.softcap, kept);
-                    *factors = [before, *largest].map(|of| token.relative(of));
+                    *most = token.absorb(logits, first, self.softcap, kept);
+                    *factors = [before, *most].map(|of| token.relative(of));
                     if let Some(at) = token.target_in(first, len) {
                         kept[at] = T::narrow(0.0);
                     }
                 },
             );
+            if keeps {
+                largest[index * tokens..][..tokens].copy_from_slice(&most);
+            }
             let d_part = &mut logits[..tokens * width];
             let left = Operand::rows(kept, tokens, len);
             multiply(&left, &Operand::columns(piece, width, len), d_part, width, false)?;

@@ -508,6 +508,18 @@ mod tests {
         Ok(())
     }
 
+    /// A frozen head takes so many tokens at a time that they are rarely several chunks.
+    #[test]
+    fn chunks_of_a_frozen_head_are_those_of_a_trained_one() -> Result<()> {
+        for dtype in [DType::F32, DType::BF16] {
+            let (tokens, trained, vocab) = (7000, 4667, 300);
+            let chunk = chunk_tokens(trained, vocab, 8, dtype, HeadGradient::Unwanted);
+            assert!(chunk < trained, "several chunks of {chunk}");
+            Case::new(tokens, vocab, 8, None)?.to_dtype(dtype)?.run()?;
+        }
+        Ok(())
+    }
+
     #[test]
     fn a_gradient_of_another_shape_or_dtype_is_refused() -> Result<()> {
         let x = check::random(&[&[2, 4], &[7, 4], &[6, 4]], DType::BF16)?;
