@@ -72,12 +72,16 @@ impl CausalLm {
         };
         let place = cache.recorded();
         *place = known;
-        match place {
+        if let Recorded::Step(step) = place {
             // SAFETY: the step is for this model's weights, which are borrowed, and stands in the
             // cache that it was recorded for.
-            Recorded::Step(step) => unsafe { step.launch(&input) },
-            _ => self.decode_by_ops(input.x, &input.angles, &input.places, cache),
+            match unsafe { step.launch(&input) } {
+                // Its buffers are taken when it is first launched; one op after the other needs less.
+                Err(error) if memory::lacking(&error).is_some() => *place = Recorded::Never,
+                done => return done,
+            }
         }
+        self.decode_by_ops(input.x, &input.angles, &input.places, cache)
     }
 
     fn decode_by_ops(

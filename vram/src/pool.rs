@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Counters of the pool that a process's tensors come from, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolReading {
-    /// What tensors and buffers take.
+    /// What tensors and buffers take, and graphs, which have memory of their own beside the pool.
     pub used: u64,
     /// The most that they took.
     pub used_high: u64,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, result};
 use candle_core::{Device, Result};
 
-use super::{cudnn, pool};
+use super::{cudnn, gemm, pool};
 
 /// Opens the GPU of this number; its tensors take at most `limit` bytes.
 pub(crate) fn open(ordinal: usize, limit: Option<u64>) -> Result<Device> {
@@ -15,6 +15,7 @@ pub(crate) fn open(ordinal: usize, limit: Option<u64>) -> Result<Device> {
     // all threads, on which everything is in order; no tensor exists yet.
     unsafe { device.as_cuda_device()?.disable_event_tracking() };
     pool::make(&device, limit)?;
+    gemm::round_once(&device)?;
     cudnn::opened(&device)?;
     Ok(device)
 }

@@ -5,7 +5,7 @@ use std::ffi::c_void;
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cublas::{result, sys};
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::launch::address;
 
@@ -96,6 +96,9 @@ pub(crate) fn multiply(product: &Tensor, a: &Factor, b: &Factor, before: Before)
     let (factor, sum) = (data_type(a.dtype)?, data_type(product.dtype())?);
     let [a_address, b_address] = [address(&a.tensor)?, address(&b.tensor)?];
     let (alpha, beta) = (1f32, if before == Before::AddedTo { 1f32 } else { 0.0 });
+    // The library looks at the thread's context, which is another card's on a thread that has worked
+    // with none.
+    product.device().as_cuda_device()?.cuda_stream().context().bind_to_thread().w()?;
     // Held to the end of the call.
     let blas = product.device().as_cuda_device()?.cublas_handle();
     // cuBLAS counts down the columns: what is [m, n] here is [n, m] there, and the factors change
@@ -126,6 +129,15 @@ pub(crate) fn multiply(product: &Tensor, a: &Factor, b: &Factor, before: Before)
         )
     }
     .w()
+}
+
+/// Has sums added in f32 to their end: where a long sum is cut into parts, the library may else add
+/// these in the type of the product, which is then rounded more than once.
+pub(super) fn round_once(device: &Device) -> Result<()> {
+    let blas = device.as_cuda_device()?.cublas_handle();
+    let mode = sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+    // SAFETY: the handle is there.
+    unsafe { sys::cublasSetMathMode(*blas.handle(), mode) }.result().w()
 }
 
 fn operation(lies: Lies) -> sys::cublasOperation_t {

@@ -31,8 +31,9 @@ impl Graph {
     /// # Safety
     /// As [`crate::graph::Graph::launch`].
     pub(crate) unsafe fn launch(&mut self) -> Result<()> {
-        if !std::mem::replace(&mut self.has_memory, true) {
+        if !self.has_memory {
             pool::graphs_change(&self.device)?;
+            self.has_memory = true;
         }
         self.graph.launch().w()
     }

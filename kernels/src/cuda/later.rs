@@ -50,6 +50,7 @@ impl Later {
             bail!("{tensor:?} for the host to read later");
         }
         let stream = tensor.device().as_cuda_device()?.cuda_stream();
+        stream.context().bind_to_thread().w()?;
         let place = Place::free(&stream)?;
         let from = address(tensor)?;
         // SAFETY: the place has room, and is this copy's alone until its event has come.

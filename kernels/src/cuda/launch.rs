@@ -9,7 +9,9 @@ use candle_core::cuda_backend::cudarc::driver::{
 use candle_core::cuda_backend::{CudaStorage, CudaStorageSlice, WrapErr};
 use candle_core::{DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 
+use super::pool;
 use super::program::Program;
+use crate::memory::lacking;
 
 /// The type that the kernels would compute `tensors` in: that of all of them, if they lie on one
 /// GPU.
@@ -29,7 +31,12 @@ pub(crate) fn empty(shape: impl Into<Shape>, dtype: DType, device: &Device) -> R
     let shape = shape.into();
     crate::memory::request(shape.elem_count() * dtype.size_in_bytes())?;
     // SAFETY: every caller hands it to a kernel that writes all of it before anybody reads.
-    unsafe { Tensor::empty(shape, dtype, device) }
+    let made = || unsafe { Tensor::empty(&shape, dtype, device) };
+    match made() {
+        // What the pool keeps may be in pieces that are too small.
+        Err(error) if lacking(&error).is_some() && pool::defragment(device)? => made(),
+        made => made,
+    }
 }
 
 /// Where the first element of a tensor lies on its GPU. Its elements are contiguous from there on, or
@@ -80,8 +87,9 @@ pub(crate) fn threads_of_row(width: usize, dtype: DType, most: usize) -> usize {
 /// Threads that go in step.
 pub(crate) const WARP: usize = 32;
 
-/// Shared memory that a block has without asking for more.
-const USUAL_SHARED_BYTES: usize = 48 << 10;
+/// Dynamic shared memory that a block has without asking for more: of 48 KiB, a third is left to what
+/// its source declares.
+const USUAL_SHARED_BYTES: usize = 32 << 10;
 
 /// A kernel and how many threads run it.
 #[derive(Debug)]

@@ -84,12 +84,10 @@ fn of_graphs(device: &Device, attribute: sys::CUgraphMem_attribute) -> Result<u6
 /// the driver has a mark for either, which they need not have reached at the same time.
 static EARLIER: Mutex<BTreeMap<usize, u64>> = Mutex::new(BTreeMap::new());
 
-fn earlier(device: &Device, change: impl FnOnce(&mut u64)) -> Result<u64> {
+fn with_earlier<R>(device: &Device, f: impl FnOnce(&mut u64) -> R) -> Result<R> {
     let ordinal = device.as_cuda_device()?.cuda_stream().context().ordinal();
     let mut all = EARLIER.lock().unwrap_or_else(PoisonError::into_inner);
-    let most = all.entry(ordinal).or_default();
-    change(most);
-    Ok(*most)
+    Ok(f(all.entry(ordinal).or_default()))
 }
 
 pub(crate) fn read(device: &Device) -> Option<PoolUsage> {
@@ -101,7 +99,7 @@ pub(crate) fn read(device: &Device) -> Option<PoolUsage> {
     let since = counter(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)? + of_graphs;
     Some(PoolUsage {
         used: counter(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)? + of_graphs,
-        used_high: earlier(device, |_| {}).ok()?.max(since),
+        used_high: with_earlier(device, |earlier| since.max(*earlier)).ok()?,
         reserved: counter(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?
             + graphs(OfGraphs::CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT)?,
         reserved_high: counter(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH)?
@@ -112,8 +110,8 @@ pub(crate) fn read(device: &Device) -> Option<PoolUsage> {
 /// To be called before a graph takes memory or gives it back, so that what the pool took at most
 /// until then is not added to what graphs take after it.
 pub(super) fn graphs_change(device: &Device) -> Result<()> {
-    let most = read(device).map_or(0, |usage| usage.used_high);
-    earlier(device, |earlier| *earlier = most)?;
+    let Some(usage) = read(device) else { return Ok(()) };
+    with_earlier(device, |earlier| *earlier = usage.used_high)?;
     begin_anew(of(device)?, Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
 }
 
@@ -129,7 +127,7 @@ pub(crate) fn reset_high_water(device: &Device) -> Result<()> {
     let pool = of(device)?;
     begin_anew(pool, Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?;
     begin_anew(pool, Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH)?;
-    earlier(device, |most| *most = 0)?;
+    with_earlier(device, |earlier| *earlier = 0)?;
     let of_graphs = OfGraphs::CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH;
     let mut zero = 0u64;
     let place = (&raw mut zero).cast::<c_void>();
@@ -149,4 +147,14 @@ pub(crate) fn trim(device: &Device) -> Result<()> {
     unsafe { result::mem_pool::trim_to(pool, 0) }.w()?;
     // SAFETY: the device is there.
     unsafe { sys::cuDeviceGraphMemTrim(handle(device)?) }.result().w()
+}
+
+/// The same where that may be waited for: false while work is recorded.
+pub(super) fn defragment(device: &Device) -> Result<bool> {
+    let status = device.as_cuda_device()?.cuda_stream().capture_status().w()?;
+    let is_idle = status == sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+    if is_idle {
+        trim(device)?;
+    }
+    Ok(is_idle)
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::cuda_backend::cudarc::driver::CudaFunction;
+use candle_core::cuda_backend::cudarc::driver::{self, CudaFunction};
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts, sys};
 use candle_core::cuda_backend::{DeviceId, WrapErr};
 use candle_core::{Device, Error, Result};
@@ -110,6 +110,7 @@ impl Program {
         let source = with_headers(self.source);
         let of = format!("// NVRTC {} {}\n{source}", compiler()?, options.join(" "));
         translation(&of, || {
+            check_driver()?;
             let name = Some(format!("{}.cu", self.name));
             let options = CompileOptions { name, options, ..CompileOptions::default() };
             let compiled = compile_ptx_with_opts(source, options).w();
@@ -120,12 +121,38 @@ impl Program {
     }
 }
 
-/// The release of the driver's compiler.
-fn compiler() -> Result<String> {
+/// The release of NVRTC, which makes PTX of the sources.
+fn compiler_release() -> Result<[i32; 2]> {
     let (mut major, mut minor) = (0, 0);
     // SAFETY: both are places for a number.
     unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) }.result().map_err(Error::wrap)?;
-    Ok(format!("{major}.{minor}"))
+    Ok([major, minor])
+}
+
+fn compiler() -> Result<String> {
+    compiler_release().map(|[major, minor]| format!("{major}.{minor}"))
+}
+
+/// An error where the driver is for an earlier release of CUDA than the compiler: it takes no PTX of
+/// a later one than its own.
+fn check_driver() -> Result<()> {
+    let mut number = 0;
+    // SAFETY: a place for a number.
+    unsafe { driver::sys::cuDriverGetVersion(&raw mut number) }.result().w()?;
+    newer_than_driver(compiler_release()?, [number / 1000, number % 1000 / 10])
+}
+
+fn newer_than_driver(compiler: [i32; 2], driver: [i32; 2]) -> Result<()> {
+    if compiler <= driver {
+        return Ok(());
+    }
+    let [major, minor] = compiler;
+    let [driver_major, driver_minor] = driver;
+    candle_core::bail!(
+        "NVRTC {major}.{minor} is newer than the driver, which is for CUDA {driver_major}.{driver_minor}: \
+         update the driver, or let an NVRTC of CUDA {driver_major}.{driver_minor} be found first \
+         (LD_LIBRARY_PATH)"
+    )
 }
 
 /// A source with the text of its headers in the place of their names, each once: the driver's
@@ -150,4 +177,18 @@ fn expanded(source: &str, seen: &mut Vec<&'static str>) -> String {
         text.push('\n');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::newer_than_driver;
+
+    #[test]
+    fn a_compiler_that_is_newer_than_the_driver_is_refused_by_name() {
+        assert!(newer_than_driver([13, 0], [13, 0]).is_ok());
+        assert!(newer_than_driver([12, 9], [13, 0]).is_ok());
+        let words = newer_than_driver([13, 2], [13, 0]).unwrap_err().to_string();
+        assert!(words.starts_with("NVRTC 13.2 is newer than the driver, which is for CUDA 13.0: "));
+        assert!(newer_than_driver([13, 0], [12, 8]).is_err());
+    }
 }

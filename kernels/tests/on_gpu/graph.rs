@@ -90,6 +90,7 @@ fn what_the_host_takes_part_in_is_not_recorded() {
     let ones = (&x + 1.0).unwrap();
     assert_eq!(ones.to_vec1::<f32>().unwrap(), [1.0; 8]);
     drop((x, ones));
+    gpu.synchronize().unwrap();
     assert_eq!(device::pool(&gpu).unwrap().used, used);
 }
 
