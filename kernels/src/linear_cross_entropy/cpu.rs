@@ -127,10 +127,7 @@ impl<T: Real> Head<'_, T> {
                     self.add_of_logits(&statistics, loss_scale, &mut buffers, d_weight)?;
                 }
             }
-            for (row, d_row) in chunk.iter().zip(d_rows.chunks_exact(width)) {
-                let to = &mut d_hidden[*row as usize * width..][..width];
-                to.iter_mut().zip(d_row).for_each(|(to, d)| *to = T::narrow(*d));
-            }
+            self.scatter(chunk, &d_rows, d_hidden);
             all.extend(&statistics);
         }
         Ok(all)
@@ -141,6 +138,13 @@ impl<T: Real> Head<'_, T> {
             to.copy_from_slice(&self.hidden[*row as usize * self.width..][..self.width]);
         }
         &to[..rows.len() * self.width]
+    }
+
+    fn scatter(&self, rows: &[u32], from: &[f32], to: &mut [T]) {
+        for (row, from) in rows.iter().zip(from.chunks_exact(self.width)) {
+            let to = &mut to[*row as usize * self.width..][..self.width];
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = T::narrow(*from));
+        }
     }
 
     /// The pieces of the vocabulary and their numbers.
