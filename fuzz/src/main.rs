@@ -144,12 +144,16 @@ impl Kept {
         self.file.write_all_at(input, 0)
     }
 
-    /// Nothing was too much; the folder goes too where it holds nothing else.
+    /// Nothing was too much; the folder goes too where it holds nothing else. Another process that ends
+    /// now may have removed it.
     fn clear(self) -> io::Result<()> {
         std::fs::remove_file(&self.path)?;
         match std::fs::remove_dir(self.path.parent().unwrap_or(Path::new("."))) {
-            Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(error),
-            _ => Ok(()),
+            Err(error) => match error.kind() {
+                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound => Ok(()),
+                _ => Err(error),
+            },
+            Ok(()) => Ok(()),
         }
     }
 }
