@@ -3,8 +3,8 @@
 //! A piece is read twice while it is in the cache: for its largest logit, and for the sum of
 //! `exp(logit − largest)`. The same exponentials, times the soft-cap's slope, are the gradient up
 //! to one factor a piece that is known at the end (Milakov and Gimelshein 2018, "Online normalizer
-//! calculation for softmax"), so they are what the gradients are made of. Rounded to bf16 they err by 2⁻⁹, however
-//! large the logits are.
+//! calculation for softmax"), so they are what the gradients are made of. Rounded to bf16 they err
+//! by 2⁻⁹, however large the logits are.
 
 use pulp::{Simd, WithSimd};
 

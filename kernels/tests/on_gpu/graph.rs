@@ -114,6 +114,7 @@ fn memory_of_a_graph_goes_with_it() {
     }
     assert_eq!(x.get(77).unwrap().to_scalar::<f32>().unwrap(), 3.0);
     let with = device::pool(&gpu).unwrap();
+    assert!(with.reserved >= before.reserved + (8 << 20), "{before:?} {with:?}");
     let taken = with.used - before.used;
     assert!(taken >= 8 << 20 && with.reserved >= with.used, "{with:?}");
     assert_eq!(most(), taken.max(16 << 20));
