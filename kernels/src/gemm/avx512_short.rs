@@ -11,7 +11,7 @@ use half::bf16;
 
 use super::Operand;
 use super::avx512::{Avx512Bf16, Avx512F32};
-use super::kernel::Kernel;
+use super::kernel::{Kernel, Place};
 use super::serial::SerialKernel;
 
 const MR: usize = 8;
@@ -35,8 +35,8 @@ impl Kernel<f32> for ShortF32 {
         first
     }
 
-    fn pack(operand: &Operand<f32>, first: usize, depth: usize, width: usize, panel: &mut [f32]) {
-        Avx512F32::pack(operand, first, depth, width, panel);
+    fn pack_panels(operand: &Operand<f32>, place: Place, width: usize, panels: &mut [f32]) {
+        Avx512F32::pack_panels(operand, place, width, panels);
     }
 
     fn tile(a: &[f32], b: &[f32], c: &mut [f32], ldc: usize, add: bool) {
@@ -79,8 +79,8 @@ impl Kernel<bf16> for ShortBf16 {
         u32::from(first.to_bits()) | u32::from(second.unwrap_or(bf16::ZERO).to_bits()) << 16
     }
 
-    fn pack(operand: &Operand<bf16>, first: usize, depth: usize, width: usize, panel: &mut [u32]) {
-        Avx512Bf16::pack(operand, first, depth, width, panel);
+    fn pack_panels(operand: &Operand<bf16>, place: Place, width: usize, panels: &mut [u32]) {
+        Avx512Bf16::pack_panels(operand, place, width, panels);
     }
 
     fn tile(a: &[u32], b: &[u32], c: &mut [f32], ldc: usize, add: bool) {

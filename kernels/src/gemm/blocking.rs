@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use super::Operand;
-use super::kernel::Kernel;
+use super::kernel::{Kernel, Place};
 use super::output::{Output, Tiles};
 use crate::rehearsal::Rehearsal;
 use crate::scratch::Scratch;
@@ -21,6 +21,8 @@ const DEPTH: usize = 4096;
 /// Rows and columns of a task's tile, at most, panels rounded down.
 const TILE_ROWS: usize = 192;
 const TILE_COLUMNS: usize = 256;
+/// Rows that one task packs at a time: where they lie side by side, their panels share cache lines.
+const PACKED_ROWS: usize = 96;
 
 /// `out [M, N] (+)= left [M, K] · right [N, K]ᵀ`, where `add` keeps what `out` holds.
 pub(crate) fn multiply<T, K, O>(
@@ -113,9 +115,11 @@ fn pack<T: Copy + Send + Sync, K: Kernel<T>>(
     packed: &mut [K::Unit],
 ) {
     let panel = block.steps * width;
+    let at_a_time = PACKED_ROWS.div_ceil(width);
     let packed = &mut packed[..len.div_ceil(width) * panel];
-    packed.par_chunks_mut(panel).enumerate().for_each(|(index, units)| {
-        K::pack(operand, first + index * width, depth, width, units);
+    packed.par_chunks_mut(at_a_time * panel).enumerate().for_each(|(index, panels)| {
+        let first = first + index * at_a_time * width;
+        K::pack_panels(operand, Place { first, depth, steps: block.steps }, width, panels);
     });
 }
 

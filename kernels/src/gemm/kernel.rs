@@ -15,7 +15,7 @@ pub(crate) trait Kernel<T: Copy>: Send + Sync {
     const NR: usize;
     /// Elements of a unit.
     const DEPTH: usize;
-    /// Units along the depth that are worked on at a time; a panel of them fits into L1.
+    /// Units along the depth that are worked on at a time.
     const STEPS: usize;
     /// What a panel is made of.
     type Unit: Plain + Default;
@@ -23,8 +23,13 @@ pub(crate) trait Kernel<T: Copy>: Send + Sync {
     /// Makes a unit of elements along the depth; those past the end are `None`.
     fn unit(first: T, second: Option<T>) -> Self::Unit;
 
-    /// Writes the panel of rows `first ..` of `operand`, `width` wide, at depths from `depth` on.
-    /// Rows and depths past the end become zero. `panel` is `steps · width` long.
+    /// Writes panels of `operand`, `width` wide, one after the other. Rows and depths past the end
+    /// become zero.
+    fn pack_panels(operand: &Operand<T>, place: Place, width: usize, panels: &mut [Self::Unit]) {
+        pack_plain::<T, Self>(operand, place, width, panels);
+    }
+
+    /// Writes one panel, of rows `first ..` at depths from `depth` on.
     fn pack(
         operand: &Operand<T>,
         first: usize,
@@ -32,14 +37,50 @@ pub(crate) trait Kernel<T: Copy>: Send + Sync {
         width: usize,
         panel: &mut [Self::Unit],
     ) {
-        pack_scalar::<T, Self>(operand, first, depth, width, panel);
+        let place = Place { first, depth, steps: panel.len() / width };
+        Self::pack_panels(operand, place, width, panel);
     }
 
     /// `c[i · ldc + j] (+)= Σ a[step · MR + i] · b[step · NR + j]` for a whole `MR × NR` tile.
     fn tile(a: &[Self::Unit], b: &[Self::Unit], c: &mut [f32], ldc: usize, add: bool);
 }
 
-pub(crate) fn pack_scalar<T: Copy, K: Kernel<T> + ?Sized>(
+/// What of an operand is packed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    /// Row of the first panel.
+    pub(crate) first: usize,
+    /// Depth of the first step.
+    pub(crate) depth: usize,
+    /// Units along the depth.
+    pub(crate) steps: usize,
+}
+
+impl Place {
+    /// Each of `panels`, `width` wide, with its first row.
+    pub(super) fn panels<U>(
+        self,
+        width: usize,
+        panels: &mut [U],
+    ) -> impl Iterator<Item = (usize, &mut [U])> {
+        let panels = panels.chunks_exact_mut((self.steps * width).max(1));
+        panels.enumerate().map(move |(index, panel)| (self.first + index * width, panel))
+    }
+}
+
+/// [`Kernel::pack_panels`] for any kernel and any order.
+pub(super) fn pack_plain<T: Copy, K: Kernel<T> + ?Sized>(
+    operand: &Operand<T>,
+    place: Place,
+    width: usize,
+    panels: &mut [K::Unit],
+) {
+    for (first, panel) in place.panels(width, panels) {
+        pack_panel::<T, K>(operand, first, place.depth, width, panel);
+    }
+}
+
+fn pack_panel<T: Copy, K: Kernel<T> + ?Sized>(
     operand: &Operand<T>,
     first: usize,
     depth: usize,

@@ -23,6 +23,8 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_narrow;
 #[cfg(target_arch = "x86_64")]
+mod avx512_pack;
+#[cfg(target_arch = "x86_64")]
 mod avx512_short;
 #[cfg(target_arch = "x86_64")]
 mod narrow;

@@ -244,7 +244,7 @@ fn transpose_avx512(lines: &mut [Line; SIDE], places: impl Fn(usize, usize) -> [
         for (line, from) in from.iter_mut().enumerate() {
             *from = load(&lines[places(tile, line)[0]]);
         }
-        crate::gemm::avx512::transposed(&from)
+        crate::gemm::avx512_pack::transposed(&from)
     });
     for (tile, transposed) in tiles.iter().enumerate() {
         for (line, of) in transposed.iter().enumerate() {

@@ -10,7 +10,7 @@ use super::{DEPTH, Line, SIDE};
 use crate::gemm::Operand;
 use crate::gemm::avx512::Avx512Bf16;
 use crate::gemm::avx512_short;
-use crate::gemm::kernel::Kernel;
+use crate::gemm::kernel::{Kernel, Place};
 use crate::gemm::serial::SerialKernel;
 
 /// bf16 on tiles. A unit is a pair along the depth. Only where [`available`](super::available).
@@ -28,9 +28,9 @@ impl Kernel<bf16> for AmxBf16 {
         Avx512Bf16::unit(first, second)
     }
 
-    /// A right panel.
-    fn pack(operand: &Operand<bf16>, first: usize, depth: usize, width: usize, panel: &mut [u32]) {
-        Avx512Bf16::pack(operand, first, depth, width, panel);
+    /// Right panels.
+    fn pack_panels(operand: &Operand<bf16>, place: Place, width: usize, panels: &mut [u32]) {
+        Avx512Bf16::pack_panels(operand, place, width, panels);
     }
 
     fn tile(a: &[u32], b: &[u32], c: &mut [f32], ldc: usize, add: bool) {
