@@ -3,8 +3,9 @@
 //
 // With CHANDLER_STAND_IN_LATE the stream does nothing before somebody waits for it (graphs.cpp).
 // CHANDLER_STAND_IN_MEMORY is how many bytes the device has (1 GiB without it). CHANDLER_STAND_IN_OTHERS
-// are taken by others. Fresh memory is filled with 0xFF bytes, which are NaN, and whoever reads what was
-// freed is ended, so that either is found out.
+// are taken by others. With CHANDLER_STAND_IN_PIECES=1 what a pool keeps is in pieces that serve nothing
+// large. Fresh memory is filled with 0xFF bytes, which are NaN, and whoever reads what was freed is ended,
+// so that either is found out.
 
 #include <cstdint>
 #include <cstdio>

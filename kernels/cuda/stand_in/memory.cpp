@@ -65,11 +65,18 @@ void raise(uint64_t &high, uint64_t now) {
     if (now > high) high = now;
 }
 
+// Whether what a pool keeps is in pieces that serve no large allocation.
+bool in_pieces(uint64_t bytes) {
+    return bytes >= GRANULE && from_environment("CHANDLER_STAND_IN_PIECES", 0);
+}
+
 // Memory that the pool keeps serves first; what is missing is taken from the device.
-bool grow(Pool &pool, uint64_t used) {
+bool grow(Pool &pool, uint64_t bytes) {
+    uint64_t used = pool.used + bytes;
+    uint64_t served = in_pieces(bytes) ? pool.used : pool.reserved;
     if (pool.limit && used > pool.limit) return false;
-    if (used <= pool.reserved) return true;
-    uint64_t missing = (used - pool.reserved + GRANULE - 1) / GRANULE * GRANULE;
+    if (used <= served) return true;
+    uint64_t missing = (used - served + GRANULE - 1) / GRANULE * GRANULE;
     if (missing > free_bytes()) return false;
     pool.reserved += missing;
     device.taken += missing;
@@ -98,7 +105,7 @@ int allocate(uintptr_t *address, size_t bytes, Pool *pool) {
     size_t rounded = (bytes + 511) / 512 * 512;
     if (bytes == 0) return INVALID_VALUE;
     if (pool) {
-        if (!grow(*pool, pool->used + rounded)) return OUT_OF_MEMORY;
+        if (!grow(*pool, rounded)) return OUT_OF_MEMORY;
         pool->used += rounded;
         raise(pool->used_high, pool->used);
     } else {

@@ -8,6 +8,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaGraph, sys};
 use candle_core::{Device, Result, bail};
 
 use super::pool;
+use crate::memory::lacking;
 
 /// As [`crate::graph::Graph`].
 pub(crate) struct Graph {
@@ -35,7 +36,13 @@ impl Graph {
             pool::graphs_change(&self.device)?;
             self.has_memory = true;
         }
-        self.graph.launch().w()
+        match self.graph.launch().w() {
+            // What the pool keeps is not a graph's to take.
+            Err(error) if lacking(&error).is_some() && pool::defragment(&self.device)? => {
+                self.graph.launch().w()
+            }
+            launched => launched,
+        }
     }
 }
 

@@ -333,9 +333,10 @@ mod tests {
         let (first, from) = (from.min(len - 1), (from * K::DEPTH).min(depth - 1));
         let place = Place { first, depth: from, steps: (depth - from).div_ceil(K::DEPTH) + 3 };
         let stride = if rows { depth } else { len } + 2;
-        let operand = match rows {
-            true => Operand::strided_rows(values, len, depth, stride),
-            false => Operand::strided_columns(values, len, depth, stride),
+        let operand = if rows {
+            Operand::strided_rows(values, len, depth, stride)
+        } else {
+            Operand::strided_columns(values, len, depth, stride)
         };
         let units = (len - first).div_ceil(width) * width * place.steps;
         let garbage = || vec![K::unit(values[1], Some(values[2])); units];

@@ -1,9 +1,9 @@
 //! What the device holds.
 
 use candle_core::{DType, Tensor};
-use chandler_kernels::{device, memory};
+use chandler_kernels::{device, memory, rms_norm};
 
-use crate::support::gpu;
+use crate::support::{gpu, keep_all_but, noise};
 
 #[test]
 fn what_is_freed_is_kept_until_it_is_given_back() {
@@ -35,6 +35,26 @@ fn memory_that_is_not_there_is_lacking() {
     // What can be had is had as ever.
     Tensor::zeros(16, DType::F32, &gpu).unwrap();
     assert_eq!(device::pool(&gpu).unwrap().used, before.used);
+}
+
+/// Where a pool's pieces are as they come, it may have room all the same. `CHANDLER_STAND_IN_PIECES`
+/// has it have none, and a plain allocation shows that.
+#[test]
+fn an_output_is_had_from_a_pool_in_pieces() {
+    let Some((_alone, gpu)) = gpu() else { return };
+    device::give_back(&gpu).unwrap();
+    let x = noise((4096, 1024), 1, DType::F32).to_device(&gpu).unwrap();
+    let weight = Tensor::ones(1024, DType::F32, &gpu).unwrap();
+    keep_all_but(&gpu, 8 << 20);
+    if std::env::var_os("CHANDLER_STAND_IN_PIECES").is_some() {
+        let refused = x.zeros_like().unwrap_err();
+        assert_eq!(memory::lacking(&refused), Some(None), "{refused}");
+    }
+    let params = rms_norm::Params { eps: 1e-6, unit_offset: false };
+    let y = rms_norm::forward(&x, &weight, params).unwrap();
+    assert_eq!(y.dims(), [4096, 1024]);
+    drop(y);
+    device::give_back(&gpu).unwrap();
 }
 
 #[test]

@@ -21,6 +21,13 @@ pub(crate) fn gpu() -> Option<(MutexGuard<'static, Option<Device>>, Device)> {
     Some((held, device))
 }
 
+/// Has the pool take what the device has free but for so many bytes, and keep it.
+pub(crate) fn keep_all_but(gpu: &Device, left: usize) {
+    let (free, _) = device::free_and_total(gpu).unwrap();
+    drop(Tensor::zeros(free as usize - left, DType::U8, gpu).unwrap());
+    gpu.synchronize().unwrap();
+}
+
 /// Numbers from -1 to 1 that have no pattern, the same for the same seed.
 pub(crate) fn noise(shape: impl Into<Shape>, seed: u64, dtype: DType) -> Tensor {
     let shape = shape.into();
