@@ -21,7 +21,8 @@ const DEPTH: usize = 4096;
 /// Rows and columns of a task's tile, at most, panels rounded down.
 const TILE_ROWS: usize = 192;
 const TILE_COLUMNS: usize = 256;
-/// Rows that one task packs at a time: where they lie side by side, their panels share cache lines.
+/// Rows that one task packs at a time, at most: where they lie side by side, their panels share
+/// cache lines.
 const PACKED_ROWS: usize = 96;
 
 /// `out [M, N] (+)= left [M, K] · right [N, K]ᵀ`, where `add` keeps what `out` holds.
@@ -115,7 +116,9 @@ fn pack<T: Copy + Send + Sync, K: Kernel<T>>(
     packed: &mut [K::Unit],
 ) {
     let panel = block.steps * width;
-    let at_a_time = PACKED_ROWS.div_ceil(width);
+    // Fewer where there are many threads to give something to do.
+    let fair = len.div_ceil(4 * rayon::current_num_threads());
+    let at_a_time = PACKED_ROWS.min(fair).div_ceil(width).max(1);
     let packed = &mut packed[..len.div_ceil(width) * panel];
     packed.par_chunks_mut(at_a_time * panel).enumerate().for_each(|(index, panels)| {
         let first = first + index * at_a_time * width;
