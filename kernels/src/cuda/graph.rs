@@ -8,7 +8,6 @@ use candle_core::cuda_backend::cudarc::driver::{CudaGraph, sys};
 use candle_core::{Device, Result, bail};
 
 use super::pool;
-use crate::memory::lacking;
 
 /// As [`crate::graph::Graph`].
 pub(crate) struct Graph {
@@ -36,13 +35,8 @@ impl Graph {
             pool::graphs_change(&self.device)?;
             self.has_memory = true;
         }
-        match self.graph.launch().w() {
-            // What the pool keeps is not a graph's to take.
-            Err(error) if lacking(&error).is_some() && pool::defragment(&self.device)? => {
-                self.graph.launch().w()
-            }
-            launched => launched,
-        }
+        // What the pool keeps is not a graph's to take.
+        pool::ask(&self.device, || self.graph.launch().w())
     }
 }
 

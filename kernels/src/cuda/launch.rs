@@ -11,7 +11,6 @@ use candle_core::{DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 
 use super::pool;
 use super::program::Program;
-use crate::memory::lacking;
 
 /// The type that the kernels would compute `tensors` in: that of all of them, if they lie on one
 /// GPU.
@@ -30,13 +29,11 @@ pub(crate) fn on_gpu(tensors: &[&Tensor]) -> bool {
 pub(crate) fn empty(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
     let shape = shape.into();
     crate::memory::request(shape.elem_count() * dtype.size_in_bytes())?;
-    // SAFETY: every caller hands it to a kernel that writes all of it before anybody reads.
-    let made = || unsafe { Tensor::empty(&shape, dtype, device) };
-    match made() {
-        // What the pool keeps may be in pieces that are too small.
-        Err(error) if lacking(&error).is_some() && pool::defragment(device)? => made(),
-        made => made,
-    }
+    // What the pool keeps may be in pieces that are too small.
+    pool::ask(device, || {
+        // SAFETY: every caller hands it to a kernel that writes all of it before anybody reads.
+        unsafe { Tensor::empty(&shape, dtype, device) }
+    })
 }
 
 /// Where the first element of a tensor lies on its GPU. Its elements are contiguous from there on, or

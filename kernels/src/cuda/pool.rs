@@ -14,6 +14,7 @@ use candle_core::{Device, Result};
 use sys::{CUgraphMem_attribute as OfGraphs, CUmemPool_attribute as Attribute};
 
 use crate::device::PoolUsage;
+use crate::memory::lacking;
 
 /// Makes the pool that tensors of `device` come from, and keeps what is freed in it.
 pub(super) fn make(device: &Device, limit: Option<u64>) -> Result<()> {
@@ -149,8 +150,16 @@ pub(crate) fn trim(device: &Device) -> Result<()> {
     unsafe { sys::cuDeviceGraphMemTrim(handle(device)?) }.result().w()
 }
 
-/// The same where that may be waited for: false while work is recorded.
-pub(super) fn defragment(device: &Device) -> Result<bool> {
+/// Asks for memory, and where that is lacking once more of a pool that keeps none.
+pub(super) fn ask<T>(device: &Device, ask: impl Fn() -> Result<T>) -> Result<T> {
+    match ask() {
+        Err(error) if lacking(&error).is_some() && trim_if_idle(device)? => ask(),
+        asked => asked,
+    }
+}
+
+/// [`trim`] where that may be waited for: false while work is recorded.
+fn trim_if_idle(device: &Device) -> Result<bool> {
     let status = device.as_cuda_device()?.cuda_stream().capture_status().w()?;
     let is_idle = status == sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
     if is_idle {

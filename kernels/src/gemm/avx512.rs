@@ -37,7 +37,6 @@ impl Kernel<f32> for Avx512F32 {
     const STEPS: usize = STEPS;
     type Unit = f32;
 
-    #[inline(always)]
     fn unit(first: f32, _: Option<f32>) -> f32 {
         first
     }
@@ -61,7 +60,6 @@ impl Kernel<bf16> for Avx512Widened {
     const STEPS: usize = STEPS;
     type Unit = f32;
 
-    #[inline(always)]
     fn unit(first: bf16, _: Option<bf16>) -> f32 {
         first.to_f32()
     }
@@ -78,9 +76,8 @@ impl Kernel<bf16> for Avx512Bf16 {
     const STEPS: usize = STEPS;
     type Unit = u32;
 
-    #[inline(always)]
     fn unit(first: bf16, second: Option<bf16>) -> u32 {
-        u32::from(first.to_bits()) | u32::from(second.unwrap_or(bf16::ZERO).to_bits()) << 16
+        u32::from(first.to_bits()) | u32::from(second.unwrap_or_default().to_bits()) << 16
     }
 
     fn pack_panels(operand: &Operand<bf16>, place: Place, width: usize, panels: &mut [u32]) {

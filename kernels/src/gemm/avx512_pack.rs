@@ -170,38 +170,45 @@ fn transpose(
     panel: &mut [u32],
 ) {
     let depth = depth.min(panel.len() / width);
-    let blocks = if width == TWELVE && rows == TWELVE { depth / LANES } else { 0 };
-    if blocks > 0 {
-        let from: [_; TWELVE] = std::array::from_fn(&row);
-        let to = panel.as_chunks_mut::<{ TWELVE * LANES }>().0;
-        for (block, to) in to.iter_mut().enumerate().take(blocks) {
-            let mut lines = [_mm512_setzero_si512(); TWELVE];
-            for (line, from) in lines.iter_mut().zip(from) {
-                // SAFETY: the row has a whole block of units here.
-                *line = unsafe { _mm512_loadu_si512(from.add(block * LANES).cast()) };
-            }
-            let lines = transposed_twelve(&lines);
-            for (to, line) in to.as_chunks_mut::<LANES>().0.iter_mut().zip(lines) {
-                // SAFETY: `to` is as long as a register.
-                unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), line) };
-            }
-        }
+    let twelve = width == TWELVE && rows == TWELVE;
+    if twelve {
+        transpose_twelve(std::array::from_fn(&row), depth / LANES, panel);
     }
     for first in (0..width).step_by(LANES) {
         let present = rows.saturating_sub(first).min(LANES);
         let from: [_; LANES] =
             std::array::from_fn(|i| if i < present { row(first + i) } else { std::ptr::null() });
-        let whole = if present == LANES { depth / LANES } else { blocks };
-        for block in blocks..whole {
+        // Whole blocks of twelve rows are there already.
+        let whole = if twelve || present == LANES { depth / LANES } else { 0 };
+        for block in (0..whole).filter(|_| !twelve) {
             let to = &mut panel[block * LANES * width + first..][..(LANES - 1) * width + LANES];
             // SAFETY: each row has a whole block of units here.
             unsafe { transpose_block(&from, block * LANES, to, width) };
         }
-        let panels = panel.chunks_mut(LANES * width).enumerate().skip(whole.max(blocks));
+        let panels = panel.chunks_mut(LANES * width).enumerate().skip(whole);
         for (block, panel) in panels {
             let depth = depth.saturating_sub(block * LANES);
             let from = &from[..present];
             transpose_part(from, block * LANES, depth, panel, [first, width]);
+        }
+    }
+}
+
+/// The same for 12 rows, of so many whole blocks of units.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn transpose_twelve(from: [*const u32; TWELVE], blocks: usize, panel: &mut [u32]) {
+    let to = panel.as_chunks_mut::<{ TWELVE * LANES }>().0;
+    for (block, to) in to.iter_mut().enumerate().take(blocks) {
+        let mut lines = [_mm512_setzero_si512(); TWELVE];
+        for (line, from) in lines.iter_mut().zip(from) {
+            // SAFETY: the row has a whole block of units here.
+            *line = unsafe { _mm512_loadu_si512(from.add(block * LANES).cast()) };
+        }
+        let lines = transposed_twelve(&lines);
+        for (to, line) in to.as_chunks_mut::<LANES>().0.iter_mut().zip(lines) {
+            // SAFETY: `to` is as long as a register.
+            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), line) };
         }
     }
 }
@@ -319,7 +326,9 @@ fn quarters_exchanged([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
 mod tests {
     use super::*;
     use crate::gemm::avx512::Avx512F32;
+    use crate::gemm::isa::Isa;
     use crate::gemm::kernel::Kernel;
+    use crate::gemm::tests::can_test;
     use proptest::prelude::*;
 
     /// Whether all panels are what the plain loops make of the same part of a matrix.
@@ -355,11 +364,10 @@ mod tests {
             from in 0..3usize,
             rows: bool,
         ) {
-            use std::arch::is_x86_feature_detected as has;
             let values: Vec<f32> = (0..(len + 2) * (depth + 2)).map(|i| i as f32).collect();
             let narrow: Vec<_> = (0..values.len()).map(|i| bf16::from_bits(i as u16)).collect();
             let sizes = [len, depth, width, from];
-            if has!("avx512f") && has!("avx512bw") && has!("avx512vl") {
+            if can_test(Isa::Avx512) {
                 prop_assert!(is_right::<f32, Avx512F32>(&values, sizes, rows), "f32");
                 prop_assert!(is_right::<bf16, Avx512Bf16>(&narrow, sizes, rows), "bf16");
             }

@@ -303,7 +303,7 @@ mod tests {
 
     /// Whether the CPU has the instructions; says so where it lacks them.
     #[cfg(target_arch = "x86_64")]
-    fn can_test(isa: Isa) -> bool {
+    pub(super) fn can_test(isa: Isa) -> bool {
         static MISSING: std::sync::Mutex<Vec<Isa>> = std::sync::Mutex::new(Vec::new());
         let there = isa.is_there();
         let mut missing = MISSING.lock().expect("no test fails while it looks");
