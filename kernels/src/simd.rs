@@ -24,6 +24,15 @@ pub(crate) fn dispatch<L: WithSimd>(loops: L) -> L::Output {
     ARCH.dispatch(loops)
 }
 
+/// Vouches for AVX-512, where loops run with it.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn avx512() -> Option<pulp::x86::V4> {
+    match *ARCH {
+        Arch::V4(token) => Some(token),
+        _ => None,
+    }
+}
+
 struct Loops<F>(F);
 
 impl<R, F: FnOnce() -> R> WithSimd for Loops<F> {

@@ -21,22 +21,33 @@ pub(super) enum Code {
 }
 
 /// Blocks whose largest magnitude is below this are zero: its inverse would overflow.
-const LEAST_SCALE: f32 = 1e-37;
+pub(super) const LEAST_SCALE: f32 = 1e-37;
 
-impl Code {
+/// Blocks of values to and from codes: with every codec the same, to the bit.
+pub(super) trait Codec: Copy + Send + Sync {
     /// The values of a block of codes.
+    fn decode(self, code: Code, codes: &[u8], scale: f32, values: &mut [f32; BLOCK]);
+
+    /// Codes a block of values and returns its scale.
+    fn encode(self, code: Code, values: &[f32; BLOCK], codes: &mut [u8]) -> f32;
+}
+
+/// Loops that the compiler makes vector code of.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Plain;
+
+impl Codec for Plain {
     #[inline(always)]
-    pub(super) fn decode(self, codes: &[u8], scale: f32, values: &mut [f32; BLOCK]) {
-        match self {
+    fn decode(self, code: Code, codes: &[u8], scale: f32, values: &mut [f32; BLOCK]) {
+        match code {
             Code::Signed => Map::<true>::decode(codes, scale, values),
             Code::Unsigned => Map::<false>::decode(codes, scale, values),
         }
     }
 
-    /// Codes a block of values and returns its scale.
     #[inline(always)]
-    pub(super) fn encode(self, values: &[f32; BLOCK], codes: &mut [u8]) -> f32 {
-        match self {
+    fn encode(self, code: Code, values: &[f32; BLOCK], codes: &mut [u8]) -> f32 {
+        match code {
             Code::Signed => Map::<true>::encode(values, codes),
             Code::Unsigned => Map::<false>::encode(values, codes),
         }
@@ -44,13 +55,20 @@ impl Code {
 }
 
 /// A code, known where its loops are compiled: each has its own constants.
-struct Map<const SIGNED: bool>;
+pub(super) struct Map<const SIGNED: bool>;
 
 impl<const SIGNED: bool> Map<SIGNED> {
     /// Bits of the longest fraction.
-    const MOST: u32 = if SIGNED { 6 } else { 7 };
+    pub(super) const MOST: u32 = if SIGNED { 6 } else { 7 };
     /// The pattern that stands for 1.
-    const ONE: u32 = if SIGNED { 0x80 } else { 1 };
+    pub(super) const ONE: u32 = if SIGNED { 0x80 } else { 1 };
+
+    /// Up to here, half of the smallest value, magnitudes become 0.
+    pub(super) const ZERO: f32 = if SIGNED { 0.275e-6 } else { 0.0 };
+    /// From here, halfway between the largest fraction and 1, values become 1.
+    pub(super) const TOP: f32 = 1.0 - 0.225 / (1 << Self::MOST) as f32;
+    /// Above every place that a magnitude below 1 has.
+    pub(super) const LAST: f32 = (2u32 << Self::MOST) as f32 - 0.5;
 
     #[inline(always)]
     fn value(code: u8) -> f32 {
@@ -75,7 +93,7 @@ impl<const SIGNED: bool> Map<SIGNED> {
     fn nearest(x: f32) -> u8 {
         let magnitude = x.abs();
         let first = Self::bits(0);
-        let mut place = (2u32 << Self::MOST) as f32 - 0.5;
+        let mut place = Self::LAST;
         for decade in 0..7 {
             let (a, b) = Self::line(decade);
             let on_line = magnitude * a + b;
@@ -87,24 +105,21 @@ impl<const SIGNED: bool> Map<SIGNED> {
         let begins_decade = whole & whole.wrapping_sub(1) == 0;
         let pattern = if begins_decade { floor(place - 0.2) } else { whole };
         let pattern = pattern.max(1 << first);
-        // Half of the smallest value, and halfway from the largest fraction to 1.
-        let zero = if SIGNED { 0.275e-6 } else { 0.0 };
-        let top = 1.0 - 0.225 / (1 << Self::MOST) as f32;
         let sign = (x.to_bits() >> 24) & 0x80;
         let signed = if SIGNED { pattern | sign } else { pattern };
-        let coded = if magnitude > zero { signed } else { 0 };
-        (if x >= top { Self::ONE } else { coded }) as u8
+        let coded = if magnitude > Self::ZERO { signed } else { 0 };
+        (if x >= Self::TOP { Self::ONE } else { coded }) as u8
     }
 
     /// Bits of the fraction in a decade, of which the smallest is decade 0.
     #[inline(always)]
-    const fn bits(decade: u32) -> u32 {
+    pub(super) const fn bits(decade: u32) -> u32 {
         if SIGNED { decade } else { decade + 1 }
     }
 
     /// `a = 10^(6 − decade) · 2^i / 0.9` and `b = 2^i · 8/9`.
     #[inline(always)]
-    const fn line(decade: u32) -> (f32, f32) {
+    pub(super) const fn line(decade: u32) -> (f32, f32) {
         let cells = (1u32 << Self::bits(decade)) as f64;
         let scale = [1e6, 1e5, 1e4, 1e3, 1e2, 1e1, 1.0][decade as usize];
         ((scale * cells / 0.9) as f32, (cells * 8.0 / 9.0) as f32)
@@ -139,9 +154,10 @@ fn floor(x: f32) -> u32 {
 
 /// `10^−n` for n up to 7, within two units in the last place; a division would take longer.
 #[inline(always)]
-fn tenths(n: u32) -> f32 {
-    let factor = |bit: u32, power: f32| if n & bit == 0 { 1.0 } else { power };
-    factor(1, 0.1) * factor(2, 0.01) * factor(4, 0.0001)
+pub(super) const fn tenths(n: u32) -> f32 {
+    let ones = if n & 1 == 0 { 1.0 } else { 0.1 };
+    let twos = if n & 2 == 0 { 1.0 } else { 0.01 };
+    ones * twos * if n & 4 == 0 { 1.0 } else { 0.0001 }
 }
 
 /// Without their sign, floats are in the order of their bits, and what is not a number is above
@@ -232,16 +248,16 @@ mod tests {
                 values[200] = 7.4;
             }
             let (mut codes, mut back) = ([0u8; BLOCK], [9f32; BLOCK]);
-            let scale = code.encode(&values, &mut codes);
-            code.decode(&codes, scale, &mut back);
+            let scale = Plain.encode(code, &values, &mut codes);
+            Plain.decode(code, &codes, scale, &mut back);
             assert_eq!((scale, back[3], back[0]), (7.5, 7.5, 0.0));
             assert!((back[200] - values[200]).abs() < 0.06);
             assert!(back[201] >= least);
         }
         let mut codes = [1u8; BLOCK];
-        assert_eq!(Code::Unsigned.encode(&[0.0; BLOCK], &mut codes), 0.0);
+        assert_eq!(Plain.encode(Code::Unsigned, &[0.0; BLOCK], &mut codes), 0.0);
         assert_eq!(codes, [0; BLOCK]);
         values[7] = f32::NAN;
-        assert!(Code::Signed.encode(&values, &mut codes).is_nan());
+        assert!(Plain.encode(Code::Signed, &values, &mut codes).is_nan());
     }
 }

@@ -4,7 +4,7 @@ use half::bf16;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::bytes::Code;
+use super::bytes::{Code, Codec};
 use super::random::Random;
 use super::{BLOCK, Coefficients};
 use crate::cpu::Real;
@@ -123,18 +123,19 @@ impl Blocks for Stochastic<'_> {
 }
 
 /// A moment in 8 bits.
-pub(super) struct Bytes<'a> {
+pub(super) struct Bytes<'a, C> {
     pub(super) codes: &'a mut [u8],
     pub(super) scales: &'a mut [f32],
     pub(super) code: Code,
+    pub(super) codec: C,
 }
 
-impl Blocks for Bytes<'_> {
+impl<C: Codec> Blocks for Bytes<'_, C> {
     fn tasks(self) -> Vec<Self> {
-        let code = self.code;
+        let (code, codec) = (self.code, self.codec);
         let scales = self.scales.chunks_mut(TASK / BLOCK);
         let tasks = self.codes.chunks_mut(TASK).zip(scales);
-        tasks.map(|(codes, scales)| Self { codes, scales, code }).collect()
+        tasks.map(|(codes, scales)| Self { codes, scales, code, codec }).collect()
     }
 
     #[inline(always)]
@@ -142,10 +143,10 @@ impl Blocks for Bytes<'_> {
         let codes = &self.codes[block * BLOCK..];
         let scale = self.scales[block];
         if let Some(whole) = codes.first_chunk::<BLOCK>() {
-            self.code.decode(whole, scale, values);
+            self.codec.decode(self.code, whole, scale, values);
         } else {
             values.fill(0.0);
-            self.code.decode(codes, scale, values);
+            self.codec.decode(self.code, codes, scale, values);
         }
     }
 
@@ -153,9 +154,9 @@ impl Blocks for Bytes<'_> {
     fn store(&mut self, block: usize, values: &Values) {
         let codes = &mut self.codes[block * BLOCK..];
         self.scales[block] = if let Some(whole) = codes.first_chunk_mut::<BLOCK>() {
-            self.code.encode(values, whole)
+            self.codec.encode(self.code, values, whole)
         } else {
-            self.code.encode(values, codes)
+            self.codec.encode(self.code, values, codes)
         };
     }
 }
@@ -188,31 +189,31 @@ impl<W: Blocks, F: Blocks, S: Blocks, G: Real> WithSimd for Task<'_, W, F, S, G>
 
     #[inline(always)]
     fn with_simd<V: Simd>(mut self, _: V) {
+        let mut values = [[0f32; BLOCK]; 4];
         for block in 0..self.grad.len().div_ceil(BLOCK) {
-            self.step_block(block);
+            self.step_block(block, &mut values);
         }
     }
 }
 
 impl<W: Blocks, F: Blocks, S: Blocks, G: Real> Task<'_, W, F, S, G> {
     #[inline(always)]
-    fn step_block(&mut self, block: usize) {
+    fn step_block(&mut self, block: usize, [p, m, v, g]: &mut [Values; 4]) {
         let c = self.coefficients;
-        let [mut p, mut m, mut v, mut g] = [[0f32; BLOCK]; 4];
-        self.weights.load(block, &mut p);
-        self.first.load(block, &mut m);
-        self.second.load(block, &mut v);
-        load(self.grad, block, &mut g);
-        for (((p, m), v), g) in p.iter_mut().zip(&mut m).zip(&mut v).zip(&g) {
-            let g = g * c.grad_scale;
+        self.weights.load(block, p);
+        self.first.load(block, m);
+        self.second.load(block, v);
+        load(self.grad, block, g);
+        for (((p, m), v), g) in p.iter_mut().zip(m.iter_mut()).zip(v.iter_mut()).zip(g) {
+            let g = *g * c.grad_scale;
             *m = c.beta1 * *m + c.rest1 * g;
             *v = c.beta2 * *v + c.rest2 * (g * g);
             let denominator = v.sqrt() * c.inv_root_correction + c.eps;
             *p = *p * c.keep - c.step_size * (*m / denominator);
         }
-        self.weights.store(block, &p);
-        self.first.store(block, &m);
-        self.second.store(block, &v);
+        self.weights.store(block, p);
+        self.first.store(block, m);
+        self.second.store(block, v);
     }
 }
 

@@ -5,6 +5,8 @@
 //! whatever they are stored as. [`Weights`] says what is trained, [`Moments`] holds the state.
 
 mod bytes;
+#[cfg(target_arch = "x86_64")]
+mod bytes_avx512;
 mod clip;
 mod composed;
 mod cpu;
@@ -19,7 +21,7 @@ use half::bf16;
 use crate::cpu::{self as slices, Real};
 use crate::memory;
 use crate::profile::{self, Op};
-use bytes::Code;
+use bytes::{Code, Codec, Plain};
 pub use clip::{Clip, Halt};
 use cpu::Blocks;
 pub use moved::{Moved, moved_all};
@@ -169,7 +171,7 @@ fn decode(codes: &Tensor, scales: &Tensor, code: Code) -> Result<Tensor> {
     let mut all = Vec::with_capacity(codes.len());
     for (codes, scale) in codes.chunks(BLOCK).zip(scales) {
         let mut values = [0.0; BLOCK];
-        code.decode(codes, scale, &mut values);
+        Plain.decode(code, codes, scale, &mut values);
         all.extend_from_slice(&values[..codes.len()]);
     }
     slices::tensor(all, codes.len())
@@ -310,24 +312,40 @@ fn with_moments<G: Real>(
             })
         }),
         Moments::Blockwise8 { first, first_scales, second, second_scales } => {
-            with_bytes(first, first_scales, Code::Signed, |first| {
-                with_bytes(second, second_scales, Code::Unsigned, |second| {
-                    cpu::step(weights, first, second, grad, c);
-                    Ok(())
-                })
-            })
+            let moments = [(first, first_scales), (second, second_scales)];
+            #[cfg(target_arch = "x86_64")]
+            if let Some(token) = crate::simd::avx512() {
+                let codec = bytes_avx512::Avx512(token);
+                return with_codec(codec, weights, moments, grad, c);
+            }
+            with_codec(Plain, weights, moments, grad, c)
         }
     }
 }
 
-fn with_bytes(
-    codes: &Tensor,
-    scales: &Tensor,
+fn with_codec<C: Codec, G: Real>(
+    codec: C,
+    weights: impl Blocks,
+    [first, second]: [(&Tensor, &Tensor); 2],
+    grad: &[G],
+    c: Coefficients,
+) -> Result<()> {
+    with_bytes(codec, first, Code::Signed, |first| {
+        with_bytes(codec, second, Code::Unsigned, |second| {
+            cpu::step(weights, first, second, grad, c);
+            Ok(())
+        })
+    })
+}
+
+fn with_bytes<C: Codec>(
+    codec: C,
+    (codes, scales): (&Tensor, &Tensor),
     code: Code,
-    f: impl FnOnce(cpu::Bytes) -> Result<()>,
+    f: impl FnOnce(cpu::Bytes<C>) -> Result<()>,
 ) -> Result<()> {
     slices::update(codes, |codes| {
-        slices::update(scales, |scales| f(cpu::Bytes { codes, scales, code }))
+        slices::update(scales, |scales| f(cpu::Bytes { codes, scales, code, codec }))
     })
 }
 

@@ -6,7 +6,7 @@ use half::bf16;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::bytes::Code;
+use super::bytes::{Code, Codec, Plain};
 use super::cpu::{TASK, load};
 use super::{BLOCK, Coefficients, Moments, Step};
 use crate::cpu::{self as slices, Real};
@@ -115,7 +115,7 @@ impl Moment<'_> {
             Self::Bytes(codes, scales, code) => {
                 values.fill(0.0);
                 let codes = &codes[block * BLOCK..];
-                code.decode(&codes[..codes.len().min(BLOCK)], scales[block], values);
+                Plain.decode(code, &codes[..codes.len().min(BLOCK)], scales[block], values);
             }
         }
     }

@@ -242,11 +242,35 @@ impl Bench<'_> {
         })
     }
 
-    /// On f32 whatever the model computes in.
+    /// Weights as they are trained in that type: f32 ones; or masters of bf16, and bf16 alone.
     fn optimizer(&mut self, rows: usize, columns: usize) -> TensorResult<()> {
-        let random = || tensor(&[rows, columns], DType::F32);
-        let (param, grad) = (random()?, random()?);
-        let moments = adamw::Moments::f32_zeros((rows, columns), &Device::Cpu)?;
+        if !self.wants("adamw") && !self.wants("sum_of_squares") {
+            return Ok(());
+        }
+        let wide = || tensor(&[rows, columns], DType::F32);
+        let (master, grad) = (wide()?, wide()?);
+        if self.precision.dtype() == DType::F32 {
+            self.steps(["adamw", "adamw_8bit"], adamw::Weights::F32(&master), &grad)?;
+        } else {
+            let (param, narrow) = (master.to_dtype(DType::BF16)?, grad.to_dtype(DType::BF16)?);
+            let masters = adamw::Weights::Master { master: &master, param: &param };
+            self.steps(["adamw_master", "adamw_master_8bit"], masters, &grad)?;
+            let alone = adamw::Weights::Stochastic { param: &param, seed: 0, tensor: 0 };
+            self.steps(["adamw_stochastic", "adamw_stochastic_8bit"], alone, &narrow)?;
+        }
+        let (count, size) = (rows * columns, format!("{rows} x {columns}"));
+        self.time("sum_of_squares", &size, 0.0, 4.0 * count as f64, || adamw::sum_of_squares(&grad))
+    }
+
+    /// With moments in f32, and in 8 bits.
+    fn steps(
+        &mut self,
+        ops: [&'static str; 2],
+        weights: adamw::Weights,
+        grad: &Tensor,
+    ) -> TensorResult<()> {
+        let (rows, columns) = grad.dims2()?;
+        let count = rows * columns;
         let params = adamw::Params {
             lr: 1e-4,
             beta1: 0.9,
@@ -256,12 +280,24 @@ impl Bench<'_> {
             step: 1,
             grad_scale: 1.0,
         };
-        let (count, size) = ((rows * columns) as f64, format!("{rows} x {columns}"));
-        // Four tensors are read and three written.
-        self.time("adamw", &size, 0.0, 28.0 * count, || {
-            adamw::step(adamw::Weights::F32(&param), &moments, &grad, params)
-        })?;
-        self.time("sum_of_squares", &size, 0.0, 4.0 * count, || adamw::sum_of_squares(&grad))
+        // Weights and moments are read and written, a parameter beside its master only written.
+        let of_weights = match weights {
+            adamw::Weights::F32(_) => 8,
+            adamw::Weights::Master { .. } => 10,
+            adamw::Weights::Stochastic { .. } => 4,
+        } * count;
+        let read = of_weights + count * grad.dtype().size_in_bytes();
+        let moments = [
+            adamw::Moments::f32_zeros((rows, columns), &Device::Cpu)?,
+            adamw::Moments::blockwise8_zeros(count, &Device::Cpu)?,
+        ];
+        for (op, moments) in ops.into_iter().zip(&moments) {
+            let bytes = (read + 2 * moments.bytes()) as f64;
+            self.time(op, &format!("{rows} x {columns}"), 0.0, bytes, || {
+                adamw::step(weights, moments, grad, params)
+            })?;
+        }
+        Ok(())
     }
 
     fn wants(&self, op: &str) -> bool {
