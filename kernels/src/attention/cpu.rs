@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
 use super::strip::{Heads, Rule};
@@ -60,10 +60,7 @@ pub(super) fn forward<T: Real + Serial>(
     let heads = Heads::of(q, k)?;
     let y = cpu::with([q, k, v], |[q, k, v]: [&[T]; 3]| {
         let call = Call { heads, rule: Rule::of(params), documents, q, k, v };
-        match T::with_kernel(forward_pass::Forward(&call)) {
-            Some(y) => y,
-            None => bail!("no attention of {:?} on this CPU", T::DTYPE),
-        }
+        T::with_kernel(forward_pass::Forward(&call))
     })?;
     cpu::tensor(y, q.dims())
 }
@@ -76,10 +73,7 @@ pub(super) fn backward<T: Real + Serial>(
     let heads = Heads::of(q, k)?;
     let [dq, dk, dv] = cpu::with([q, k, v, dy], |[q, k, v, dy]: [&[T]; 4]| {
         let call = Call { heads, rule: Rule::of(params), documents, q, k, v };
-        match T::with_kernel(backward_pass::Backward(&call, dy)) {
-            Some(gradients) => gradients,
-            None => bail!("no attention of {:?} on this CPU", T::DTYPE),
-        }
+        T::with_kernel(backward_pass::Backward(&call, dy))
     })?;
     Ok([cpu::tensor(dq, q.dims())?, cpu::tensor(dk, k.dims())?, cpu::tensor(dv, v.dims())?])
 }

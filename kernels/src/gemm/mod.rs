@@ -2,14 +2,14 @@
 //!
 //! Both operands are packed into panels, but for a long side beside a short one; tiles are computed
 //! by a micro-kernel that the CPU's features choose, and sums are f32 from start to end whatever the
-//! operands are. Where no kernel
-//! fits the CPU, [`Element::multiply`] says so and candle's own product (the `gemm` crate) takes over.
+//! operands are.
 
 mod blocking;
 mod isa;
 mod kernel;
 mod operand;
 mod output;
+mod portable;
 #[cfg(test)]
 mod scalar;
 mod serial;
@@ -45,15 +45,14 @@ use crate::rehearsal::Rehearsal;
 
 /// An element that has kernels.
 pub(crate) trait Element: Copy + Send + Sync {
-    /// `out (+)= left · rightᵀ` into rows that are `row_stride` apart; false where the CPU has no
-    /// kernel for it, and `out` is as it was.
+    /// `out (+)= left · rightᵀ` into rows that are `row_stride` apart.
     fn multiply<O: Output>(
         left: &Operand<Self>,
         right: &Operand<Self>,
         out: &mut [O],
         row_stride: usize,
         add: bool,
-    ) -> bool;
+    );
 }
 
 /// Whether kernels may use `vdpbf16ps` here.
@@ -71,10 +70,14 @@ pub(crate) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], sums: bool, dtype
         return;
     }
     match (dtype, isa::of_f32(), isa::of_bf16()) {
-        (DType::F32, Isa::Portable | Isa::Neon, _)
-        | (DType::BF16, _, Isa::Portable | Isa::Neon) => {}
+        (DType::F32, Isa::Portable | Isa::Neon, _) => {
+            blocking::rehearse::<f32, portable::Portable>(pool, size);
+        }
         (DType::F32, Isa::Avx2, _) => blocking::rehearse::<f32, avx2::Avx2>(pool, size),
         (DType::F32, ..) => blocking::rehearse::<f32, avx512::Avx512F32>(pool, size),
+        (DType::BF16, _, Isa::Portable | Isa::Neon) => {
+            blocking::rehearse::<bf16, portable::Portable>(pool, size);
+        }
         (DType::BF16, _, Isa::Avx2) => blocking::rehearse::<bf16, avx2::Avx2>(pool, size),
         (DType::BF16, _, Isa::Avx512) => {
             blocking::rehearse::<bf16, avx512::Avx512Widened>(pool, size);
@@ -90,22 +93,31 @@ pub(crate) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], sums: bool, dtype
 /// Takes the buffers of a product `[m, k] · [k, n]` of `dtype`, and gives them back.
 #[cfg(target_arch = "aarch64")]
 pub(crate) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], _sums: bool, dtype: DType) {
-    match dtype {
-        _ if size.contains(&0) || !is_fast() => {}
-        DType::F32 => blocking::rehearse::<f32, neon::Neon>(pool, size),
-        DType::BF16 => blocking::rehearse::<bf16, neon::Neon>(pool, size),
+    match (dtype, isa::of_f32()) {
+        _ if size.contains(&0) => {}
+        (DType::F32, Isa::Neon) => blocking::rehearse::<f32, neon::Neon>(pool, size),
+        (DType::BF16, Isa::Neon) => blocking::rehearse::<bf16, neon::Neon>(pool, size),
+        (DType::F32, _) => blocking::rehearse::<f32, portable::Portable>(pool, size),
+        (DType::BF16, _) => blocking::rehearse::<bf16, portable::Portable>(pool, size),
         _ => {}
     }
 }
 
-/// There are no kernels, and so no buffers.
+/// Takes the buffers of a product `[m, k] · [k, n]` of `dtype`, and gives them back.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-pub(crate) fn rehearse(_: &mut Rehearsal, _: [usize; 3], _: bool, _: DType) {}
+pub(crate) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], _sums: bool, dtype: DType) {
+    match dtype {
+        _ if size.contains(&0) => {}
+        DType::F32 => blocking::rehearse::<f32, portable::Portable>(pool, size),
+        DType::BF16 => blocking::rehearse::<bf16, portable::Portable>(pool, size),
+        _ => {}
+    }
+}
 
 /// Bytes of an element of a packed operand: kernels that have no bf16 instructions widen it.
 pub(crate) fn packed_element_bytes(dtype: DType) -> usize {
     match (dtype, isa::of_bf16()) {
-        (DType::BF16, Isa::Neon | Isa::Avx2 | Isa::Avx512) => size_of::<f32>(),
+        (DType::BF16, Isa::Portable | Isa::Neon | Isa::Avx2 | Isa::Avx512) => size_of::<f32>(),
         _ => dtype.size_in_bytes(),
     }
 }
@@ -133,9 +145,10 @@ pub(crate) fn constant_buffer_bytes(_: DType) -> Option<usize> {
     None
 }
 
-/// Whether products of f32 and of bf16 have kernels here.
-pub(crate) fn is_fast() -> bool {
-    isa::of_f32() != Isa::Portable
+/// Whether kernels may use AVX2 and FMA here.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_avx2() -> bool {
+    isa::of_f32() >= Isa::Avx2
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -146,14 +159,13 @@ impl Element for f32 {
         out: &mut [O],
         row_stride: usize,
         add: bool,
-    ) -> bool {
+    ) {
         let multiply = match isa::of_f32() {
-            Isa::Portable | Isa::Neon => return false,
+            Isa::Portable | Isa::Neon => blocking::multiply::<_, portable::Portable, _>,
             Isa::Avx2 => blocking::multiply::<_, avx2::Avx2, _>,
             _ => blocking::multiply::<_, avx512::Avx512F32, _>,
         };
         multiply(left, right, out, row_stride, add);
-        true
     }
 }
 
@@ -165,19 +177,18 @@ impl Element for bf16 {
         out: &mut [O],
         row_stride: usize,
         add: bool,
-    ) -> bool {
+    ) {
         if multiplies_bf16_pairs() && narrow::multiply(left, right, out, row_stride, add) {
-            return true;
+            return;
         }
         let multiply = match isa::of_bf16() {
-            Isa::Portable | Isa::Neon => return false,
+            Isa::Portable | Isa::Neon => blocking::multiply::<_, portable::Portable, _>,
             Isa::Avx2 => blocking::multiply::<_, avx2::Avx2, _>,
             Isa::Avx512 => blocking::multiply::<_, avx512::Avx512Widened, _>,
             Isa::Avx512Bf16 => blocking::multiply::<_, avx512::Avx512Bf16, _>,
             Isa::AmxBf16 => amx::multiply::<amx::Tmm, _>,
         };
         multiply(left, right, out, row_stride, add);
-        true
     }
 }
 
@@ -185,6 +196,7 @@ impl Element for bf16 {
 impl<T: Copy + Send + Sync> Element for T
 where
     neon::Neon: kernel::Kernel<T>,
+    portable::Portable: kernel::Kernel<T>,
 {
     fn multiply<O: Output>(
         left: &Operand<T>,
@@ -192,18 +204,28 @@ where
         out: &mut [O],
         row_stride: usize,
         add: bool,
-    ) -> bool {
-        if is_fast() {
-            blocking::multiply::<_, neon::Neon, _>(left, right, out, row_stride, add);
-        }
-        is_fast()
+    ) {
+        let multiply = match isa::of_f32() {
+            Isa::Neon => blocking::multiply::<_, neon::Neon, _>,
+            _ => blocking::multiply::<_, portable::Portable, _>,
+        };
+        multiply(left, right, out, row_stride, add);
     }
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-impl<T: Copy + Send + Sync> Element for T {
-    fn multiply<O: Output>(_: &Operand<T>, _: &Operand<T>, _: &mut [O], _: usize, _: bool) -> bool {
-        false
+impl<T: Copy + Send + Sync> Element for T
+where
+    portable::Portable: kernel::Kernel<T>,
+{
+    fn multiply<O: Output>(
+        left: &Operand<T>,
+        right: &Operand<T>,
+        out: &mut [O],
+        row_stride: usize,
+        add: bool,
+    ) {
+        blocking::multiply::<_, portable::Portable, _>(left, right, out, row_stride, add);
     }
 }
 
@@ -324,6 +346,8 @@ mod tests {
             let size = [m, n, k];
             check_f32::<ScalarF32>(size);
             check_bf16::<ScalarBf16>(size);
+            check_f32::<portable::Portable>(size);
+            check_bf16::<portable::Portable>(size);
             #[cfg(target_arch = "aarch64")]
             {
                 check_f32::<neon::Neon>(size);
@@ -455,13 +479,12 @@ mod tests {
             let mut out = vec![0f32; m * n];
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             let (left, right) = (Operand::rows(&a, m, k), Operand::rows(&b, n, k));
-            let done =
-                pool.expect("a pool").install(|| bf16::multiply(&left, &right, &mut out, n, false));
-            done.then_some(out)
+            pool.expect("a pool").install(|| bf16::multiply(&left, &right, &mut out, n, false));
+            out
         };
-        let Some(one) = run(1) else { return eprintln!("no kernel for this CPU: skipped") };
+        let one = run(1);
         let bits = |out: &[f32]| out.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        assert!(bits(&one) == bits(&run(3).expect("the same CPU")));
+        assert!(bits(&one) == bits(&run(3)));
         for (i, j) in [(0, 0), (2047, 1023), (2048, 1024), (2099, 1099), (1000, 777), (191, 256)] {
             let sum: f64 = (0..k).map(|d| a[i * k + d].to_f64() * b[j * k + d].to_f64()).sum();
             assert!((f64::from(one[i * n + j]) - sum).abs() < 1e-3, "{i},{j}");

@@ -73,8 +73,8 @@ pub(crate) trait Work<T: Copy> {
 
 /// An element whose kernels can be had.
 pub(crate) trait Serial: Copy {
-    /// Does `work` with the kernel for this CPU; `None` where it has none.
-    fn with_kernel<W: Work<Self>>(work: W) -> Option<W::Done>;
+    /// Does `work` with the kernel for this CPU.
+    fn with_kernel<W: Work<Self>>(work: W) -> W::Done;
 
     /// Does `work` with every kernel that this CPU can run.
     #[cfg(test)]
@@ -84,7 +84,7 @@ pub(crate) trait Serial: Copy {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::super::isa::{self, Isa};
-    use super::super::{amx, avx2::Avx2, avx512::Avx512Widened, avx512_short};
+    use super::super::{amx, avx2::Avx2, avx512::Avx512Widened, avx512_short, portable::Portable};
     use super::{Serial, SerialKernel, Work, bf16};
 
     impl SerialKernel<f32> for Avx2 {}
@@ -92,11 +92,11 @@ mod x86 {
     impl SerialKernel<bf16> for Avx512Widened {}
 
     impl Serial for f32 {
-        fn with_kernel<W: Work<f32>>(work: W) -> Option<W::Done> {
+        fn with_kernel<W: Work<f32>>(work: W) -> W::Done {
             match isa::of_f32() {
-                Isa::Portable | Isa::Neon => None,
-                Isa::Avx2 => Some(work.with::<Avx2>()),
-                _ => Some(work.with::<avx512_short::ShortF32>()),
+                Isa::Portable | Isa::Neon => work.with::<Portable>(),
+                Isa::Avx2 => work.with::<Avx2>(),
+                _ => work.with::<avx512_short::ShortF32>(),
             }
         }
 
@@ -104,6 +104,7 @@ mod x86 {
         fn with_each_kernel<W: Work<f32> + Copy>(work: W) -> Vec<W::Done> {
             let [avx2, avx512, _] = runs();
             let done = [
+                Some(work.with::<Portable>()),
                 avx2.then(|| work.with::<Avx2>()),
                 avx512.then(|| work.with::<avx512_short::ShortF32>()),
             ];
@@ -120,13 +121,13 @@ mod x86 {
     }
 
     impl Serial for bf16 {
-        fn with_kernel<W: Work<bf16>>(work: W) -> Option<W::Done> {
+        fn with_kernel<W: Work<bf16>>(work: W) -> W::Done {
             match isa::of_bf16() {
-                Isa::Portable | Isa::Neon => None,
-                Isa::Avx2 => Some(work.with::<Avx2>()),
-                Isa::Avx512Bf16 => Some(work.with::<avx512_short::ShortBf16>()),
-                Isa::Avx512 => Some(work.with::<Avx512Widened>()),
-                Isa::AmxBf16 => Some(work.with::<amx::AmxBf16>()),
+                Isa::Portable | Isa::Neon => work.with::<Portable>(),
+                Isa::Avx2 => work.with::<Avx2>(),
+                Isa::Avx512Bf16 => work.with::<avx512_short::ShortBf16>(),
+                Isa::Avx512 => work.with::<Avx512Widened>(),
+                Isa::AmxBf16 => work.with::<amx::AmxBf16>(),
             }
         }
 
@@ -134,6 +135,7 @@ mod x86 {
         fn with_each_kernel<W: Work<bf16> + Copy>(work: W) -> Vec<W::Done> {
             let [avx2, avx512, avx512_bf16] = runs();
             let done = [
+                Some(work.with::<Portable>()),
                 avx2.then(|| work.with::<Avx2>()),
                 avx512.then(|| work.with::<Avx512Widened>()),
                 avx512_bf16.then(|| work.with::<avx512_short::ShortBf16>()),
@@ -146,7 +148,7 @@ mod x86 {
 
 #[cfg(target_arch = "aarch64")]
 mod arm {
-    use super::super::{isa, neon::Neon};
+    use super::super::{isa, neon::Neon, portable::Portable};
     use super::{Serial, SerialKernel, Work, bf16};
 
     impl SerialKernel<f32> for Neon {}
@@ -155,27 +157,34 @@ mod arm {
     impl<T: Copy> Serial for T
     where
         Neon: SerialKernel<T>,
+        Portable: SerialKernel<T>,
     {
-        fn with_kernel<W: Work<T>>(work: W) -> Option<W::Done> {
-            (isa::of_f32() != isa::Isa::Portable).then(|| work.with::<Neon>())
+        fn with_kernel<W: Work<T>>(work: W) -> W::Done {
+            match isa::of_f32() {
+                isa::Isa::Neon => work.with::<Neon>(),
+                _ => work.with::<Portable>(),
+            }
         }
 
         #[cfg(test)]
         fn with_each_kernel<W: Work<T> + Copy>(work: W) -> Vec<W::Done> {
-            vec![work.with::<Neon>()]
+            vec![work.with::<Portable>(), work.with::<Neon>()]
         }
     }
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-impl<T: Copy> Serial for T {
-    fn with_kernel<W: Work<T>>(_: W) -> Option<W::Done> {
-        None
+impl<T: Copy> Serial for T
+where
+    super::portable::Portable: SerialKernel<T>,
+{
+    fn with_kernel<W: Work<T>>(work: W) -> W::Done {
+        work.with::<super::portable::Portable>()
     }
 
     #[cfg(test)]
-    fn with_each_kernel<W: Work<T> + Copy>(_: W) -> Vec<W::Done> {
-        Vec::new()
+    fn with_each_kernel<W: Work<T> + Copy>(work: W) -> Vec<W::Done> {
+        vec![work.with::<super::portable::Portable>()]
     }
 }
 

@@ -23,7 +23,9 @@ use crate::cpu::{self, Real};
 #[cfg(feature = "cuda")]
 use crate::cuda::gemv as gpu;
 use crate::fresh::fresh;
-use crate::gemm::{self, Output, Tiles};
+#[cfg(target_arch = "x86_64")]
+use crate::gemm;
+use crate::gemm::{Output, Tiles};
 use crate::profile::{self, Op, Timer};
 use crate::scratch::{Plain, Scratch};
 use crate::{accumulation_dtype, linear};
@@ -44,7 +46,7 @@ pub fn forward(x: &Tensor, layers: &[Layer]) -> Result<Vec<Tensor>> {
     check(x, layers)?;
     let tensors = layers.iter().flat_map(|layer| [Some(layer.weight), layer.bias]).flatten();
     let tensors: Vec<&Tensor> = std::iter::once(x).chain(tensors).collect();
-    match cpu::fast_dtype(&tensors).filter(|_| is_fast()) {
+    match cpu::fast_dtype(&tensors) {
         Some(DType::BF16) => products::<bf16, bf16>(&tensors, layers),
         Some(_) => products::<f32, f32>(&tensors, layers),
         None => layers
@@ -65,7 +67,7 @@ pub fn forward_wide(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let _timer = timer(x, [weight]);
     let layers = [Layer { weight, bias: None }];
     check(x, &layers)?;
-    let products = match cpu::fast_dtype(&[x, weight]).filter(|_| is_fast()) {
+    let products = match cpu::fast_dtype(&[x, weight]) {
         Some(DType::BF16) => products::<bf16, f32>(&[x, weight], &layers)?,
         Some(_) => products::<f32, f32>(&[x, weight], &layers)?,
         #[cfg(feature = "cuda")]
@@ -75,11 +77,6 @@ pub fn forward_wide(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         None => vec![linear::forward(x, weight, None)?.to_dtype(accumulation_dtype(x.dtype()))?],
     };
     products.into_iter().next().map_or_else(|| bail!("a product of one weight"), Ok)
-}
-
-/// Whether the CPU multiplies and adds in one instruction, as the kernels ask of it.
-fn is_fast() -> bool {
-    cfg!(target_arch = "aarch64") || gemm::is_fast()
 }
 
 fn check(x: &Tensor, layers: &[Layer]) -> Result<()> {
@@ -192,7 +189,7 @@ impl Weight for bf16 {
         #[cfg(target_arch = "x86_64")]
         if gemm::multiplies_bf16_pairs() {
             return fill::<bf16, avx512::Pairs, O>(x, depth, matrices, outputs, tiles);
-        } else if gemm::is_fast() {
+        } else if gemm::has_avx2() {
             return fill::<bf16, avx2::Widened, O>(x, depth, matrices, outputs, tiles);
         }
         fill::<bf16, vectors::Vectors, O>(x, depth, matrices, outputs, tiles);
@@ -327,7 +324,7 @@ mod tests {
                 check_kernel::<bf16, avx512::Pairs>(tokens, depth, rows)?;
             }
             #[cfg(target_arch = "x86_64")]
-            if gemm::is_fast() {
+            if gemm::has_avx2() {
                 check_kernel::<bf16, avx2::Widened>(tokens, depth, rows)?;
             }
         }
@@ -396,7 +393,7 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     fn a_row_has_the_same_bits_by_each_kernel_in_any_company() -> Result<()> {
         for depth in [5, 64, 1000, 2085] {
-            if gemm::is_fast() {
+            if gemm::has_avx2() {
                 check_company::<bf16, avx2::Widened>(depth)?;
             }
             if gemm::multiplies_bf16_pairs() {
@@ -417,7 +414,7 @@ mod tests {
                     check_kernel::<bf16, avx512::Pairs>(tokens, depth, 7)?;
                 }
                 #[cfg(target_arch = "x86_64")]
-                if gemm::is_fast() {
+                if gemm::has_avx2() {
                     check_kernel::<bf16, avx2::Widened>(tokens, depth, 7)?;
                 }
             }

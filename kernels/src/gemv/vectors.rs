@@ -99,17 +99,17 @@ fn dots<S: Simd, T, const B: usize>(
         }
         for b in 0..B {
             let x = &x_pairs[b][at];
-            chains[b][0] = simd.mul_add_f32s(w[0], x[0], chains[b][0]);
-            chains[b][1] = simd.mul_add_f32s(w[1], x[1], chains[b][1]);
+            chains[b][0] = simd.mul_add_e_f32s(w[0], x[0], chains[b][0]);
+            chains[b][1] = simd.mul_add_e_f32s(w[1], x[1], chains[b][1]);
         }
     }
     for b in 0..B {
         if let ([w], [x]) = (odd, x_odd[b]) {
-            chains[b][0] = simd.mul_add_f32s(*w, *x, chains[b][0]);
+            chains[b][0] = simd.mul_add_e_f32s(*w, *x, chains[b][0]);
         }
         if !w_rest.is_empty() {
             let (w, x) = (simd.partial_load_f32s(w_rest), simd.partial_load_f32s(x_rest[b]));
-            chains[b][1] = simd.mul_add_f32s(w, x, chains[b][1]);
+            chains[b][1] = simd.mul_add_e_f32s(w, x, chains[b][1]);
         }
         sums[b * stride] = simd.reduce_sum_f32s(simd.add_f32s(chains[b][0], chains[b][1]));
     }

@@ -4,7 +4,7 @@
 //! their tokens, and adds what the piece has to say to the gradients of the hidden states. These sums are relative to the largest logit so far, as in attention over
 //! tiles, so nothing of a piece is needed later, unless the head itself is trained.
 
-use candle_core::{Result, bail};
+use candle_core::Result;
 use rayon::prelude::*;
 
 use super::buffers::{Buffers, FORWARD_TOKENS, HeadGradient, PIECE, chunk_tokens};
@@ -60,7 +60,7 @@ impl<T: Real> Head<'_, T> {
             for (index, piece) in self.pieces() {
                 let len = piece.len() / self.width;
                 let logits = &mut logits[..targets.len() * len];
-                self.logits(rows, piece, logits)?;
+                self.logits(rows, piece, logits);
                 let each = statistics.par_iter_mut().zip(logits.par_chunks_exact_mut(len));
                 each.for_each(|(token, logits)| {
                     token.absorb::<T>(logits, index * PIECE, self.softcap, &mut []);
@@ -117,14 +117,14 @@ impl<T: Real> Head<'_, T> {
                 scaled: &mut scaled,
                 d_rows: &mut d_rows[..chunk.len() * width],
             };
-            let statistics = self.pass(targets, keeps, loss_scale, &mut buffers)?;
+            let statistics = self.pass(targets, keeps, loss_scale, &mut buffers);
             match (way, &mut d_weight) {
                 (HeadGradient::Unwanted, _) | (_, None) => {}
                 (HeadGradient::Kept, Some(d_weight)) => {
-                    self.add_of_kept(&statistics, loss_scale, &mut buffers, d_weight)?;
+                    self.add_of_kept(&statistics, loss_scale, &mut buffers, d_weight);
                 }
                 (HeadGradient::Again, Some(d_weight)) => {
-                    self.add_of_logits(&statistics, loss_scale, &mut buffers, d_weight)?;
+                    self.add_of_logits(&statistics, loss_scale, &mut buffers, d_weight);
                 }
             }
             self.scatter(chunk, &d_rows, d_hidden);
@@ -153,10 +153,10 @@ impl<T: Real> Head<'_, T> {
     }
 
     /// `logits [C, piece] = rows [C, E] · pieceᵀ`.
-    pub(super) fn logits(&self, rows: &[T], piece: &[T], logits: &mut [f32]) -> Result<()> {
+    pub(super) fn logits(&self, rows: &[T], piece: &[T], logits: &mut [f32]) {
         let (tokens, len) = (rows.len() / self.width, piece.len() / self.width);
         let left = Operand::rows(rows, tokens, self.width);
-        multiply(&left, &Operand::rows(piece, len, self.width), logits, len, false)
+        T::multiply(&left, &Operand::rows(piece, len, self.width), logits, len, false);
     }
 
     /// The statistics of the tokens, and the gradients of their hidden states. What is kept gets
@@ -167,7 +167,7 @@ impl<T: Real> Head<'_, T> {
         keeps: bool,
         scale: f64,
         buffers: &mut Chunk<T>,
-    ) -> Result<Vec<Statistics>> {
+    ) -> Vec<Statistics> {
         let (tokens, width) = (targets.len(), self.width);
         let Chunk { rows, logits, kept, largest, d_rows, .. } = buffers;
         let mut statistics = Statistics::of_all(targets);
@@ -177,7 +177,7 @@ impl<T: Real> Head<'_, T> {
         for (index, piece) in self.pieces() {
             let (first, len) = (index * PIECE, piece.len() / width);
             let kept = &mut kept[if keeps { first * tokens } else { 0 }..][..tokens * len];
-            self.logits(rows, piece, &mut logits[..tokens * len])?;
+            self.logits(rows, piece, &mut logits[..tokens * len]);
             let each = statistics.par_iter_mut().zip(&mut factors).zip(&mut most);
             let each = each.zip(logits.par_chunks_exact_mut(len));
             each.zip(kept.par_chunks_exact_mut(len)).for_each(
@@ -195,13 +195,13 @@ impl<T: Real> Head<'_, T> {
             }
             let d_part = &mut logits[..tokens * width];
             let left = Operand::rows(kept, tokens, len);
-            multiply(&left, &Operand::columns(piece, width, len), d_part, width, false)?;
+            T::multiply(&left, &Operand::columns(piece, width, len), d_part, width, false);
             rows_with(&factors, d_part, width, d_rows, |to, [earlier, now], part| {
                 *to = *to * earlier + part * now;
             });
         }
         self.finish(&statistics, scale, d_rows);
-        Ok(statistics)
+        statistics
     }
 
     /// Turns sums of exponentials times the head into gradients.
@@ -243,17 +243,4 @@ impl Losses {
         self.of_token.extend(statistics.iter().map(Statistics::loss));
         self.num_correct += statistics.iter().filter(|token| token.is_correct()).count();
     }
-}
-
-pub(super) fn multiply<T: Real, O: Output>(
-    left: &Operand<T>,
-    right: &Operand<T>,
-    out: &mut [O],
-    row_stride: usize,
-    add: bool,
-) -> Result<()> {
-    if !T::multiply(left, right, out, row_stride, add) {
-        bail!("no product of {:?} on this CPU", T::DTYPE);
-    }
-    Ok(())
 }

@@ -2,12 +2,11 @@
 //! than memory, of logits that are computed a second time: then nothing of a chunk is kept but its
 //! statistics, and all tokens go through a piece of the vocabulary while its gradient is in the cache.
 
-use candle_core::Result;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::buffers::PIECE;
-use super::cpu::{Chunk, Head, multiply, rows_with};
+use super::cpu::{Chunk, Head, rows_with};
 use super::softmax::{Statistics, slope, soft_cap};
 use crate::cpu::Real;
 use crate::gemm::{Operand, Output};
@@ -25,7 +24,7 @@ impl<T: Real> Head<'_, T> {
         scale: f64,
         buffers: &mut Chunk<T>,
         d_weight: &mut [G],
-    ) -> Result<()> {
+    ) {
         let (tokens, width) = (statistics.len(), self.width);
         let Chunk { rows, kept, largest, scaled, .. } = buffers;
         let scaled = &mut scaled[..rows.len()];
@@ -39,14 +38,13 @@ impl<T: Real> Head<'_, T> {
             });
             let left = Operand::columns(&kept[first * tokens..][..tokens * len], len, tokens);
             let to = &mut d_weight[first * width..][..len * width];
-            multiply(&left, &Operand::columns(scaled, width, tokens), to, width, true)?;
+            T::multiply(&left, &Operand::columns(scaled, width, tokens), to, width, true);
         }
         for (token, row) in statistics.iter().zip(rows.chunks_exact(width)) {
             let gradient = token.target_gradient(self.softcap, scale);
             let sums: Vec<f32> = row.iter().map(|x| x.wide() * gradient).collect();
             G::store(&mut d_weight[token.target() * width..][..width], &sums, true);
         }
-        Ok(())
     }
 
     /// `d_weight += d_logitsᵀ · rows` by logits that are computed again.
@@ -56,22 +54,21 @@ impl<T: Real> Head<'_, T> {
         scale: f64,
         buffers: &mut Chunk<T>,
         d_weight: &mut [G],
-    ) -> Result<()> {
+    ) {
         let (tokens, width) = (statistics.len(), self.width);
         let Chunk { rows, logits, kept, .. } = buffers;
         for (index, piece) in self.pieces() {
             let (first, len) = (index * PIECE, piece.len() / width);
             let (logits, d_logits) = (&mut logits[..tokens * len], &mut kept[..tokens * len]);
-            self.logits(rows, piece, logits)?;
+            self.logits(rows, piece, logits);
             let each = logits.par_chunks_exact_mut(len).zip(d_logits.par_chunks_exact_mut(len));
             each.zip(statistics).for_each(|((logits, d_logits), token)| {
                 token.gradient(logits, first, self.softcap, scale, d_logits);
             });
             let left = Operand::columns(d_logits, len, tokens);
             let to = &mut d_weight[first * width..][..len * width];
-            multiply(&left, &Operand::columns(rows, width, tokens), to, width, true)?;
+            T::multiply(&left, &Operand::columns(rows, width, tokens), to, width, true);
         }
-        Ok(())
     }
 }
 

@@ -16,11 +16,11 @@ mod tests;
 use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
+use crate::accumulation_dtype;
 use crate::cpu::{self as slices, Real, Stored};
 use crate::fresh::with_room;
 use crate::gemm::Output;
 use crate::profile::{self, Op, Timer};
-use crate::{accumulation_dtype, gemm};
 
 pub use pending::Pending;
 pub use rehearse::{rehearse_forward, rehearse_forward_backward};
@@ -144,9 +144,7 @@ pub fn workspace_bytes(
     trains: bool,
 ) -> usize {
     match dtype {
-        DType::F32 | DType::BF16 if gemm::is_fast() => {
-            buffers::workspace_bytes(tokens, vocab, hidden, dtype, trains)
-        }
+        DType::F32 | DType::BF16 => buffers::workspace_bytes(tokens, vocab, hidden, dtype, trains),
         _ => {
             let chunk = tokens.min(composed::chunk_tokens(vocab));
             let copies = 4 * accumulation_dtype(dtype).size_in_bytes() + dtype.size_in_bytes();
@@ -174,7 +172,7 @@ struct Head<'a> {
 impl Head<'_> {
     fn kernel_dtype(&self) -> Option<DType> {
         let dtype = slices::fast_dtype(&[self.hidden, self.weight])?;
-        (gemm::is_fast() && self.weight.elem_count() > 0).then_some(dtype)
+        (self.weight.elem_count() > 0).then_some(dtype)
     }
 
     #[cfg(feature = "cuda")]

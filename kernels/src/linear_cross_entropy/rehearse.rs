@@ -4,8 +4,8 @@ use candle_core::DType;
 use half::bf16;
 
 use super::{buffers, workspace_bytes};
+use crate::gpu_sizes;
 use crate::rehearsal::Rehearsal;
-use crate::{gemm, gpu_sizes};
 
 /// Takes the buffers of [`forward`](super::forward) over `[tokens, vocab, hidden]`, and gives them back.
 pub fn rehearse_forward(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
@@ -13,8 +13,8 @@ pub fn rehearse_forward(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
         return pool.pass(|passing| &mut passing.loss, gpu_sizes::loss_forward(size, dtype));
     }
     match dtype {
-        DType::F32 if gemm::is_fast() => buffers::rehearse_losses::<f32>(pool, size),
-        DType::BF16 if gemm::is_fast() => buffers::rehearse_losses::<bf16>(pool, size),
+        DType::F32 => buffers::rehearse_losses::<f32>(pool, size),
+        DType::BF16 => buffers::rehearse_losses::<bf16>(pool, size),
         _ => rehearse_composed(pool, size, dtype),
     }
 }
@@ -31,8 +31,8 @@ pub fn rehearse_forward_backward(
         return pool.pass(|passing| &mut passing.loss, gpu_sizes::loss_with_gradients(size, dtype));
     }
     match dtype {
-        DType::F32 if gemm::is_fast() => buffers::rehearse_gradients::<f32>(pool, size, trains),
-        DType::BF16 if gemm::is_fast() => buffers::rehearse_gradients::<bf16>(pool, size, trains),
+        DType::F32 => buffers::rehearse_gradients::<f32>(pool, size, trains),
+        DType::BF16 => buffers::rehearse_gradients::<bf16>(pool, size, trains),
         _ => rehearse_composed(pool, size, dtype),
     }
 }
