@@ -144,6 +144,29 @@ fn generation_and_kernels_are_measured() {
     let ops: Vec<&str> = timings.iter().map(|timing| timing["op"].as_str().unwrap()).collect();
     assert_eq!(ops, ["loss_forward", "loss_with_gradients"]);
     positive(&timings[0], &["seconds", "flops", "bytes"]);
+    assert_eq!((&timings[0]["off"], &kernels["device"]), (&Value::Null, &json!("cpu")));
+}
+
+/// It ends with an error where one is off.
+#[test]
+fn every_kernel_is_held_against_f64() {
+    let folder = tempfile::tempdir().unwrap();
+    let shape = tiny(&folder);
+    let args = ["bench", "kernels", "--shape", text_of(&shape), "--seq-len", "24", "--check"];
+    let kernels = report(&[&args[..], &["--json"]].concat());
+    let timings = kernels["timings"].as_array().unwrap();
+    for op in ["linear_backward_weight", "attention_backward", "decode_attention", "adamw_8bit"] {
+        assert!(timings.iter().any(|timing| timing["op"] == op), "{op}: {kernels}");
+    }
+    for timing in timings {
+        // There is no optimizer step in f64.
+        let is_step = timing["op"].as_str().unwrap().starts_with("adamw");
+        assert_eq!(timing["off"].as_f64().is_some(), !is_step, "{timing}");
+    }
+    // bf16 is rounded, so it cannot agree to the last digit.
+    let is_off = |timing: &&Value| timing["off"].as_f64().is_some_and(|off| off > 1e-4);
+    assert!(timings.iter().filter(is_off).all(|timing| timing["dtype"] == "bf16"));
+    assert!(timings.iter().filter(is_off).count() > 10, "{kernels}");
 }
 
 #[test]

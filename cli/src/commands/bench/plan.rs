@@ -79,10 +79,6 @@ pub(super) fn run(args: &PlanArgs) -> Result<Exit, Failure> {
         all.push(find(draw, &device)?);
     }
     output::print(&tables(&all))?;
-    if device.is_cpu() && chandler_kernels::instructions().f32 == "portable" {
-        output::print("this CPU has no kernels; what candle's own ops hold is planned roughly\n")?;
-        return Ok(Exit::Ok);
-    }
     match complaints(&all) {
         text if text.is_empty() => Ok(Exit::Ok),
         text => Err(Failure::new(
