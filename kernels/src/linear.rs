@@ -176,14 +176,19 @@ pub fn backward_bias(dy: &Tensor) -> Result<Tensor> {
 pub fn rehearse(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
     // Products on a GPU are cuBLAS's, which has buffers of its own.
     if !pool.is_of_gpu() {
-        gemm::rehearse(pool, size, false, dtype);
+        gemm::rehearse(pool, size, false, [dtype; 2]);
     }
 }
 
-/// The same for the gradient of a weight: `[O, I, N]`.
-pub fn rehearse_weight_gradient(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
+/// The same for the gradient of a weight, `[O, I, N]`, which is of `gradient`.
+pub fn rehearse_weight_gradient(
+    pool: &mut Rehearsal,
+    size: [usize; 3],
+    dtype: DType,
+    gradient: DType,
+) {
     if !pool.is_of_gpu() {
-        gemm::rehearse(pool, size, true, dtype);
+        gemm::rehearse(pool, size, true, [dtype, gradient]);
     }
 }
 

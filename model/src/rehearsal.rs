@@ -20,12 +20,14 @@ struct Stage<'a> {
     tokens: usize,
     hidden: usize,
     dtype: DType,
+    /// Of the weights' gradients.
+    gradient: DType,
 }
 
 impl CausalLm {
     /// The buffers of a forward and a backward pass over documents of these lengths, laid end to
-    /// end.
-    pub fn rehearse_step(&self, pool: &mut Rehearsal, documents: &[usize]) {
+    /// end, with gradients of the weights in `gradient`.
+    pub fn rehearse_step(&self, pool: &mut Rehearsal, documents: &[usize], gradient: DType) {
         let kinds = self.kinds_of_blocks();
         for block in &kinds {
             self.stage(block, pool, documents.iter().sum()).forward(documents);
@@ -42,6 +44,7 @@ impl CausalLm {
         rms_norm::rehearse_backward(pool, [size[0], size[2]], trains(self.final_norm_param()));
         for block in kinds.iter().rev() {
             let mut stage = self.stage(block, pool, documents.iter().sum());
+            stage.gradient = gradient;
             stage.forward(documents);
             stage.backward(documents);
         }
@@ -111,6 +114,7 @@ impl CausalLm {
             tokens,
             hidden: self.config().hidden_size,
             dtype: self.dtype(),
+            gradient: DType::F32,
         }
     }
 }
@@ -215,7 +219,7 @@ impl Stage<'_> {
     /// The gradient of a weight `[O, I]`.
     fn sum_over_tokens(&mut self, [outputs, inputs]: [usize; 2]) {
         let size = [outputs, inputs, self.tokens];
-        linear::rehearse_weight_gradient(self.pool, size, self.dtype);
+        linear::rehearse_weight_gradient(self.pool, size, self.dtype, self.gradient);
     }
 
     /// `[O, I]`

@@ -1,5 +1,6 @@
 //! From a model, its settings and its data to the shapes that a memory plan is made of.
 
+use candle_core::DType;
 use chandler_data::Dataset;
 use chandler_kernels::rehearsal::Rehearsal;
 use chandler_model::{CausalLm, PREFILL_TOKENS, Param, ParamId};
@@ -131,8 +132,9 @@ pub(crate) fn train_shape(
 ) -> TrainShape {
     let tokens = documents.iter().sum();
     // What the first round leaves is what the others find.
+    let gradient = if settings.master_weights { DType::F32 } else { model.dtype() };
     for _ in 0..2 {
-        model.rehearse_step(pool, documents);
+        model.rehearse_step(pool, documents, gradient);
     }
     TrainShape {
         micro_batch_tokens: tokens as u64,

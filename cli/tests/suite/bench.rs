@@ -138,8 +138,11 @@ fn generation_and_kernels_are_measured() {
     assert!(generated.get("losses").is_none());
 
     let mut args = vec!["bench", "kernels", "--shape", text_of(&shape), "--dtype", "bf16"];
-    args.extend(["--seq-len", "8", "--only", "loss", "--json"]);
-    let kernels = report(&args);
+    args.extend(["--seq-len", "8", "--json", "--only"]);
+    let named = |text: &'static str| report(&[&args[..], &[text]].concat());
+    let timings = named("backward_w")["timings"].as_array().unwrap().clone();
+    assert!(timings.len() > 2 && timings.iter().all(|t| t["op"] == "linear_backward_weight"));
+    let kernels = named("loss");
     let timings = kernels["timings"].as_array().unwrap();
     let ops: Vec<&str> = timings.iter().map(|timing| timing["op"].as_str().unwrap()).collect();
     assert_eq!(ops, ["loss_forward", "loss_with_gradients"]);

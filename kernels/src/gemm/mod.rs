@@ -5,11 +5,13 @@
 //! operands are.
 
 mod blocking;
+mod deep;
 mod isa;
 mod kernel;
 mod operand;
 mod output;
 mod portable;
+mod rehearse;
 #[cfg(test)]
 mod scalar;
 mod serial;
@@ -35,13 +37,13 @@ pub(crate) use isa::vectors;
 pub use isa::{Instructions, instructions};
 pub(crate) use operand::Operand;
 pub(crate) use output::{Output, Tiles};
+pub(crate) use rehearse::rehearse;
 pub(crate) use serial::{MOST_LANES, Serial, SerialKernel, Work};
 
 use candle_core::DType;
+#[cfg(any(target_arch = "x86_64", test))]
 use half::bf16;
 use isa::Isa;
-
-use crate::rehearsal::Rehearsal;
 
 /// An element that has kernels.
 pub(crate) trait Element: Copy + Send + Sync {
@@ -59,59 +61,6 @@ pub(crate) trait Element: Copy + Send + Sync {
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn multiplies_bf16_pairs() -> bool {
     isa::of_bf16() >= Isa::Avx512Bf16 && Isa::Avx512Bf16.is_there()
-}
-
-/// Takes the buffers of a product `[m, k] · [k, n]` of `dtype`, and gives them back. `sums` says
-/// whether both sides lie by the rows that are summed over, as in the gradient of a weight.
-#[cfg(target_arch = "x86_64")]
-pub(crate) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], sums: bool, dtype: DType) {
-    let is_narrow = dtype == DType::BF16 && multiplies_bf16_pairs();
-    if size.contains(&0) || is_narrow && narrow::rehearse(pool, size, sums) {
-        return;
-    }
-    match (dtype, isa::of_f32(), isa::of_bf16()) {
-        (DType::F32, Isa::Portable | Isa::Neon, _) => {
-            blocking::rehearse::<f32, portable::Portable>(pool, size);
-        }
-        (DType::F32, Isa::Avx2, _) => blocking::rehearse::<f32, avx2::Avx2>(pool, size),
-        (DType::F32, ..) => blocking::rehearse::<f32, avx512::Avx512F32>(pool, size),
-        (DType::BF16, _, Isa::Portable | Isa::Neon) => {
-            blocking::rehearse::<bf16, portable::Portable>(pool, size);
-        }
-        (DType::BF16, _, Isa::Avx2) => blocking::rehearse::<bf16, avx2::Avx2>(pool, size),
-        (DType::BF16, _, Isa::Avx512) => {
-            blocking::rehearse::<bf16, avx512::Avx512Widened>(pool, size);
-        }
-        (DType::BF16, _, Isa::Avx512Bf16) => {
-            blocking::rehearse::<bf16, avx512::Avx512Bf16>(pool, size);
-        }
-        (DType::BF16, _, Isa::AmxBf16) => amx::rehearse(pool, size),
-        _ => {}
-    }
-}
-
-/// Takes the buffers of a product `[m, k] · [k, n]` of `dtype`, and gives them back.
-#[cfg(target_arch = "aarch64")]
-pub(crate) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], _sums: bool, dtype: DType) {
-    match (dtype, isa::of_f32()) {
-        _ if size.contains(&0) => {}
-        (DType::F32, Isa::Neon) => blocking::rehearse::<f32, neon::Neon>(pool, size),
-        (DType::BF16, Isa::Neon) => blocking::rehearse::<bf16, neon::Neon>(pool, size),
-        (DType::F32, _) => blocking::rehearse::<f32, portable::Portable>(pool, size),
-        (DType::BF16, _) => blocking::rehearse::<bf16, portable::Portable>(pool, size),
-        _ => {}
-    }
-}
-
-/// Takes the buffers of a product `[m, k] · [k, n]` of `dtype`, and gives them back.
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-pub(crate) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], _sums: bool, dtype: DType) {
-    match dtype {
-        _ if size.contains(&0) => {}
-        DType::F32 => blocking::rehearse::<f32, portable::Portable>(pool, size),
-        DType::BF16 => blocking::rehearse::<bf16, portable::Portable>(pool, size),
-        _ => {}
-    }
 }
 
 /// Bytes of an element of a packed operand: kernels that have no bf16 instructions widen it.
@@ -181,6 +130,9 @@ impl Element for bf16 {
         if multiplies_bf16_pairs() && narrow::multiply(left, right, out, row_stride, add) {
             return;
         }
+        if deep::is_deep::<O>(left.depth) {
+            return deep::multiply(left, right, out, row_stride, add);
+        }
         let multiply = match isa::of_bf16() {
             Isa::Portable | Isa::Neon => blocking::multiply::<_, portable::Portable, _>,
             Isa::Avx2 => blocking::multiply::<_, avx2::Avx2, _>,
@@ -205,6 +157,9 @@ where
         row_stride: usize,
         add: bool,
     ) {
+        if deep::is_deep::<O>(left.depth) {
+            return deep::multiply(left, right, out, row_stride, add);
+        }
         let multiply = match isa::of_f32() {
             Isa::Neon => blocking::multiply::<_, neon::Neon, _>,
             _ => blocking::multiply::<_, portable::Portable, _>,
@@ -225,6 +180,9 @@ where
         row_stride: usize,
         add: bool,
     ) {
+        if deep::is_deep::<O>(left.depth) {
+            return deep::multiply(left, right, out, row_stride, add);
+        }
         blocking::multiply::<_, portable::Portable, _>(left, right, out, row_stride, add);
     }
 }
@@ -239,7 +197,7 @@ mod tests {
     use std::io::Write;
 
     /// Values that depend on their place alone.
-    fn values(len: usize, salt: u64) -> Vec<f32> {
+    pub(super) fn values(len: usize, salt: u64) -> Vec<f32> {
         let mix = |i: usize| {
             let x = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23) ^ salt;
             x.wrapping_mul(0xd1b5_4a32_d192_ed03)

@@ -26,6 +26,13 @@ impl<'a, T> Operand<'a, T> {
         Self { data, len, depth, stride: 1, depth_stride: len }
     }
 
+    /// The rows from `first` on, one at least and `most` at most, of a matrix with some depth.
+    pub(crate) fn part(&self, first: usize, most: usize) -> Self {
+        let len = (self.len - first).min(most);
+        let last = (len - 1) * self.stride + (self.depth - 1) * self.depth_stride;
+        Self { data: &self.data[first * self.stride..][..=last], len, ..*self }
+    }
+
     /// Rows of a wider matrix: `[len, depth]` whose rows are `stride` apart.
     pub(crate) fn strided_rows(data: &'a [T], len: usize, depth: usize, stride: usize) -> Self {
         assert!(len == 0 || depth <= stride && (len - 1) * stride + depth <= data.len());

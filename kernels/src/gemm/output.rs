@@ -10,7 +10,6 @@ use crate::simd;
 /// An element that sums are stored as.
 pub(crate) trait Output: Copy + Send + Sync {
     /// Whether a sum loses digits when it is stored.
-    #[cfg(target_arch = "x86_64")]
     const ROUNDS: bool;
 
     /// Stores sums, or adds them to what is there.
@@ -33,7 +32,6 @@ pub(crate) trait Output: Copy + Send + Sync {
 }
 
 impl Output for f32 {
-    #[cfg(target_arch = "x86_64")]
     const ROUNDS: bool = false;
 
     #[cfg(target_arch = "x86_64")]
@@ -67,7 +65,6 @@ impl Output for f32 {
 }
 
 impl Output for bf16 {
-    #[cfg(target_arch = "x86_64")]
     const ROUNDS: bool = true;
 
     #[cfg(target_arch = "x86_64")]

@@ -134,7 +134,7 @@ pub(super) fn rehearse_losses<T: Real>(pool: &mut Rehearsal, [tokens, vocab, wid
     let tokens = FORWARD_TOKENS.min(tokens);
     let piece = vocab.min(PIECE);
     let taken = [pool.take::<T>(tokens * width), pool.take::<f32>(tokens * piece)];
-    gemm::rehearse(pool, [tokens, piece, width], false, T::DTYPE);
+    gemm::rehearse(pool, [tokens, piece, width], false, [T::DTYPE, DType::F32]);
     pool.give_all(taken);
 }
 
@@ -155,10 +155,10 @@ pub(super) fn rehearse_gradients<T: Real>(
     let packed = packed.map(|len| pool.take::<u32>(len));
     pool.give_all(packed);
     let piece = vocab.min(PIECE);
-    gemm::rehearse(pool, [tokens, piece, width], false, T::DTYPE);
-    gemm::rehearse(pool, [tokens, width, piece], false, T::DTYPE);
+    gemm::rehearse(pool, [tokens, piece, width], false, [T::DTYPE, DType::F32]);
+    gemm::rehearse(pool, [tokens, width, piece], false, [T::DTYPE, DType::F32]);
     if trains {
-        gemm::rehearse(pool, [piece, width, tokens], true, T::DTYPE);
+        gemm::rehearse(pool, [piece, width, tokens], true, [T::DTYPE, DType::F32]);
     }
     pool.give_all(taken);
 }

@@ -18,6 +18,14 @@ use super::{KernelsArgs, Timing, best_of, tensor};
 /// Rows of the batches of a decode step.
 const DECODED_ROWS: [usize; 2] = [1, 8];
 
+/// Optimizer steps of f32 weights, of bf16 ones with masters, and of bf16 ones alone: with moments in
+/// f32 and in 8 bits.
+const STEPS: [[&str; 2]; 3] = [
+    ["adamw", "adamw_8bit"],
+    ["adamw_master", "adamw_master_8bit"],
+    ["adamw_stochastic", "adamw_stochastic_8bit"],
+];
+
 /// An op at one size.
 struct Case<'a> {
     op: &'static str,
@@ -72,7 +80,7 @@ impl<'a> Bench<'a> {
     }
 
     fn linear(&mut self, o: usize, i: usize) -> TensorResult<()> {
-        if !self.wants("linear") {
+        if !self.wants(&["linear_forward", "linear_backward_input", "linear_backward_weight"]) {
             return Ok(());
         }
         let n = self.args.seq_len;
@@ -179,7 +187,7 @@ impl<'a> Bench<'a> {
     }
 
     fn embedding(&mut self, v: usize, e: usize) -> TensorResult<()> {
-        if !self.wants("embedding") {
+        if !self.wants(&["embedding"]) {
             return Ok(());
         }
         let n = self.args.seq_len;
@@ -192,7 +200,7 @@ impl<'a> Bench<'a> {
     }
 
     fn loss(&mut self, v: usize, e: usize) -> TensorResult<()> {
-        if !self.wants("loss") {
+        if !self.wants(&["loss_forward", "loss_with_gradients"]) {
             return Ok(());
         }
         let n = self.args.seq_len;
@@ -225,7 +233,7 @@ impl<'a> Bench<'a> {
     /// A step of generation: a product that reads the weight once, and attention over what a cache
     /// holds.
     fn decode(&mut self, config: &ModelConfig) -> TensorResult<()> {
-        if !self.wants("decode") {
+        if !self.wants(&["decode_linear", "decode_attention"]) {
             return Ok(());
         }
         let (n, d) = (self.args.seq_len, config.head_dim);
@@ -264,17 +272,18 @@ impl<'a> Bench<'a> {
 
     /// Weights as they are trained in that type: f32 ones; or masters of bf16, and bf16 alone.
     fn optimizer(&mut self, rows: usize, columns: usize) -> TensorResult<()> {
-        if !self.wants("adamw") && !self.wants("sum_of_squares") {
+        let names = [&STEPS[0][..], &STEPS[1], &STEPS[2], &["sum_of_squares"]].concat();
+        if !self.wants(&names) {
             return Ok(());
         }
         let wide = || tensor(&[rows, columns], DType::F32);
         let (master, grad) = (wide()?, wide()?);
         if self.precision.dtype() == DType::F32 {
-            self.steps(["adamw", "adamw_8bit"], &[master], &grad)?;
+            self.steps(STEPS[0], &[master], &grad)?;
         } else {
             let (param, narrow) = (master.to_dtype(DType::BF16)?, grad.to_dtype(DType::BF16)?);
-            self.steps(["adamw_master", "adamw_master_8bit"], &[master, param.copy()?], &grad)?;
-            self.steps(["adamw_stochastic", "adamw_stochastic_8bit"], &[param], &narrow)?;
+            self.steps(STEPS[1], &[master, param.copy()?], &grad)?;
+            self.steps(STEPS[2], &[param], &narrow)?;
         }
         let (count, size) = (rows * columns, format!("{rows} x {columns}"));
         let (op, bytes) = ("sum_of_squares", 4.0 * count as f64);
@@ -320,8 +329,9 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    fn wants(&self, op: &str) -> bool {
-        op.contains(&self.args.only) || self.args.only.starts_with(op)
+    /// Whether there is anything to do for one of these ops.
+    fn wants(&self, ops: &[&str]) -> bool {
+        ops.iter().any(|op| op.contains(&self.args.only))
     }
 
     fn tensor(&self, shape: &[usize]) -> TensorResult<Tensor> {
