@@ -131,8 +131,8 @@ pub(crate) fn train_shape(
     pool: &mut Rehearsal,
 ) -> TrainShape {
     let tokens = documents.iter().sum();
-    // What the first round leaves is what the others find.
     let gradient = if settings.master_weights { DType::F32 } else { model.dtype() };
+    // What the first round leaves is what the others find.
     for _ in 0..2 {
         model.rehearse_step(pool, documents, gradient);
     }

@@ -225,6 +225,8 @@ const fn decade(x: f64) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use proptest::prelude::*;
 
     use super::super::bytes::Plain;
@@ -232,8 +234,15 @@ mod tests {
 
     const CODES: [Code; 2] = [Code::Signed, Code::Unsigned];
 
+    /// Says so where the CPU has none.
     fn codec() -> Option<Avx512> {
-        V4::try_new().map(Avx512)
+        let codec = V4::try_new().map(Avx512);
+        if codec.is_none() {
+            // Not by `eprintln!`, which the test harness keeps to itself.
+            let line = b"SKIPPED: no AVX-512 here, so its codes are not tested\n";
+            std::io::stderr().write_all(line).expect("standard error is open");
+        }
+        codec
     }
 
     fn encoded(codec: impl Codec, code: Code, values: &[f32; BLOCK], len: usize) -> (u32, Vec<u8>) {

@@ -45,6 +45,13 @@ use candle_core::DType;
 use half::bf16;
 use isa::Isa;
 
+/// The kernel of CPUs other than x86-64, where their instructions may be used.
+#[cfg(target_arch = "aarch64")]
+type Native = neon::Neon;
+/// They have the one that every CPU has.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+type Native = portable::Portable;
+
 /// An element that has kernels.
 pub(crate) trait Element: Copy + Send + Sync {
     /// `out (+)= left · rightᵀ` into rows that are `row_stride` apart.
@@ -144,10 +151,10 @@ impl Element for bf16 {
     }
 }
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(not(target_arch = "x86_64"))]
 impl<T: Copy + Send + Sync> Element for T
 where
-    neon::Neon: kernel::Kernel<T>,
+    Native: kernel::Kernel<T>,
     portable::Portable: kernel::Kernel<T>,
 {
     fn multiply<O: Output>(
@@ -161,29 +168,10 @@ where
             return deep::multiply(left, right, out, row_stride, add);
         }
         let multiply = match isa::of_f32() {
-            Isa::Neon => blocking::multiply::<_, neon::Neon, _>,
-            _ => blocking::multiply::<_, portable::Portable, _>,
+            Isa::Portable => blocking::multiply::<_, portable::Portable, _>,
+            _ => blocking::multiply::<_, Native, _>,
         };
         multiply(left, right, out, row_stride, add);
-    }
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-impl<T: Copy + Send + Sync> Element for T
-where
-    portable::Portable: kernel::Kernel<T>,
-{
-    fn multiply<O: Output>(
-        left: &Operand<T>,
-        right: &Operand<T>,
-        out: &mut [O],
-        row_stride: usize,
-        add: bool,
-    ) {
-        if deep::is_deep::<O>(left.depth) {
-            return deep::multiply(left, right, out, row_stride, add);
-        }
-        blocking::multiply::<_, portable::Portable, _>(left, right, out, row_stride, add);
     }
 }
 

@@ -1,30 +1,25 @@
 //! The micro-kernel of CPUs that no other is for: 4 × 8, in plain loops that the compiler makes vector
 //! code of, by what it may count on; bf16 is widened to f32 while it is packed.
 
-use half::bf16;
-
 use super::kernel::Kernel;
 use super::serial::SerialKernel;
 
 const MR: usize = 4;
 const NR: usize = 8;
 
-/// Units along the depth that are summed at a time: without FMA each product is rounded too, and short
-/// sums keep what that adds up to small.
-const STEPS: usize = 64;
-
 /// Every CPU runs it.
 pub(crate) struct Portable;
 
-impl Kernel<f32> for Portable {
+impl<T: Copy + Into<f32>> Kernel<T> for Portable {
     const MR: usize = MR;
     const NR: usize = NR;
     const DEPTH: usize = 1;
-    const STEPS: usize = STEPS;
+    /// Without FMA each product is rounded too, and short sums keep what that adds up to small.
+    const STEPS: usize = 64;
     type Unit = f32;
 
-    fn unit(first: f32, _: Option<f32>) -> f32 {
-        first
+    fn unit(first: T, _: Option<T>) -> f32 {
+        first.into()
     }
 
     fn tile(a: &[f32], b: &[f32], c: &mut [f32], ldc: usize, add: bool) {
@@ -41,21 +36,4 @@ impl Kernel<f32> for Portable {
     }
 }
 
-impl Kernel<bf16> for Portable {
-    const MR: usize = MR;
-    const NR: usize = NR;
-    const DEPTH: usize = 1;
-    const STEPS: usize = STEPS;
-    type Unit = f32;
-
-    fn unit(first: bf16, _: Option<bf16>) -> f32 {
-        first.to_f32()
-    }
-
-    fn tile(a: &[f32], b: &[f32], c: &mut [f32], ldc: usize, add: bool) {
-        <Self as Kernel<f32>>::tile(a, b, c, ldc, add);
-    }
-}
-
-impl SerialKernel<f32> for Portable {}
-impl SerialKernel<bf16> for Portable {}
+impl<T: Copy + Into<f32>> SerialKernel<T> for Portable {}

@@ -3,10 +3,9 @@
 use candle_core::DType;
 use half::bf16;
 
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[cfg(not(target_arch = "x86_64"))]
+use super::Native;
 use super::isa::{self, Isa};
-#[cfg(target_arch = "aarch64")]
-use super::neon;
 #[cfg(target_arch = "x86_64")]
 use super::{amx, avx2, avx512, multiplies_bf16_pairs, narrow};
 use super::{blocking, deep, portable};
@@ -59,22 +58,13 @@ fn rehearse_packed(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
     }
 }
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(not(target_arch = "x86_64"))]
 fn rehearse_packed(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
     match (dtype, isa::of_f32()) {
-        (DType::F32, Isa::Neon) => blocking::rehearse::<f32, neon::Neon>(pool, size),
-        (DType::BF16, Isa::Neon) => blocking::rehearse::<bf16, neon::Neon>(pool, size),
-        (DType::F32, _) => blocking::rehearse::<f32, portable::Portable>(pool, size),
-        (DType::BF16, _) => blocking::rehearse::<bf16, portable::Portable>(pool, size),
-        _ => {}
-    }
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn rehearse_packed(pool: &mut Rehearsal, size: [usize; 3], dtype: DType) {
-    match dtype {
-        DType::F32 => blocking::rehearse::<f32, portable::Portable>(pool, size),
-        DType::BF16 => blocking::rehearse::<bf16, portable::Portable>(pool, size),
+        (DType::F32, Isa::Portable) => blocking::rehearse::<f32, portable::Portable>(pool, size),
+        (DType::BF16, Isa::Portable) => blocking::rehearse::<bf16, portable::Portable>(pool, size),
+        (DType::F32, _) => blocking::rehearse::<f32, Native>(pool, size),
+        (DType::BF16, _) => blocking::rehearse::<bf16, Native>(pool, size),
         _ => {}
     }
 }

@@ -147,44 +147,31 @@ mod x86 {
 }
 
 #[cfg(target_arch = "aarch64")]
-mod arm {
-    use super::super::{isa, neon::Neon, portable::Portable};
-    use super::{Serial, SerialKernel, Work, bf16};
+impl SerialKernel<f32> for super::neon::Neon {}
+#[cfg(target_arch = "aarch64")]
+impl SerialKernel<bf16> for super::neon::Neon {}
 
-    impl SerialKernel<f32> for Neon {}
-    impl SerialKernel<bf16> for Neon {}
+#[cfg(not(target_arch = "x86_64"))]
+mod others {
+    use super::super::{Native, isa, portable::Portable};
+    use super::{Serial, SerialKernel, Work};
 
     impl<T: Copy> Serial for T
     where
-        Neon: SerialKernel<T>,
+        Native: SerialKernel<T>,
         Portable: SerialKernel<T>,
     {
         fn with_kernel<W: Work<T>>(work: W) -> W::Done {
             match isa::of_f32() {
-                isa::Isa::Neon => work.with::<Neon>(),
-                _ => work.with::<Portable>(),
+                isa::Isa::Portable => work.with::<Portable>(),
+                _ => work.with::<Native>(),
             }
         }
 
         #[cfg(test)]
         fn with_each_kernel<W: Work<T> + Copy>(work: W) -> Vec<W::Done> {
-            vec![work.with::<Portable>(), work.with::<Neon>()]
+            vec![work.with::<Portable>(), work.with::<Native>()]
         }
-    }
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-impl<T: Copy> Serial for T
-where
-    super::portable::Portable: SerialKernel<T>,
-{
-    fn with_kernel<W: Work<T>>(work: W) -> W::Done {
-        work.with::<super::portable::Portable>()
-    }
-
-    #[cfg(test)]
-    fn with_each_kernel<W: Work<T> + Copy>(work: W) -> Vec<W::Done> {
-        vec![work.with::<super::portable::Portable>()]
     }
 }
 

@@ -2,7 +2,6 @@
 
 mod ops;
 
-use std::fmt::Write;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -128,15 +127,13 @@ fn name(device: &Device) -> &'static str {
 
 /// A line for each op that is off.
 fn complaints(timings: &[Timing]) -> String {
-    let mut text = String::new();
-    for timing in timings.iter().filter(|timing| timing.is_off()) {
+    let complaint = |timing: &Timing| {
+        let off = timing.off.filter(|_| timing.is_off())?;
         let Timing { shape, op, size, dtype, .. } = timing;
-        let (off, bound) = (timing.off.unwrap_or(f64::NAN), timing.bound());
-        let line = format!("  {op} of {size} ({shape}, {}): {off:.1e}", dtype.name());
-        // Writing to a string does not fail.
-        let _ = writeln!(text, "{line}, more than {bound:.1e}");
-    }
-    text
+        let (dtype, bound) = (dtype.name(), timing.bound());
+        Some(format!("  {op} of {size} ({shape}, {dtype}): {off:.1e}, more than {bound:.1e}\n"))
+    };
+    timings.iter().filter_map(complaint).collect()
 }
 
 fn rows(timings: &[Timing]) -> Vec<Vec<String>> {
