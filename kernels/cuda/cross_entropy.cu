@@ -155,20 +155,26 @@ DEVICE void gradient_row(
     const float loss = scored(softmax, target_logit, target, score);
     const float factor = scale / softmax.sum;
     const u32 step = blockDim.x * LEN;
+    // Narrower gradients lie over logits, of which all threads must have read their own before.
+    u32 free = 0;
     for (u32 tile = 0; tile < vocab; tile += step) {
         const u32 at = tile + threadIdx.x * LEN;
         float z[LEN];
         if (at < vocab) load_capped(logits + at, softcap, z);
-        // Narrower gradients lie over logits that another thread has just read.
-        if (sizeof(D) != sizeof(X)) __syncthreads();
+        if (sizeof(D) < sizeof(X) && tile >= free) {
+            __syncthreads();
+            free = (tile + step) * (sizeof(X) / sizeof(D));
+        }
         if (at >= vocab) continue;
 #pragma unroll
         for (u32 i = 0; i < LEN; ++i) {
-            const bool right = at + i == target;
-            const float d = right ? expm1f(-loss) * scale : expf(z[i] - softmax.max) * factor;
-            z[i] = d * softcap.slope(z[i]);
+            z[i] = expf(z[i] - softmax.max) * factor * softcap.slope(z[i]);
         }
         store(z, d_logits + at);
+    }
+    // Over what this thread has just written: a softmax near 1 would cancel.
+    if (target / LEN % blockDim.x == threadIdx.x) {
+        d_logits[target] = narrow<D>(expm1f(-loss) * scale * softcap.slope(target_logit));
     }
 }
 

@@ -11,8 +11,11 @@ use crate::attention::HeadShape;
 pub(crate) const NORM_CHUNK_ROWS: usize = 16;
 /// Keys of a piece of a row of the cache.
 pub(crate) const DECODE_PIECE: usize = 128;
-/// Logits that exist at a time: enough rows for a product to be worth reading the head for.
-const LOGITS_BYTES: usize = 256 << 20;
+/// Logits that exist at a time, at most: enough rows for a chunk's products to take longer than reading
+/// the head and adding to its gradient.
+const LOGITS_BYTES: usize = 640 << 20;
+/// Rows of a chunk are a multiple of this where it holds so many: whole tiles of the products.
+const LOGITS_ROWS: usize = 256;
 
 /// Of the gradient of a norm over `[rows, width]`.
 pub(crate) fn norm_backward([rows, width]: [usize; 2], wants_weight: bool) -> usize {
@@ -51,7 +54,9 @@ pub(crate) fn decode_attention(
 
 /// Tokens whose logits exist at a time, of so many.
 pub(crate) fn loss_chunk(tokens: usize, vocab: usize) -> usize {
-    (LOGITS_BYTES / (4 * vocab.max(1))).max(16).min(tokens.max(1))
+    let rows = LOGITS_BYTES / (4 * vocab.max(1));
+    let rows = if rows < LOGITS_ROWS { rows.max(16) } else { rows / LOGITS_ROWS * LOGITS_ROWS };
+    rows.min(tokens.max(1))
 }
 
 /// Of the loss over `[tokens, vocab, hidden]`: the logits of a chunk, its rows gathered where tokens

@@ -24,6 +24,7 @@ pub(crate) mod pool;
 mod program;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
+pub(crate) mod rope_normed;
 mod table;
 mod upload;
 

@@ -19,7 +19,7 @@ macro_rules! header {
 }
 
 /// What sources include, by name.
-const HEADERS: [(&str, &str); 9] = [
+const HEADERS: [(&str, &str); 10] = [
     header!("attention_tiles.cuh"),
     header!("codes.cuh"),
     header!("column_sums.cuh"),
@@ -28,6 +28,7 @@ const HEADERS: [(&str, &str); 9] = [
     header!("packs.cuh"),
     header!("philox.cuh"),
     header!("reduce.cuh"),
+    header!("rotation.cuh"),
     header!("tensors.cuh"),
 ];
 

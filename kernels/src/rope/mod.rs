@@ -10,7 +10,7 @@ use half::bf16;
 
 use crate::cpu::fast_dtype;
 #[cfg(feature = "cuda")]
-use crate::cuda::{on_gpu, rope as gpu};
+use crate::cuda::{on_gpu, rope as gpu, rope_normed};
 use crate::profile::{self, Op};
 use crate::rms_norm;
 
@@ -55,7 +55,7 @@ pub fn forward_normed(
         Some(DType::BF16) => normed::forward::<bf16>(raw, weight, norm, cos, sin),
         Some(_) => normed::forward::<f32>(raw, weight, norm, cos, sin),
         #[cfg(feature = "cuda")]
-        None if takes_on_gpu(raw, cos) => gpu::forward_normed(raw, weight, norm, [cos, sin]),
+        None if takes_on_gpu(raw, cos) => rope_normed::forward(raw, weight, norm, [cos, sin]),
         None => forward(&rms_norm::forward(raw, weight, norm)?, cos, sin),
     }
 }
@@ -83,7 +83,7 @@ pub fn backward_normed(
         Some(_) => normed::backward::<f32>(raw, weight, norm, [cos, sin], dy, wants_weight),
         #[cfg(feature = "cuda")]
         None if takes_on_gpu(raw, cos) && on_gpu(&[raw, dy]) => {
-            gpu::backward_normed(raw, weight, norm, [cos, sin], dy, wants_weight)
+            rope_normed::backward(raw, weight, norm, [cos, sin], dy, wants_weight)
         }
         None => rms_norm::backward(raw, weight, norm, &backward(dy, cos, sin)?, wants_weight),
     }

@@ -6,12 +6,14 @@ use crate::buffer::Buffer;
 use crate::compare::{DTYPES, near, random, suffix, vector};
 use crate::emulator::{Program, program};
 
-/// Of the weight's gradient.
-const CHUNK_ROWS: usize = 256;
+/// Rows of a block, with the weight's gradient and without.
+const CHUNK_ROWS: usize = 1024;
+const ROWS: usize = 64;
 const PARAMS: Params = Params { eps: 1e-4, unit_offset: true };
 
 struct Case {
-    program: std::sync::Arc<Program>,
+    /// Of `rope` and `rope_normed`.
+    programs: [std::sync::Arc<Program>; 2],
     x: Tensor,
     dy: Tensor,
     /// Elements from token to token.
@@ -25,7 +27,7 @@ impl Case {
     /// After the elements of a token lie `beside` others, as in a product for queries, keys and values
     /// together.
     fn new(
-        program: std::sync::Arc<Program>,
+        programs: [std::sync::Arc<Program>; 2],
         [tokens, heads, head_dim]: [usize; 3],
         beside: usize,
         dtype: DType,
@@ -34,7 +36,7 @@ impl Case {
         let of = [tokens, heads, head_dim];
         let [x, dy, weight] = random(&[&of, &of, &[head_dim]], dtype)?.try_into().expect("three");
         let angles = (random(&[&[tokens, head_dim / 2]], DType::F32)?.remove(0) * 3.0)?;
-        Ok(Self { program, x, dy, stride, weight, cos: angles.cos()?, sin: angles.sin()? })
+        Ok(Self { programs, x, dy, stride, weight, cos: angles.cos()?, sin: angles.sin()? })
     }
 
     fn sizes(&self) -> [usize; 3] {
@@ -64,7 +66,7 @@ impl Case {
         let (cos, sin) = (Buffer::of_tensor(&self.cos)?, Buffer::of_tensor(&self.sin)?);
         let items = (heads * head_dim / 2).div_ceil(vector(dtype));
         let threads = items.next_multiple_of(32).clamp(32, 256);
-        let launch = self.program.launch(&self.kernel("rotate"), [tokens, 1, 1], threads);
+        let launch = self.programs[0].launch(&self.kernel("rotate"), [tokens, 1, 1], threads);
         launch
             .buffer(&from)
             .buffer(&cos)
@@ -85,19 +87,20 @@ impl Case {
         let (x, y) = (self.strided(&self.x)?, Buffer::unset_of(self.x.elem_count(), dtype));
         let weight = Buffer::of_tensor(&self.weight)?;
         let (cos, sin) = (Buffer::of_tensor(&self.cos)?, Buffer::of_tensor(&self.sin)?);
-        let blocks = [(tokens * heads).div_ceil(8), 1, 1];
-        let launch = self.program.launch(&self.kernel("normed_forward"), blocks, 256);
+        let blocks = [(tokens * heads).div_ceil(ROWS), 1, 1];
+        let launch = self.programs[1].launch(&self.kernel("normed_forward"), blocks, 256);
         launch
             .buffer(&x)
             .buffer(&weight)
             .buffer(&cos)
             .buffer(&sin)
             .buffer(&y)
-            .value(tokens as u64)
+            .value((tokens * heads) as u32)
             .value(heads as u32)
             .value(head_dim as u32)
             .value(self.stride as u64)
             .value((heads * head_dim) as u64)
+            .value(ROWS as u32)
             .value(PARAMS.eps as f32)
             .value(u32::from(PARAMS.unit_offset))
             .run();
@@ -111,10 +114,10 @@ impl Case {
         let d_x = Buffer::unset_of(self.x.elem_count(), dtype);
         let weight = Buffer::of_tensor(&self.weight)?;
         let (cos, sin) = (Buffer::of_tensor(&self.cos)?, Buffer::of_tensor(&self.sin)?);
-        let chunk_rows = if wants_weight { CHUNK_ROWS } else { 8 };
+        let chunk_rows = if wants_weight { CHUNK_ROWS } else { ROWS };
         let chunks = (tokens * heads).div_ceil(chunk_rows);
         let partial = wants_weight.then(|| Buffer::unset::<f32>(chunks * head_dim));
-        let launch = self.program.launch(&self.kernel("normed_backward"), [chunks, 1, 1], 256);
+        let launch = self.programs[1].launch(&self.kernel("normed_backward"), [chunks, 1, 1], 256);
         launch
             .shared(if wants_weight { 32 * head_dim } else { 0 })
             .buffer(&x)
@@ -124,7 +127,7 @@ impl Case {
             .buffer(&dy)
             .buffer(&d_x)
             .optional(partial.as_ref())
-            .value(tokens as u64)
+            .value((tokens * heads) as u32)
             .value(heads as u32)
             .value(head_dim as u32)
             .value(self.stride as u64)
@@ -139,7 +142,7 @@ impl Case {
             Some(partial) => {
                 let dw = Buffer::unset::<f32>(head_dim);
                 let blocks = [head_dim.div_ceil(32), 1, 1];
-                let launch = self.program.launch("rope_weight_sum", blocks, 512);
+                let launch = self.programs[1].launch("rope_normed_weight_sum", blocks, 512);
                 launch
                     .buffer(&partial)
                     .buffer(&dw)
@@ -154,9 +157,10 @@ impl Case {
 }
 
 fn agrees(sizes: [usize; 3], beside: usize) -> Result<()> {
-    let Some(program) = program("rope") else { return Ok(()) };
+    let Some(rotation) = program("rope") else { return Ok(()) };
+    let Some(normed) = program("rope_normed") else { return Ok(()) };
     for dtype in DTYPES {
-        let case = Case::new(program.clone(), sizes, beside, dtype)?;
+        let case = Case::new([rotation.clone(), normed.clone()], sizes, beside, dtype)?;
         let Case { x, dy, weight, cos, sin, .. } = &case;
         near(&case.rotate(x, 1.0)?, &rope::forward(x, cos, sin)?)?;
         near(&case.rotate(dy, -1.0)?, &rope::backward(dy, cos, sin)?)?;
@@ -176,7 +180,7 @@ fn agrees(sizes: [usize; 3], beside: usize) -> Result<()> {
 
 #[test]
 fn heads_of_models() -> Result<()> {
-    for sizes in [[1, 16, 128], [40, 8, 64], [33, 3, 256], [5, 2, 80], [4, 5, 96]] {
+    for sizes in [[1, 16, 128], [40, 8, 64], [33, 3, 256], [5, 2, 80], [4, 5, 96], [90, 16, 32]] {
         agrees(sizes, 0)?;
     }
     Ok(())

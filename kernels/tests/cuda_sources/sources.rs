@@ -145,14 +145,17 @@ pub(crate) const SOURCES: &[Source] = &[
     },
     Source {
         name: "rope",
+        kernels: &["rope_rotate_f32", "rope_rotate_bf16"],
+        of_head_dim: false,
+    },
+    Source {
+        name: "rope_normed",
         kernels: &[
-            "rope_rotate_f32",
-            "rope_rotate_bf16",
             "rope_normed_forward_f32",
             "rope_normed_forward_bf16",
             "rope_normed_backward_f32",
             "rope_normed_backward_bf16",
-            "rope_weight_sum",
+            "rope_normed_weight_sum",
         ],
         of_head_dim: false,
     },
