@@ -5,7 +5,7 @@
 #   packaging/cuda/build
 #   python3 -m venv .venv && .venv/bin/pip install -r benches/requirements.txt   (with a CUDA build of torch)
 #   benches/gpu/compare.sh --python .venv/bin/python [--rounds 3] [--steps 10] [--shape qwen3-0.6b]
-#                          [--seq-len 4096] [--batch-size 16] [--results FILE]
+#                          [--seq-len 4096] [--batch-size 16] [--results FILE] [--cudnn FOLDER|none]
 #
 # The peer runs in each setting that it has: f32 master weights (autocast) and bf16 alone, with gradient
 # checkpointing and without, compiled and not, and with Liger's kernels where they are installed. What does
@@ -15,7 +15,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 python=python3 rounds=3 steps=10 shape=qwen3-0.6b seq_len=4096 batch_size=16
-results=target/gpu-comparison.jsonl binary=target/release/chandler-cuda new_tokens=2048
+results=target/gpu-comparison.jsonl binary=target/release/chandler-cuda new_tokens=2048 cudnn=
 while [ $# -gt 0 ]; do
   case $1 in
     --python) python=$2 ;;
@@ -27,6 +27,7 @@ while [ $# -gt 0 ]; do
     --new-tokens) new_tokens=$2 ;;
     --results) results=$2 ;;
     --chandler) binary=$2 ;;
+    --cudnn) cudnn=$2 ;;
     *) echo "what is $1?" >&2; exit 2 ;;
   esac
   shift 2
@@ -34,11 +35,26 @@ done
 [ -x "$binary" ] || { echo "there is no $binary: packaging/cuda/build makes it" >&2; exit 1; }
 mkdir -p "$(dirname "$results")"
 
-# PyTorch's wheels bring CUDA's libraries and cuDNN. chandler finds the same ones, behind those of the system.
+# PyTorch's wheels bring CUDA's libraries, behind those of the system. Its cuDNN is older than the one that
+# chandler's attention wants, so chandler gets one of its own, before all others.
 wheels=$("$python" -c 'import nvidia; print(list(nvidia.__path__)[0])' 2> /dev/null || true)
 libraries=$(find "${wheels:-/nowhere}" -maxdepth 2 -name lib -type d 2> /dev/null | paste -sd : || true)
-ours=(env LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$libraries" "$binary")
-"${ours[@]}" doctor | grep -E "gpu|attention" >&2 || true
+if [ -z "$cudnn" ]; then
+  cudnn=target/cuda/cudnn/nvidia/cudnn/lib
+  if [ ! -e "$cudnn/libcudnn.so.9" ]; then
+    "$python" -m pip install --quiet --no-deps --target target/cuda/cudnn nvidia-cudnn-cu13==9.28.1.4 >&2 || true
+  fi
+fi
+ours=(env LD_LIBRARY_PATH="$(realpath -m "$cudnn")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}${libraries:+:$libraries}")
+[ "$cudnn" != none ] || ours+=(CHANDLER_CUDNN=off)
+ours+=("$binary")
+about=$("${ours[@]}" doctor 2>&1 || true)
+grep -E "gpu|attention" <<< "$about" >&2 || true
+if [ "$cudnn" != none ] && ! grep -q "by cuDNN" <<< "$about"; then
+  echo "error: chandler finds no cuDNN in $cudnn, and its own attention kernels are slower" >&2
+  echo "hint: --cudnn FOLDER says where libcudnn.so.9 (9.28 or later) lies, --cudnn none does without" >&2
+  exit 1
+fi
 : > "$results"
 
 # keep NAME SIDE COMMAND...: runs it and keeps its last line, or says why there is none.

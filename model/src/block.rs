@@ -144,6 +144,36 @@ impl Block {
         angles: &Angles,
         cu_seqlens: &[u32],
     ) -> Result<(Tensor, SavedBlock)> {
+        let mut saved = self.up_to_gates(params, x, angles, cu_seqlens)?;
+        let fed = self.fed(params, &saved.gate, &saved.up)?;
+        let y = self.output(params, &saved.middle, &fed)?;
+        saved.fed = self.post_feed_forward_norm.map(|_| fed);
+        Ok((y, saved))
+    }
+
+    /// Everything that [`backward`](Self::backward) needs, without the output.
+    pub(crate) fn saved(
+        &self,
+        params: &Params,
+        x: &Tensor,
+        angles: &Angles,
+        cu_seqlens: &[u32],
+    ) -> Result<SavedBlock> {
+        let mut saved = self.up_to_gates(params, x, angles, cu_seqlens)?;
+        if self.post_feed_forward_norm.is_some() {
+            saved.fed = Some(self.fed(params, &saved.gate, &saved.up)?);
+        }
+        Ok(saved)
+    }
+
+    /// What both have in common: all that is saved but `fed`.
+    fn up_to_gates(
+        &self,
+        params: &Params,
+        x: &Tensor,
+        angles: &Angles,
+        cu_seqlens: &[u32],
+    ) -> Result<SavedBlock> {
         let normed = self.input_norm.forward(params, x)?;
         let heads = |linear: &Linear| self.heads(&linear.forward(params, &normed)?);
         let (raw_q, raw_k, v) = (heads(&self.q)?, heads(&self.k)?, heads(&self.v)?);
@@ -153,8 +183,8 @@ impl Block {
         let attended = attended.flatten_from(1)?;
         let (projected, added) = self.project(params, &attended)?;
         let middle = elementwise::add(x, &added)?;
-        let Fed { gate, up, fed, y } = self.feed_forward(params, &middle)?;
-        let saved = SavedBlock {
+        let [gate, up] = self.gates(params, &middle)?;
+        Ok(SavedBlock {
             x: x.clone(),
             q: Heads::save(self.q_norm, raw_q, q),
             k: Heads::save(self.k_norm, raw_k, k),
@@ -165,9 +195,8 @@ impl Block {
             middle,
             gate,
             up,
-            fed: self.post_feed_forward_norm.map(|_| fed),
-        };
-        Ok((y, saved))
+            fed: None,
+        })
     }
 
     /// Adds the gradients of the trainable parameters and returns that of `x`, where it is wanted.
@@ -285,24 +314,29 @@ impl Block {
         Ok((projected, added))
     }
 
-    pub(crate) fn feed_forward(&self, params: &Params, middle: &Tensor) -> Result<Fed> {
-        let normed = self.feed_forward_norm.forward(params, middle)?;
-        let gate = self.gate.forward(params, &normed)?;
-        let up = self.up.forward(params, &normed)?;
-        let fed = self.down.forward(params, &activation::forward(&gate, &up, self.activation)?)?;
-        let y = match self.post_feed_forward_norm {
-            Some(norm) => elementwise::add(middle, &norm.forward(params, &fed)?)?,
-            None => elementwise::add(middle, &fed)?,
-        };
-        Ok(Fed { gate, up, fed, y })
+    /// The feed-forward over the sum in the middle, added to it.
+    pub(crate) fn feed_forward(&self, params: &Params, middle: &Tensor) -> Result<Tensor> {
+        let [gate, up] = self.gates(params, middle)?;
+        self.output(params, middle, &self.fed(params, &gate, &up)?)
     }
-}
 
-pub(crate) struct Fed {
-    gate: Tensor,
-    up: Tensor,
-    fed: Tensor,
-    pub(crate) y: Tensor,
+    /// What the feed-forward multiplies.
+    fn gates(&self, params: &Params, middle: &Tensor) -> Result<[Tensor; 2]> {
+        let normed = self.feed_forward_norm.forward(params, middle)?;
+        Ok([self.gate.forward(params, &normed)?, self.up.forward(params, &normed)?])
+    }
+
+    /// The feed-forward's output before its norm.
+    fn fed(&self, params: &Params, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        self.down.forward(params, &activation::forward(gate, up, self.activation)?)
+    }
+
+    fn output(&self, params: &Params, middle: &Tensor, fed: &Tensor) -> Result<Tensor> {
+        match self.post_feed_forward_norm {
+            Some(norm) => elementwise::add(middle, &norm.forward(params, fed)?),
+            None => elementwise::add(middle, fed),
+        }
+    }
 }
 
 impl Block {

@@ -182,7 +182,7 @@ impl Block {
         let attended = if rows.len() == 1 { rows.remove(0) } else { joined(&rows)? };
         drop(rows);
         let middle = elementwise::add(x, &self.project(params, &attended.flatten_from(1)?)?.1)?;
-        Ok(self.feed_forward(params, &middle)?.y)
+        self.feed_forward(params, &middle)
     }
 
     /// One new token a row: `x [R, E]` → `[R, E]`.

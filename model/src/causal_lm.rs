@@ -220,6 +220,18 @@ impl CausalLm {
         Ok(block.forward(&self.params, x, angles, input.layout.cu_seqlens())?)
     }
 
+    /// What [`block_forward`](Self::block_forward) saves, in less work: without the output.
+    pub fn block_again(
+        &self,
+        index: usize,
+        x: &Tensor,
+        input: &Input,
+    ) -> Result<SavedBlock, ModelError> {
+        let block = &self.blocks[index];
+        let angles = input.angles.of(block);
+        Ok(block.saved(&self.params, x, angles, input.layout.cu_seqlens())?)
+    }
+
     /// Adds the gradients of block `index` and returns that of its input, which is `None` where
     /// nothing below the block is trained.
     pub fn block_backward(

@@ -1,7 +1,7 @@
 //! One forward and backward pass over the model's chain.
 //!
 //! A block is *kept* (what its backward pass needs stays) or *recomputed* (only its input stays,
-//! and its forward pass runs once more). Blocks are kept from the end of the chain, whose
+//! and its forward pass runs once more, but for what leads to its output alone). Blocks are kept from the end of the chain, whose
 //! activations live the shortest.
 
 use candle_core::Tensor;
@@ -92,7 +92,7 @@ fn backward(
 ) -> Result<Option<Tensor>, TrainError> {
     let saved = match segment {
         Segment::Kept(saved) => saved,
-        Segment::Recomputed { x } => model.block_forward(index, &x, input)?.1,
+        Segment::Recomputed { x } => model.block_again(index, &x, input)?,
     };
     Ok(model.block_backward(index, saved, input, dy, gradients)?)
 }

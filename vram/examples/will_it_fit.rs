@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         plan(&QWEN3, &train, None, Some(budget))
     };
     let whole = Choice { kept_blocks: QWEN3.layers, micro_batch_rows: 8, micro_batches: 1 };
-    let chosen = choose(whole, true, budget, &mut |choice| plan_of(choice).train_peak);
+    let chosen = choose(whole, Some(SEQ_LEN), budget, &mut |choice| plan_of(choice).train_peak);
     let mut out = std::io::stdout();
     match chosen {
         Ok((choice, _)) => writeln!(

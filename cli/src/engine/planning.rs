@@ -73,6 +73,12 @@ impl<'a> Planning<'a> {
         if self.context > 0 { plan.with_context(self.context) } else { plan }
     }
 
+    /// Tokens of a row, of the longest ones.
+    fn row_tokens(&self) -> u64 {
+        let tokens: usize = self.longest.iter().flatten().sum();
+        (tokens / self.longest.len().max(1)) as u64
+    }
+
     /// A global batch as the settings cut it.
     pub(crate) fn whole(&self, settings: &TrainSettings) -> Choice {
         let blocks = self.model.num_blocks();
@@ -94,8 +100,8 @@ pub(crate) fn fitting(planning: &Planning, settings: &TrainSettings) -> (Fit, Pl
     };
     let mut peak = |choice: &Choice| planning.plan(settings, choice).train_peak;
     // The optimizer in the backward pass goes with one micro-batch a step.
-    let splits = !settings.optimizer_in_backward;
-    match choose(whole, splits, budget, &mut peak) {
+    let row_tokens = (!settings.optimizer_in_backward).then_some(planning.row_tokens());
+    match choose(whole, row_tokens, budget, &mut peak) {
         Err((least, _)) => (Fit::default(), planning.plan(settings, &least)),
         Ok((choice, _)) => {
             let cut = |now: u64, before: u64| (now < before).then_some(now as usize);

@@ -143,11 +143,7 @@ pub(crate) const SOURCES: &[Source] = &[
         ],
         of_head_dim: false,
     },
-    Source {
-        name: "rope",
-        kernels: &["rope_rotate_f32", "rope_rotate_bf16"],
-        of_head_dim: false,
-    },
+    Source { name: "rope", kernels: &["rope_rotate_f32", "rope_rotate_bf16"], of_head_dim: false },
     Source {
         name: "rope_normed",
         kernels: &[

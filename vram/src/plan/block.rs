@@ -51,14 +51,29 @@ impl Widths {
 
     /// The most that the forward pass has alive.
     pub(super) fn forward(self) -> u64 {
+        let Self { e, f, q, k, post, .. } = self;
+        // As in down, with y, but gated no more.
+        let at_sum = (4 + 2 * post) * e + 2 * q + 2 * k + 2 * f;
+        self.in_gates().max(self.in_down()).max(at_sum)
+    }
+
+    /// The most that is alive where what the backward pass needs is computed again.
+    pub(super) fn again(self) -> u64 {
+        // Without norms after the halves, nothing leads to the output.
+        if self.post > 0 { self.in_gates().max(self.in_down()) } else { self.in_gates() }
+    }
+
+    /// x, normed, projected, middle, normed again; queries and keys both before and after their rotation; gate
+    /// and up.
+    fn in_gates(self) -> u64 {
         let Self { e, f, q, k, r, post, .. } = self;
-        // Queries and keys both before and after their rotation.
-        let heads = 3 * q + 3 * k;
-        // x, normed, projected, middle, normed again, the product's output; gate, up, gated.
-        let in_down = (6 + post) * e + heads + 3 * f + 2 * r;
-        // y as well, but gated no more.
-        let at_sum = (7 + 2 * post) * e + heads + 2 * f;
-        in_down.max(at_sum)
+        (5 + post) * e + 3 * q + 3 * k + 2 * f + 2 * r
+    }
+
+    /// What is saved, gated, and the product's output.
+    fn in_down(self) -> u64 {
+        let Self { e, f, q, k, r, post, .. } = self;
+        (3 + post) * e + 2 * q + 2 * k + 3 * f + 2 * r
     }
 
     /// The most that the forward pass over a piece of some prompts has alive, in elements: nothing is
@@ -68,8 +83,8 @@ impl Widths {
         let Self { e, f, q, k, r, post, .. } = self;
         let heads = 2 * q + 2 * k;
         let in_attention = 2 * e + (2 + u64::from(rows)) * q + 4 * k;
-        let in_down = 5 * e + heads + 3 * f + 2 * r;
-        let at_sum = (6 + post) * e + heads + 2 * f;
+        let in_down = 4 * e + heads + 3 * f + 2 * r;
+        let at_sum = (5 + post) * e + heads + 2 * f;
         (tokens * in_attention + 2 * keys * k).max(tokens * in_down.max(at_sum))
     }
 

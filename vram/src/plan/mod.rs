@@ -243,10 +243,10 @@ mod tests {
         assert_eq!(full.checkpoint, 4000 + 8000);
         assert_eq!(bytes(&full, Category::KvCache), 2 * 4 * 2 * 100 * 4 * 4);
         assert_eq!(full.fits, Some(false));
-        // Both prompts at once: x, normed, middle, normed again, the product of down; q, the
+        // Both prompts at once: x, normed, middle, the product of down; q, the
         // attention's output of both; k and v; gate, up and gated. The angles of 2 pairs, the id,
         // the position.
-        let token = 4 * (5 * 8 + 2 * 8 + 2 * 4 + 3 * 16) + 4 * 4 + 4 + 8;
+        let token = 4 * (4 * 8 + 2 * 8 + 2 * 4 + 3 * 16) + 4 * 4 + 4 + 8;
         assert_eq!(full.eval_peak, 12_000 + 25_600 + 70_000 + 120 * token);
         let table = full.to_string();
         assert!(table.contains("does NOT fit") && table.contains("kv_cache"), "{table}");

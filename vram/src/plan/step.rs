@@ -131,7 +131,7 @@ impl Pass<'_> {
         // The gradient of its output waits meanwhile.
         let passing = &self.train.passing;
         let again = self
-            .held(self.gradients(done), waiting, self.widths.forward() + self.model.hidden)
+            .held(self.gradients(done), waiting, self.widths.again() + self.model.hidden)
             .beside(passing.attention_forward);
         let moments = self.widths.backward(self.model, passing, below).into_iter().map(|moment| {
             // What was saved counts as activations as long as it is there.

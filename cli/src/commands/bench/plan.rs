@@ -210,8 +210,9 @@ fn under_budget(draw: &Draw, device: &Device) -> Result<Option<UnderBudget>, Fai
     let least = if draw.optimizer_in_backward { Choice { kept_blocks: 0, ..whole } } else { least };
     let (low, high) = (peak(&least), peak(&whole));
     let budget = low + (high.saturating_sub(low) as f64 * draw.budget) as u64;
-    let Ok((choice, _)) = choose(whole, !draw.optimizer_in_backward, budget, &mut |c| peak(c))
-    else {
+    let tokens = draw.documents.iter().sum::<usize>() as u64;
+    let row_tokens = (!draw.optimizer_in_backward).then_some(tokens);
+    let Ok((choice, _)) = choose(whole, row_tokens, budget, &mut |c| peak(c)) else {
         return Ok(None);
     };
     let more = Choice { kept_blocks: choice.kept_blocks + 1, ..choice };

@@ -185,7 +185,8 @@ impl RunArgs {
             plan(&shape, &train, None, None).train_peak + rows
         };
         let Some(Bytes(budget)) = self.budget else { return Ok((whole, peak(&whole))) };
-        choose(whole, !self.optimizer_in_backward, budget, &mut peak).map_err(|(_, least)| {
+        let row_tokens = (!self.optimizer_in_backward).then_some(self.seq_len as u64);
+        choose(whole, row_tokens, budget, &mut peak).map_err(|(_, least)| {
             let error = anyhow::anyhow!(
                 "even with no kept block and the smallest micro-batch, the run needs {} of {}",
                 Bytes(least),
