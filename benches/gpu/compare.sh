@@ -10,7 +10,7 @@
 # The peer runs in each setting that it has: f32 master weights (autocast) and bf16 alone, with gradient
 # checkpointing and without, compiled and not, and with Liger's kernels where they are installed. What does
 # not fit or is not there is left out, and said. chandler trains with f32 master weights and with bf16 alone,
-# with the activations of all blocks kept and of none.
+# with the activations of all blocks kept, of none, and as a budget of 23.5 GiB allows.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -94,6 +94,7 @@ for _ in $(seq "$rounds"); do
   done
   train_ours "full"
   train_ours "full" --kept-blocks 0
+  train_ours "full" --budget 23.5GiB
   train_ours "full, bf16 alone" --no-master-weights --moments blockwise8
   train_ours "full, bf16 alone" --no-master-weights --moments blockwise8 --kept-blocks 0
   for more in "" --gc "--gc --liger"; do

@@ -21,7 +21,11 @@ use rayon::prelude::*;
 
 use crate::cpu::{self, Real};
 #[cfg(feature = "cuda")]
-use crate::cuda::gemv as gpu;
+use crate::cuda::{
+    empty,
+    gemm::{Before, Factor, multiply},
+    gemv as gpu, on_gpu,
+};
 use crate::fresh::fresh;
 #[cfg(target_arch = "x86_64")]
 use crate::gemm;
@@ -74,9 +78,20 @@ pub fn forward_wide(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         None if gpu::takes(x, weight, None) => {
             vec![gpu::product(x, weight, None, DType::F32)?]
         }
+        #[cfg(feature = "cuda")]
+        None if on_gpu(&[x, weight]) => vec![products_of_gpu(x, weight)?],
         None => vec![linear::forward(x, weight, None)?.to_dtype(accumulation_dtype(x.dtype()))?],
     };
     products.into_iter().next().map_or_else(|| bail!("a product of one weight"), Ok)
+}
+
+/// `x [N, I]`, `weight [O, I]` → f32 `[N, O]`, of more rows than the GPU's kernel takes.
+#[cfg(feature = "cuda")]
+fn products_of_gpu(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let products = empty((x.dim(0)?, weight.dim(0)?), DType::F32, x.device())?;
+    let (x, weight) = (Factor::new(x)?, Factor::transposed(weight)?);
+    multiply(&products, &x, &weight, Before::Replaced)?;
+    Ok(products)
 }
 
 fn check(x: &Tensor, layers: &[Layer]) -> Result<()> {

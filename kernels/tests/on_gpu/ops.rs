@@ -281,6 +281,15 @@ fn products_of_few_rows() {
 }
 
 #[test]
+fn logits_of_any_number_of_rows_are_not_rounded() {
+    let Some((_alone, gpu)) = gpu() else { return };
+    for rows in [3, 8, 9, 40] {
+        let tensors = [noise((rows, 64), 1, DType::BF16), noise((50, 64), 2, DType::BF16)];
+        check(&gpu, &tensors, 3e-6, |t| Ok(vec![gemv::forward_wide(&t[0], &t[1])?]));
+    }
+}
+
+#[test]
 fn the_most_probable_token() {
     let Some((_alone, gpu)) = gpu() else { return };
     let mut logits = vec![noise((1, 700), 1, DType::F32), noise((1, 700), 2, DType::F32)];
