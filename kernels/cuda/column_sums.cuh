@@ -14,7 +14,7 @@ DEVICE void column_sums(const T* from, float* to, u64 rows, u32 width) {
     const u32 column = blockIdx.x * WARP + lane;
     float sum = 0.0f;
     if (column < width) {
-#pragma unroll 4
+#pragma unroll 16
         for (u64 row = warp; row < rows; row += COLUMN_WARPS) {
             sum += widen(from[row * width + column]);
         }

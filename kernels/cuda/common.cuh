@@ -65,12 +65,30 @@ DEVICE void load(const T* from, float (&to)[LEN]) {
     for (u32 i = 0; i < LEN; ++i) to[i] = widen(pack.values[i]);
 }
 
+// Four words to 16 bytes of global memory by one instruction, which the compiler does not always find.
+DEVICE void store_words(const u32 (&words)[4], void* to) {
+#ifdef __CUDA_ARCH__
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(__cvta_generic_to_global(to)), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+                   "r"(words[3])
+                 : "memory");
+#else
+    *static_cast<Pack<u32, 4>*>(to) = {{words[0], words[1], words[2], words[3]}};
+#endif
+}
+
+// To global memory.
 template <u32 LEN, class T>
 DEVICE void store(const float (&from)[LEN], T* to) {
     Pack<T, LEN> pack;
 #pragma unroll
     for (u32 i = 0; i < LEN; ++i) pack.values[i] = narrow<T>(from[i]);
-    *reinterpret_cast<Pack<T, LEN>*>(to) = pack;
+    if constexpr (sizeof(pack) == 16) {
+        store_words(reinterpret_cast<const u32(&)[4]>(pack), to);
+    } else {
+        *reinterpret_cast<Pack<T, LEN>*>(to) = pack;
+    }
 }
 
 // Whether a pointer (null too) may be loaded from 16 bytes at a time.

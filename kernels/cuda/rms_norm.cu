@@ -139,6 +139,51 @@ DEVICE void backward_chunk(
     }
 }
 
+// The same where no thread has more than one load of a row: then it keeps its part of the weight, and its
+// sums, from row to row.
+template <u32 LEN, class T>
+DEVICE void backward_narrow_chunk(
+    Row<T> first, const T* weight, float* dw_partial, u64 rows, u32 width, u32 chunk_rows, float eps,
+    float offset
+) {
+    const u32 at = threadIdx.x * LEN;
+    const bool works = at < width;
+    float factor[LEN] = {}, dw[LEN] = {};
+    if (works) load_factor(weight + at, offset, factor);
+    const u64 start = static_cast<u64>(blockIdx.x) * chunk_rows;
+    const u64 end = start + chunk_rows < rows ? start + chunk_rows : rows;
+    for (u64 row = start; row < end; ++row) {
+        const u64 place = row * width + at;
+        float x[LEN] = {}, dy[LEN] = {}, added[LEN] = {};
+        if (works) {
+            load(first.x + place, x);
+            load(first.dy + place, dy);
+            if (first.residual) load(first.residual + place, added);
+        }
+        float sums[2] = {0.0f, 0.0f};
+#pragma unroll
+        for (u32 i = 0; i < LEN; ++i) {
+            sums[0] = fmaf(x[i], x[i], sums[0]);
+            sums[1] = fmaf(dy[i] * factor[i], x[i], sums[1]);
+        }
+        block_sums(sums);
+        const float inv_rms = inverse_rms(sums[0], width, eps);
+        const float along = sums[1] * inv_rms * inv_rms * inv_rms / static_cast<float>(width);
+        if (!works) continue;
+#pragma unroll
+        for (u32 i = 0; i < LEN; ++i) {
+            dw[i] = fmaf(dy[i] * inv_rms, x[i], dw[i]);
+            dy[i] = fmaf(-along, x[i], fmaf(dy[i] * factor[i], inv_rms, added[i]));
+        }
+        store(dy, first.dx + place);
+    }
+    if (dw_partial && works) {
+        float* to = dw_partial + static_cast<u64>(blockIdx.x) * width + at;
+#pragma unroll
+        for (u32 i = 0; i < LEN; ++i) to[i] = dw[i];
+    }
+}
+
 template <class T>
 DEVICE void backward(
     Row<T> first, const T* weight, float* dw_partial, u64 rows, u32 width, u32 chunk_rows, float eps,
@@ -146,7 +191,11 @@ DEVICE void backward(
 ) {
     const float offset = unit_offset ? 1.0f : 0.0f;
     const bool together = all_aligned(first.x, first.dy, first.residual, first.dx, weight);
-    if (width % VECTOR<T> == 0 && together) {
+    if (width % VECTOR<T> == 0 && together && width <= blockDim.x * VECTOR<T>) {
+        backward_narrow_chunk<VECTOR<T>>(
+            first, weight, dw_partial, rows, width, chunk_rows, eps, offset
+        );
+    } else if (width % VECTOR<T> == 0 && together) {
         backward_chunk<VECTOR<T>>(first, weight, dw_partial, rows, width, chunk_rows, eps, offset);
     } else {
         backward_chunk<1>(first, weight, dw_partial, rows, width, chunk_rows, eps, offset);
