@@ -11,11 +11,12 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::daemon::ALIVE;
 use crate::exit::Exit;
+use crate::signals::WITHOUT_MEANING;
 
 /// The wait before the daemon is started again, and the longest, for one that ends at once.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
@@ -59,10 +60,11 @@ pub fn supervise(
     hang: Option<Duration>,
 ) -> io::Result<u8> {
     let (sender, news) = mpsc::channel();
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let heard = [SIGINT, SIGTERM, SIGHUP, SIGQUIT].into_iter().chain(WITHOUT_MEANING);
+    let mut signals = Signals::new(heard)?;
     let asked = sender.clone();
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        for signal in signals.forever() {
+        for signal in signals.forever().filter(|signal| !WITHOUT_MEANING.contains(signal)) {
             if asked.send(News::Asked(signal)).is_err() {
                 return;
             }
@@ -169,9 +171,11 @@ impl Life {
         }
     }
 
-    /// The daemon is in a process group of its own, so that it hears each signal once.
+    /// The daemon is in a process group of its own, so that it hears each signal of a terminal once. What
+    /// would have it dump its memory asks it to end.
     fn pass_on(&self, signal: i32) {
-        let signal = Signal::from_named_raw(signal).unwrap_or(Signal::TERM);
+        let named = Signal::from_named_raw(signal).filter(|named| *named != Signal::QUIT);
+        let signal = named.unwrap_or(Signal::TERM);
         if let Some(pid) = Pid::from_raw(self.child.id().cast_signed()) {
             // It may be over already, which is what was asked for.
             let _ = kill_process(pid, signal);

@@ -105,6 +105,23 @@ fn a_killed_daemon_is_started_again_and_a_stop_ends_both() {
     assert_eq!(watched.status()["running"], false);
 }
 
+/// As `pkill chandler` does, and a machine that goes down.
+#[test]
+fn signals_to_parent_and_daemon_are_one_wish() {
+    let mut watched = Watched::begin(&[]);
+    let daemon = watched.daemon(None);
+    let parent = Pid::from_child(&watched.parent);
+    for signal in [Signal::USR1, Signal::TERM] {
+        for pid in [parent, daemon] {
+            kill_process(pid, signal).unwrap();
+        }
+        // Whoever it ends is gone by then.
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert_eq!(watched.parent.wait().unwrap().code(), Some(0), "it took the time for a checkpoint");
+    assert!(watched.restarts().is_empty());
+}
+
 #[test]
 fn a_daemon_that_hangs_is_started_again() {
     let watched = Watched::begin(&["daemon.hang_seconds=3"]);
