@@ -24,13 +24,15 @@ pub enum Exit {
     NotRunning = 7,
     /// 8: the state directory cannot be used.
     StateDir = 8,
+    /// 9: the GPU takes no more work from this process; another may go on.
+    GpuLost = 9,
     /// 130: interrupted a second time, before the step was finished.
     Interrupted = 130,
 }
 
 impl Exit {
     /// Every exit.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Ok,
         Self::Error,
         Self::Usage,
@@ -40,6 +42,7 @@ impl Exit {
         Self::NoSpace,
         Self::NotRunning,
         Self::StateDir,
+        Self::GpuLost,
         Self::Interrupted,
     ];
 

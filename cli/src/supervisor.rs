@@ -197,6 +197,9 @@ fn ending_of(status: ExitStatus) -> Ending {
     const PANICKED: i32 = 101;
     match (status.code(), status.signal()) {
         (Some(PANICKED), _) => Ending::Cut("the daemon panicked".to_owned()),
+        (Some(code), _) if code == i32::from(Exit::GpuLost.code()) => {
+            Ending::Cut("the GPU took no more work from the daemon".to_owned())
+        }
         (Some(code), _) => Ending::Exit(code as u8),
         (None, Some(signal)) => {
             let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
@@ -254,6 +257,8 @@ mod tests {
         assert_eq!(code, 6);
         assert!(told[0].contains("killed by SIGSEGV") && told[0].contains("in 1 s"), "{told:?}");
         assert_eq!(crashes, ["the daemon was killed by SIGSEGV"]);
+        let (code, _, crashes) = supervised(&["exit 9", "exit 0"], None);
+        assert_eq!((code, crashes[0].as_str()), (0, "the GPU took no more work from the daemon"));
     }
 
     #[test]

@@ -105,6 +105,13 @@ pub fn pool(device: &Device) -> Option<PoolUsage> {
     gpu::read(device)
 }
 
+/// Whether a GPU refuses all work of this process, to its end: so it is after an illegal address or a fault of
+/// its memory. Waits for the work that was handed over; never true of the CPU.
+pub fn is_lost(device: &Device) -> bool {
+    // The first answer may be an earlier call's error.
+    !device.is_cpu() && device.synchronize().is_err() && device.synchronize().is_err()
+}
+
 /// High-water marks of the pool begin anew. Nothing is done for the CPU.
 pub fn reset_high_water(device: &Device) -> Result<()> {
     gpu::reset_high_water(device)

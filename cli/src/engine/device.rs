@@ -84,6 +84,12 @@ fn folder_of_locks() -> PathBuf {
     folder.map_or_else(std::env::temp_dir, PathBuf::from)
 }
 
+/// Whether this process has a GPU that refuses all work.
+pub(super) fn is_lost() -> bool {
+    let device = gpu().as_ref().and_then(|gpu| gpu.device.clone());
+    device.is_some_and(|device| kernels::is_lost(&device))
+}
+
 /// The device that models of this configuration are on. Tensors of a GPU take at most
 /// `memory.limit`.
 pub(crate) fn device(config: &Config) -> Result<Device, EngineError> {

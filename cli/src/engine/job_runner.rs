@@ -12,6 +12,7 @@ use super::base_model::Questions;
 use super::best::put_best;
 use super::checkpoints::{GoneOn, checkpoint_bytes, leave_checkpoint, resume_or_begin_anew};
 use super::job_sink::JobSink;
+use super::lost_gpu::end_where_gpu_is_lost;
 use super::publish::{finish_exchange, write_merged_model};
 use super::requeue::{is_requeued, keep_wrong, requeue};
 use super::session::{Prepared, Request, prepare};
@@ -279,7 +280,7 @@ impl JobRunner for EngineRunner {
         let prepared = match self.make_ready(job, context) {
             // Whoever asked for the end finds it asked for.
             Err(error) if error.is_a_stop() => return Ok(JobEstimate::default()),
-            ready => &ready?.prepared,
+            ready => &ready.inspect_err(end_where_gpu_is_lost)?.prepared,
         };
         let stats = prepared.rows.stats();
         let epochs = prepared.total_steps as f64
@@ -311,7 +312,7 @@ impl JobRunner for EngineRunner {
             _ => {
                 match self.make_ready(job, context) {
                     Err(error) if error.is_a_stop() => return Ok(JobOutcome::Stopped { step: 0 }),
-                    ready => drop(ready?),
+                    ready => drop(ready.inspect_err(end_where_gpu_is_lost)?),
                 }
                 self.ready.take().ok_or(EngineError::NoModel)?
             }
@@ -330,7 +331,7 @@ impl JobRunner for EngineRunner {
         if matches!(outcome, Ok(JobOutcome::Finished { .. })) {
             self.finished = Some(job.job.id);
         }
-        Ok(outcome?)
+        Ok(outcome.inspect_err(end_where_gpu_is_lost)?)
     }
 
     fn discard(&mut self, job: &ClaimedJob) -> Result<(), JobError> {

@@ -18,8 +18,8 @@ use super::reader::Read;
 use super::refusal::Refusal;
 use crate::config::Config;
 use crate::engine::{
-    Decision, EngineError, bytes_of_answers, decide, dtype, give_memory_back, keep_memory_limit,
-    load_model, memory_room, seen_on_gpu, stop_ids,
+    Decision, EngineError, bytes_of_answers, decide, dtype, end_where_gpu_is_lost,
+    give_memory_back, keep_memory_limit, load_model, memory_room, seen_on_gpu, stop_ids,
 };
 use crate::failure::in_one_line;
 
@@ -232,6 +232,7 @@ impl Host {
             return Refusal::of(&error.into());
         }
         let error = EngineError::from(error);
+        end_where_gpu_is_lost(&error);
         tracing::error!("an answer was given up: {}", in_one_line(&error));
         Refusal::of(&error)
     }
