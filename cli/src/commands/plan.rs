@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::App;
 use super::bench::{product_peak, train_flops_per_token};
-use crate::config::Config;
+use crate::config::{Config, MemorySize};
 use crate::engine::{
     EngineError, Planning, Reader, data_options, dtype, fitting, memory_room, model_folder,
     open_device, train_settings,
@@ -96,6 +96,10 @@ pub(super) fn plan(app: &App, args: &PlanArgs) -> Result<Exit, Failure> {
         }
         (None, _) => memory_room(&config),
     };
+    // As a run is held to it.
+    if let Some(limit) = config.memory.limit.as_ref().and_then(MemorySize::bytes) {
+        planning.budget = Some(planning.budget.map_or(limit, |budget| budget.min(limit)));
+    }
     if args.gpu {
         planning.on_gpu = true;
         planning.context = args.context.map_or(CONTEXT_BYTES, |Bytes(bytes)| bytes);

@@ -1,6 +1,6 @@
 //! The checkpoints of a run: going on from the newest, which of them stay, and what they say.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use chandler_durable::{
     Manifest, RealFs, Removal, is_there, newest_good, remove_folder, remove_folder_meanwhile,
@@ -110,6 +110,17 @@ pub(crate) fn clear_checkpoints(folder: &Path) -> Result<(), EngineError> {
     Ok(())
 }
 
+/// What the checkpoints in a folder take on the disk, as far as it can be read.
+pub(super) fn bytes_of_checkpoints(folder: &Path) -> u64 {
+    let checkpoints = names_in(folder).into_iter().map(|name| folder.join(name));
+    let checkpoints = checkpoints.filter(|path| checkpoint_step(path).is_some());
+    let bytes_of = |checkpoint: PathBuf| {
+        let files = names_in(&checkpoint).into_iter().map(|file| checkpoint.join(file));
+        files.map(|file| file.metadata().map_or(0, |found| found.len())).sum::<u64>()
+    };
+    checkpoints.map(bytes_of).sum()
+}
+
 /// Leaves a checkpoint of a run that was stopped, unless its step has one already; the step.
 pub(crate) fn leave_checkpoint(
     trainer: &Trainer,
@@ -172,6 +183,18 @@ mod tests {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         let manifest = json!({ "extra": { "extra": { "eval": eval } } });
         chandler_durable::write(&path, manifest.to_string().as_bytes()).unwrap();
+    }
+
+    #[test]
+    fn the_bytes_of_checkpoints_are_those_of_their_files() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(bytes_of_checkpoints(&folder.path().join("none")), 0);
+        for (place, bytes) in [("checkpoint-3/a", 5), ("checkpoint-12/b", 7), ("other/c", 11)] {
+            let path = folder.path().join(place);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            chandler_durable::write(&path, &vec![0; bytes]).unwrap();
+        }
+        assert_eq!(bytes_of_checkpoints(folder.path()), 12);
     }
 
     #[test]

@@ -4,13 +4,16 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use chandler_durable::{RealFs, is_there, require_space};
-use chandler_trainer::{Fit, Outcome, TrainError, Trainer};
+use chandler_trainer::{CHECKPOINT_PREFIX, Fit, Outcome, TrainError, Trainer};
 use chandler_vram::{Ledger, Phase};
 use serde_json::{Value, json};
 
 use super::base_model::Questions;
 use super::best::put_best;
-use super::checkpoints::{GoneOn, checkpoint_bytes, leave_checkpoint, resume_or_begin_anew};
+use super::checkpoints::{
+    GoneOn, bytes_of_checkpoints, checkpoint_bytes, leave_checkpoint, remove_old_checkpoints,
+    resume_or_begin_anew,
+};
 use super::job_sink::JobSink;
 use super::lost_gpu::end_where_gpu_is_lost;
 use super::publish::{finish_exchange, write_merged_model};
@@ -101,17 +104,21 @@ impl EngineRunner {
         }
         tracing::info!("memory plan:\n{}", prepared.plan);
         prepared.check_memory(&self.config)?;
-        self.check_disk(&prepared)?;
+        self.check_disk(job, &prepared)?;
         Ok(self.ready.insert(Ready { job_id: job.job.id, base, prepared }))
     }
 
-    fn check_disk(&self, prepared: &Prepared) -> Result<(), EngineError> {
+    /// An error where there is no room for the checkpoints and the model of a run. Its own checkpoints, which
+    /// make room for those to come, are no others'.
+    fn check_disk(&self, job: &ClaimedJob, prepared: &Prepared) -> Result<(), EngineError> {
         let params = prepared.model.params();
         let trainable: usize = params.trainable().map(|(_, p)| p.value.elem_count()).sum();
         let all = (params.bytes() + trainable * 4) as u64;
         let kept = self.config.daemon.keep_checkpoints as u64 + 1;
         let reserve = (self.config.daemon.min_free_gib * f64::from(1 << 30)) as u64;
-        let needed = trainable as u64 * DISK_BYTES_PER_PARAM * kept + all + reserve;
+        let there = bytes_of_checkpoints(&self.state.checkpoints_of(job.job.id));
+        let to_come = (trainable as u64 * DISK_BYTES_PER_PARAM * kept).saturating_sub(there);
+        let needed = to_come + all + reserve;
         Ok(require_space(&RealFs, self.state.root(), needed)?)
     }
 
@@ -222,6 +229,9 @@ impl EngineRunner {
         let checkpoints = watch.checkpoints;
         if outcome == Outcome::Stopped {
             let step = leave_checkpoint(&trainer, &checkpoints, resumed_at, extra)?;
+            let newest = checkpoints.join(format!("{CHECKPOINT_PREFIX}{step}"));
+            let (last, bests) = (self.config.daemon.keep_checkpoints, self.config.daemon.keep_best);
+            drop(remove_old_checkpoints(&newest, last, bests, &self.config.eval, &best)?);
             return Ok(JobOutcome::Stopped { step });
         }
         let (steps, loss) = (trainer.steps_done(), trainer.last_metrics().map(|last| last.loss));

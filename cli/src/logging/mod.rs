@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use tracing_appender::rolling::{InitError, RollingFileAppender, Rotation};
-use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::filter::{LevelFilter, ParseError};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
@@ -35,6 +35,15 @@ pub enum LoggingError {
         #[source]
         source: ParseError,
     },
+    /// `log.level` has a word that is neither a level nor one of this program's modules: it would mute
+    /// everything else.
+    #[error("`log.level` is \"{level}\", and \"{word}\" is no level")]
+    NoLevel {
+        /// The value.
+        level: String,
+        /// The word.
+        word: String,
+    },
     /// The log file could not be opened.
     #[error("cannot write logs into {}", folder.display())]
     Folder {
@@ -57,7 +66,7 @@ impl LoggingError {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Level { .. } => Some(
+            Self::Level { .. } | Self::NoLevel { .. } => Some(
                 "use error, warn, info, debug or trace, or a filter such as \
                  info,chandler_trainer=debug"
                     .to_owned(),
@@ -70,12 +79,27 @@ impl LoggingError {
     }
 }
 
+/// A filter takes any word for the name of a module.
+fn check_words(level: &str) -> Result<(), LoggingError> {
+    let is_known = |word: &&str| {
+        word.is_empty()
+            || word.contains(['=', '[', ':'])
+            || word.starts_with("chandler")
+            || word.parse::<LevelFilter>().is_ok()
+    };
+    match level.split(',').map(str::trim).find(|word| !is_known(word)) {
+        None => Ok(()),
+        Some(word) => Err(LoggingError::NoLevel { level: level.to_owned(), word: word.to_owned() }),
+    }
+}
+
 /// Sets up logs for the whole process: the terminal, and `folder` if one is given.
 pub fn init(
     config: &LogConfig,
     terminal: &Terminal,
     folder: Option<&Path>,
 ) -> Result<(), LoggingError> {
+    check_words(&config.level)?;
     let filter = || {
         EnvFilter::builder()
             .parse(&config.level)
@@ -157,5 +181,21 @@ struct LocalTime;
 impl FormatTime for LocalTime {
     fn format_time(&self, writer: &mut Writer<'_>) -> std::fmt::Result {
         write!(writer, "{}", jiff::ZonedDateTime::now().strftime("%H:%M:%S"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_is_no_level_is_named() {
+        for good in ["info", "WARN", "off", "info,chandler_trainer=debug", "chandler_cli", ""] {
+            assert!(check_words(good).is_ok(), "{good}");
+        }
+        for (bad, word) in [("verbose", "verbose"), ("info, quiet", "quiet")] {
+            let words = check_words(bad).unwrap_err().to_string();
+            assert_eq!(words, format!("`log.level` is \"{bad}\", and \"{word}\" is no level"));
+        }
     }
 }

@@ -137,7 +137,8 @@ fn a_killed_daemon_goes_on_bit_for_bit() {
 fn a_stop_finishes_the_step_and_exits_with_0() {
     let folder = tempfile::tempdir().unwrap();
     let state = state_with_file(folder.path());
-    let mut child = run_once(&state).spawn().unwrap();
+    let mut child = run_once(&state);
+    let mut child = child.args(["--set", "daemon.keep_checkpoints=1"]).spawn().unwrap();
     let first = Path::new(&state).join("checkpoints/job-1/checkpoint-5/manifest.json");
     let begun = Instant::now();
     while !first.exists() {
@@ -151,6 +152,8 @@ fn a_stop_finishes_the_step_and_exits_with_0() {
     .unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
     assert!(!Path::new(&state).join("model").exists(), "it was stopped in time");
+    let kept = fs::read_dir(Path::new(&state).join("checkpoints/job-1")).unwrap().count();
+    assert!(kept <= 1, "{kept} checkpoints, that of the stop among them");
     assert!(run_once(&state).status().unwrap().success());
     assert!(Path::new(&state).join("model/config.json").exists());
     put(&folder.path().join("unused"), b"");

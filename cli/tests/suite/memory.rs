@@ -104,7 +104,8 @@ fn the_incident_is_foreseen() {
     let mut args = vec!["plan", "--model", text_of(folder.path()), "--device", "23.63GiB"];
     args.extend(["--seq-len", "4096", "--max-new-tokens", "2048", "--set", "model.dtype=bf16"]);
     args.extend(["--set", "train.per_device_train_batch_size=16"]);
-    assert!(ok(&args).contains("blocks keep their activations"), "alone it fits");
+    let alone = ok(&args);
+    assert!(alone.contains("at most 4 rows go through the model together"), "it fits: {alone}");
     args.extend(["--others", "12.4GiB"]);
     let output = run(&args);
     let said = String::from_utf8_lossy(&output.stdout);
@@ -115,6 +116,23 @@ fn the_incident_is_foreseen() {
     {
         assert!(sentence.contains(part), "{sentence}");
     }
+}
+
+/// A run is held to `memory.limit` on any device.
+#[test]
+fn a_plan_knows_the_limit() {
+    let folder = qwen3();
+    let budget = |more: &[&str]| -> u64 {
+        let mut args = vec!["plan", "--model", text_of(folder.path()), "--json"];
+        args.extend(["--set", "model.dtype=bf16", "--set", "memory.limit=6GiB"]);
+        args.extend(more);
+        let output = run(&args);
+        let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+        plan["budget"].as_u64().unwrap()
+    };
+    assert_eq!(budget(&["--device", "80GiB"]), 6 << 30);
+    assert_eq!(budget(&["--device", "5GiB"]), 5 << 30);
+    assert!(budget(&[]) <= 6 << 30, "this machine's");
 }
 
 /// A card of another machine: what its driver takes, and ops that keep no buffers.
