@@ -243,7 +243,12 @@ impl JobLoop<'_> {
             self.note("requeued", job, None, "was being worked on when the process ended")?;
         }
         for job in &recovered.given_up {
-            self.note("failed", job, None, "was cut off too often and lies in failed/")?;
+            let words = if job.path.exists() {
+                "was cut off too often and lies in failed/"
+            } else {
+                "was cut off, and its file is gone from processing/"
+            };
+            self.note("failed", job, None, words)?;
             tally.failed += 1;
         }
         for job in &recovered.settled {

@@ -76,6 +76,11 @@ fn recover_job(
             recovered.settled.push(settled);
             return Ok(());
         }
+        if let Some(report) = report_of_model(state, &job, &sha256_of(&job))? {
+            // Somebody took it away while it was learned from.
+            recovered.settled.push(settle::archive(state, store, &job, &report)?);
+            return Ok(());
+        }
         let report = cut_off(&job, "its file is gone from processing/");
         recovered.given_up.push(settle::fail(state, store, &job, &report, JobState::Failed)?);
         return Ok(());
@@ -287,6 +292,31 @@ mod tests {
         }
         assert_eq!(job.state, JobState::Done);
         assert!(on.state.done().join("a.jsonl").exists());
+    }
+
+    #[test]
+    fn a_file_that_was_taken_away_after_it_was_learned_from_was_learned_from() {
+        let on = fixture();
+        for settles_itself in [true, false] {
+            let job = on.add("a.jsonl", b"{}\n");
+            on.die_at(&job, 7);
+            let job = on.store.job(job.id).unwrap();
+            let report = serde_json::json!({ "steps": 7 });
+            let extra = super::super::mark::mark(&job, job.sha256.as_deref().unwrap(), &report);
+            let folder = on.state.model();
+            if folder.exists() {
+                durable::remove_folder(&RealFs, &folder).unwrap();
+            }
+            durable::SealedFolder::begin(&RealFs, &folder).unwrap().seal(extra).unwrap();
+            std::fs::remove_file(&job.path).unwrap();
+            if settles_itself {
+                settle::archive(&on.state, &on.store, &job, &report).unwrap();
+            } else {
+                assert!(recover(&on.state, &on.store, 3).unwrap().given_up.is_empty());
+            }
+            let job = on.store.job(job.id).unwrap();
+            assert_eq!((job.state, job.report.unwrap()), (JobState::Done, report));
+        }
     }
 
     #[test]

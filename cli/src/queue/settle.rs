@@ -13,14 +13,19 @@ use crate::priority::Priority;
 use crate::state_dir::StateDir;
 use crate::store::{Job, JobState, Store, StoreError};
 
-/// Puts a file that was learned from into `done/`.
+/// Puts a file that was learned from into `done/`. One that somebody took away meanwhile was learned from
+/// all the same.
 pub fn archive(
     state: &StateDir,
     store: &Store,
     job: &Job,
     report: &serde_json::Value,
 ) -> Result<Job, QueueError> {
-    let place = move_to(&state.done(), job)?;
+    let is_there = durable::is_there(&job.path)?;
+    let place = if is_there { move_to(&state.done(), job)? } else { job.path.clone() };
+    if !is_there {
+        tracing::warn!("job {}: {} is gone, and lies in no done/", job.id, job.path.display());
+    }
     Ok(store.settle(job.id, JobState::Done, &place, report)?)
 }
 
