@@ -24,6 +24,12 @@ template <class T>
 struct Sizes {
     static constexpr u32 ROWS = HEAD_BYTES<T> <= 512 ? 64 : 16;
     static constexpr u32 OTHERS = HEAD_BYTES<T> <= 256 ? 32 : 16;
+    static constexpr u32 THREADS = ROWS / WARP_ROWS * WARP;
+    // More would have too few registers.
+    static constexpr u32 MOST_Q = HEAD_BYTES<T> <= 128 ? 5 : HEAD_BYTES<T> <= 256 ? 3 : 2;
+    static constexpr u32 MOST_KV = D > 64 ? 2 : HEAD_BYTES<T> <= 128 ? 4 : 3;
+    static constexpr u32 Q_AT_ONCE = blocks_at_once<T>(2 * ROWS + 4 * OTHERS, MOST_Q);
+    static constexpr u32 KV_AT_ONCE = blocks_at_once<T>(2 * ROWS + 4 * OTHERS, MOST_KV);
 };
 
 // Rows of all heads, by a warp each.
@@ -49,9 +55,10 @@ struct Pair {
 
     template <u32 ROWS>
     DEVICE void load_later(T* tile, u32 row) const {
-        load_tile_later<ROWS>(tile, first + row * first_stride, first_stride, rows - row);
+        constexpr u32 THREADS = Sizes<T>::THREADS;
+        load_tile_later<ROWS, THREADS>(tile, first + row * first_stride, first_stride, rows - row);
         tile += ROWS * ROW<T>;
-        load_tile_later<ROWS>(tile, second + row * second_stride, second_stride, rows - row);
+        load_tile_later<ROWS, THREADS>(tile, second + row * second_stride, second_stride, rows - row);
     }
 };
 
@@ -88,16 +95,47 @@ DEVICE Query query_of(const Inputs<T>& in, Tile tile, u32 head, u32 row) {
     return {in.lse[at] * LOG2_E, in.delta[at]};
 }
 
-// The probability of a key, of the product q · k.
-DEVICE float probability(float product, Rule rule, Query query, bool visible) {
-    return visible ? power_of_two(rule.exponent(product) - query.exponent) : 0.0f;
+// Asks for QUERIES queries of a head, and for what is known of their softmax, which comes to lie where no
+// product reads: the log-sum-exp behind a row of q, delta behind that of dy.
+template <u32 QUERIES, class T>
+DEVICE void load_queries_later(const Inputs<T>& in, Tile tile, u32 head, u32 query, T* stage) {
+    static_assert(2 * QUERIES <= Sizes<T>::THREADS, "a thread for each number");
+    in.queries(tile, head).template load_later<QUERIES>(stage, query);
+    if (threadIdx.x >= 2 * QUERIES) return;
+    const u32 row = query + threadIdx.x % QUERIES;
+    const u64 at = (static_cast<u64>(tile.start) + row) * in.shape.heads + head;
+    const float* numbers = threadIdx.x < QUERIES ? in.lse : in.delta;
+    copy_word_later(stage + threadIdx.x * ROW<T> + D, numbers + at, row >= tile.len);
+}
+
+// The same of a query that has been loaded so.
+template <class T>
+DEVICE Query query_behind(const T* q_row, const T* dy_row) {
+    const auto number = [](const T* row) { return *reinterpret_cast<const float*>(row + D); };
+    return {number(q_row) * LOG2_E, number(dy_row)};
+}
+
+// Makes products q · k probabilities as if each were seen, and gradients of probabilities those of
+// products. `query_of(n, i)` is the query of an element.
+template <bool CAPPED, u32 N, class QueryOf>
+DEVICE void differentiate(float (&p)[N][4], float (&slopes)[N][4], Rule rule, QueryOf query_of) {
+#pragma unroll
+    for (u32 n = 0; n < N; ++n) {
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            const Query query = query_of(n, i);
+            const Score score = rule.score<CAPPED>(p[n][i]);
+            p[n][i] = power_of_two(score.exponent - query.exponent);
+            slopes[n][i] = p[n][i] * (slopes[n][i] - query.delta) * score.slope;
+        }
+    }
 }
 
 // dq of ROWS queries of a head.
 template <class T>
 DEVICE void backward_q(const Inputs<T>& in, const Tile* tiles, T* dq) {
     constexpr u32 ROWS = Sizes<T>::ROWS, KEYS = Sizes<T>::OTHERS, STAGE = 2 * KEYS * ROW<T>;
-    expect_threads(2 * ROWS);
+    expect_threads(Sizes<T>::THREADS);
     const Tile tile = tiles[blockIdx.x];
     const u32 head = blockIdx.y, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const u32 window = in.shape.window;
@@ -109,6 +147,7 @@ DEVICE void backward_q(const Inputs<T>& in, const Tile* tiles, T* dq) {
     const T* dy_rows = q_rows + ROWS * ROW<T>;
     const u32 row = tile.first + warp * WARP_ROWS + lane / 4;
     const Query of_rows[2] = {query_of(in, tile, head, row), query_of(in, tile, head, row + 8)};
+    const auto of_element = [&](u32, u32 i) { return of_rows[i / 2]; };
 
     Fragment<D> sums = {};
     const u32 end = least(tile.first + ROWS, tile.len);
@@ -127,16 +166,13 @@ DEVICE void backward_q(const Inputs<T>& in, const Tile* tiles, T* dq) {
         float scores[KEYS / 8][4], slopes[KEYS / 8][4];
         multiply_rows<KEYS>(q_rows, k, scores);
         multiply_rows<KEYS>(dy_rows, v, slopes);
-#pragma unroll
-        for (u32 n = 0; n < KEYS / 8; ++n) {
-#pragma unroll
-            for (u32 i = 0; i < 4; ++i) {
-                const Query query = of_rows[i / 2];
-                const u32 column = key + 8 * n + 2 * (lane % 4) + i % 2;
-                const bool visible = sees(row + i / 2 * 8, column, window);
-                const float p = probability(scores[n][i], rule, query, visible);
-                slopes[n][i] = p * (slopes[n][i] - query.delta) * rule.slope(scores[n][i]);
-            }
+        // Decided once for a warp's tile, not for each element of it.
+        if (rule.softcap == 0.0f) differentiate<false>(scores, slopes, rule, of_element);
+        else differentiate<true>(scores, slopes, rule, of_element);
+        if (!all_see(tile.first + warp * WARP_ROWS, WARP_ROWS, key, KEYS, window)) {
+            hide(slopes, 0.0f, [&](u32 n, u32 i) {
+                return sees(row + i / 2 * 8, key + 8 * n + 2 * (lane % 4) + i % 2, window);
+            });
         }
         add_product<KEYS>(slopes, k, sums);
         __syncthreads();
@@ -152,33 +188,33 @@ DEVICE void backward_q(const Inputs<T>& in, const Tile* tiles, T* dq) {
 // Which gradients of a tile of keys are taken.
 enum class Part { Both, Values, Keys };
 
-// One tile of queries, of one head, for a warp's 16 keys from `key` on.
+// One tile of queries, of one head, from the one at `query` on, for a warp's 16 keys from `key` on.
 template <Part PART, class T>
 DEVICE void add_queries(
-    const Inputs<T>& in, Tile tile, u32 head, u32 first_query, const T* k_rows, const T* v_rows,
-    const T* q, const T* dy, u32 key, Fragment<D>& dk, Fragment<D>& dv
+    const Shape& shape, u32 query, const T* k_rows, const T* v_rows, const T* q, const T* dy, u32 key,
+    Fragment<D>& dk, Fragment<D>& dv
 ) {
     constexpr u32 QUERIES = Sizes<T>::OTHERS;
-    const Rule rule = {in.shape.scale, in.shape.softcap};
-    const u32 t = threadIdx.x % 4;
-    float scores[QUERIES / 8][4], probabilities[QUERIES / 8][4], slopes[QUERIES / 8][4];
-    multiply_rows<QUERIES>(k_rows, q, scores);
+    const Rule rule = {shape.scale, shape.softcap};
+    const u32 g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    float probabilities[QUERIES / 8][4], slopes[QUERIES / 8][4] = {};
+    multiply_rows<QUERIES>(k_rows, q, probabilities);
     if constexpr (PART != Part::Values) multiply_rows<QUERIES>(v_rows, dy, slopes);
-#pragma unroll
-    for (u32 n = 0; n < QUERIES / 8; ++n) {
-#pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
-            const u32 row = first_query + 8 * n + 2 * t + i % 2;
-            const Query query = query_of(in, tile, head, row);
-            // Queries past the end are zeros, and so is what they add.
-            const bool visible = sees(row, key + i / 2 * 8, in.shape.window);
-            const float p = probability(scores[n][i], rule, query, visible);
-            probabilities[n][i] = p;
-            if constexpr (PART != Part::Values) {
-                slopes[n][i] = p * (slopes[n][i] - query.delta) * rule.slope(scores[n][i]);
-            }
-        }
+    const auto of_element = [&](u32 n, u32 i) {
+        const u32 row = 8 * n + 2 * t + i % 2;
+        return query_behind(q + row * ROW<T>, dy + row * ROW<T>);
+    };
+    // Decided once for a warp's tile, not for each element of it.
+    if (rule.softcap == 0.0f) differentiate<false>(probabilities, slopes, rule, of_element);
+    else differentiate<true>(probabilities, slopes, rule, of_element);
+    if (!all_see(query, QUERIES, key, WARP_ROWS, shape.window)) {
+        const auto seen = [&](u32 n, u32 i) {
+            return sees(query + 8 * n + 2 * t + i % 2, key + g + i / 2 * 8, shape.window);
+        };
+        hide(probabilities, 0.0f, seen);
+        hide(slopes, 0.0f, seen);
     }
+    // Queries past the end are zeros, and so is what they add.
     if constexpr (PART != Part::Keys) add_product<QUERIES>(probabilities, dy, dv);
     if constexpr (PART != Part::Values) add_product<QUERIES>(slopes, q, dk);
 }
@@ -188,7 +224,7 @@ DEVICE void add_queries(
 template <Part PART, class T>
 DEVICE void backward_kv(const Inputs<T>& in, const Tile* tiles, T* dk, T* dv) {
     constexpr u32 ROWS = Sizes<T>::ROWS, QUERIES = Sizes<T>::OTHERS, STAGE = 2 * QUERIES * ROW<T>;
-    expect_threads(2 * ROWS);
+    expect_threads(Sizes<T>::THREADS);
     const Tile tile = tiles[blockIdx.x];
     const u32 kv_head = blockIdx.y, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const u32 group = in.shape.heads / in.shape.kv_heads;
@@ -196,39 +232,39 @@ DEVICE void backward_kv(const Inputs<T>& in, const Tile* tiles, T* dk, T* dv) {
     in.keys(tile, kv_head).template load_later<ROWS>(own, tile.first);
     const T* k_rows = own + warp * WARP_ROWS * ROW<T>;
     const T* v_rows = k_rows + ROWS * ROW<T>;
-    const u32 key = tile.first + warp * WARP_ROWS + lane / 4;
+    const u32 key = tile.first + warp * WARP_ROWS;
 
     // Tiles of queries that see a key of this one; the last key is seen by window − 1 more.
     const u32 begin = tile.first / QUERIES * QUERIES;
     const u32 last = least(tile.first + ROWS, tile.len) - 1;
     const u32 end = tile.len - last > in.shape.window ? last + in.shape.window : tile.len;
-    const u32 of_head = (end - begin + QUERIES - 1) / QUERIES;
-    const auto load_later = [&](T* stage, u32 item) {
-        const u32 head = kv_head * group + item / of_head;
-        const u32 query = begin + item % of_head * QUERIES;
-        in.queries(tile, head).template load_later<QUERIES>(stage, query);
-    };
+    u32 stage = 0, head = kv_head * group, query = begin;
+    const u32 last_head = head + group - 1;
 
     Fragment<D> dk_sums = {}, dv_sums = {};
-    load_later(stages, 0);
+    load_queries_later<QUERIES>(in, tile, head, query, stages);
     commit_copies();
-    for (u32 item = 0; item < group * of_head; ++item) {
-        if (item + 1 < group * of_head) load_later(stages + (item + 1) % 2 * STAGE, item + 1);
+    for (bool more = true; more; stage ^= 1) {
+        const u32 this_query = query;
+        query += QUERIES;
+        if (query >= end) {
+            query = begin;
+            ++head;
+        }
+        more = head <= last_head;
+        if (more) load_queries_later<QUERIES>(in, tile, head, query, stages + (stage ^ 1) * STAGE);
         commit_copies();
         wait_for_copies<1>();
         __syncthreads();
-        const T *q = stages + item % 2 * STAGE, *dy = q + QUERIES * ROW<T>;
-        const u32 head = kv_head * group + item / of_head;
-        const u32 query = begin + item % of_head * QUERIES;
-        add_queries<PART>(
-            in, tile, head, query, k_rows, v_rows, q, dy, key, dk_sums, dv_sums
-        );
+        const T *q = stages + stage * STAGE, *dy = q + QUERIES * ROW<T>;
+        add_queries<PART>(in.shape, this_query, k_rows, v_rows, q, dy, key, dk_sums, dv_sums);
         __syncthreads();
     }
 #pragma unroll
     for (u32 which = 0; which < 2; ++which) {
-        if (key + 8 * which >= tile.len) continue;
-        const u64 token = static_cast<u64>(tile.start) + key + 8 * which;
+        const u32 row = key + lane / 4 + 8 * which;
+        if (row >= tile.len) continue;
+        const u64 token = static_cast<u64>(tile.start) + row;
         const u64 at = (token * in.shape.kv_heads + kv_head) * D;
         if constexpr (PART != Part::Values) store_row(dk_sums, which, 1.0f, dk + at);
         if constexpr (PART != Part::Keys) store_row(dv_sums, which, 1.0f, dv + at);
@@ -255,18 +291,19 @@ DEVICE void backward_kv_parts(const Inputs<T>& in, const Tile* tiles, T* dk, T* 
     ) {                                                                                            \
         delta_row(dy, y, delta, rows);                                                             \
     }                                                                                              \
-    extern "C" __global__ void __launch_bounds__(2 * Sizes<T>::ROWS) attention_backward_q_##suffix(\
+    extern "C" __global__ void __launch_bounds__(Sizes<T>::THREADS, Sizes<T>::Q_AT_ONCE)           \
+    attention_backward_q_##suffix(                                                                 \
         const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* delta,     \
         const Tile* tiles, T* dq, Shape shape                                                      \
     ) {                                                                                            \
         const Inputs<T> in = {q, k, v, dy, lse, delta, shape};                                     \
         backward_q(in, tiles, dq);                                                                 \
     }                                                                                              \
-    extern "C" __global__ void __launch_bounds__(2 * Sizes<T>::ROWS)                               \
-        attention_backward_kv_##suffix(                                                            \
-            const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* delta, \
-            const Tile* tiles, T* dk, T* dv, Shape shape                                           \
-        ) {                                                                                        \
+    extern "C" __global__ void __launch_bounds__(Sizes<T>::THREADS, Sizes<T>::KV_AT_ONCE)          \
+    attention_backward_kv_##suffix(                                                                \
+        const T* q, const T* k, const T* v, const T* dy, const float* lse, const float* delta,     \
+        const Tile* tiles, T* dk, T* dv, Shape shape                                               \
+    ) {                                                                                            \
         const Inputs<T> in = {q, k, v, dy, lse, delta, shape};                                     \
         backward_kv_parts(in, tiles, dk, dv);                                                      \
     }

@@ -23,6 +23,10 @@ template <class T>
 struct Sizes {
     static constexpr u32 QUERIES = HEAD_BYTES<T> <= 512 ? 128 : 32;
     static constexpr u32 KEYS = HEAD_BYTES<T> <= 256 ? 32 : 16;
+    static constexpr u32 THREADS = QUERIES / WARP_ROWS * WARP;
+    // More would have too few registers.
+    static constexpr u32 MOST = HEAD_BYTES<T> <= 128 ? 3 : HEAD_BYTES<T> <= 256 ? 2 : 1;
+    static constexpr u32 AT_ONCE = blocks_at_once<T>(QUERIES + 4 * KEYS, MOST);
 };
 
 // The softmax of a lane's two rows so far: the largest exponent, and the sum of the powers of 2
@@ -71,18 +75,13 @@ DEVICE void absorb(Online& online, float (&scores)[KEYS / 8][4], Fragment<D>& su
     }
 }
 
-// Makes products exponents, and those of keys that a query does not see HIDDEN. `query` is the position
-// of the lane's first row, `key` that of the tile's first key.
-template <u32 KEYS>
-DEVICE void score(float (&scores)[KEYS / 8][4], Rule rule, u32 query, u32 key, u32 window, bool all) {
-    const u32 t = threadIdx.x % 4;
+// Makes products exponents.
+template <bool CAPPED, u32 N>
+DEVICE void score(float (&scores)[N][4], Rule rule) {
 #pragma unroll
-    for (u32 n = 0; n < KEYS / 8; ++n) {
+    for (u32 n = 0; n < N; ++n) {
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
-            const bool visible = all || sees(query + i / 2 * 8, key + 8 * n + 2 * t + i % 2, window);
-            scores[n][i] = visible ? rule.exponent(scores[n][i]) : HIDDEN;
-        }
+        for (u32 i = 0; i < 4; ++i) scores[n][i] = rule.score<CAPPED>(scores[n][i]).exponent;
     }
 }
 
@@ -95,10 +94,10 @@ struct Past {
     u32 keys;
 
     DEVICE void load_later(T* stage, u32 key) const {
-        constexpr u32 KEYS = Sizes<T>::KEYS;
+        constexpr u32 KEYS = Sizes<T>::KEYS, THREADS = Sizes<T>::THREADS;
         const u64 at = key * stride;
-        load_tile_later<KEYS>(stage, k + at, stride, keys - key);
-        load_tile_later<KEYS>(stage + KEYS * ROW<T>, v + at, stride, keys - key);
+        load_tile_later<KEYS, THREADS>(stage, k + at, stride, keys - key);
+        load_tile_later<KEYS, THREADS>(stage + KEYS * ROW<T>, v + at, stride, keys - key);
         commit_copies();
     }
 };
@@ -122,10 +121,17 @@ DEVICE void attend(
         __syncthreads();
         const T *k = stages + stage * STAGE, *v = k + KEYS * ROW<T>;
         const u32 first = position + warp * WARP_ROWS;
-        const bool all = key + KEYS <= first + 1 && sees(first + WARP_ROWS - 1, key, shape.window);
         float scores[KEYS / 8][4];
         multiply_rows<KEYS>(q_rows, k, scores);
-        score<KEYS>(scores, rule, first + lane / 4, key, shape.window, all);
+        // Decided once for a warp's tile, not for each element of it.
+        if (rule.softcap == 0.0f) score<false>(scores, rule);
+        else score<true>(scores, rule);
+        if (!all_see(first, WARP_ROWS, key, KEYS, shape.window)) {
+            hide(scores, HIDDEN, [&](u32 n, u32 i) {
+                const u32 query = first + lane / 4 + i / 2 * 8;
+                return sees(query, key + 8 * n + 2 * (lane % 4) + i % 2, shape.window);
+            });
+        }
         absorb<KEYS>(online, scores, sums);
         add_product<KEYS>(scores, v, sums);
         __syncthreads();
@@ -136,14 +142,14 @@ template <class T>
 DEVICE void forward(
     const T* q, const T* k, const T* v, const Tile* tiles, T* y, float* lse, const Shape& shape
 ) {
-    constexpr u32 QUERIES = Sizes<T>::QUERIES;
-    expect_threads(2 * QUERIES);
+    constexpr u32 QUERIES = Sizes<T>::QUERIES, THREADS = Sizes<T>::THREADS;
+    expect_threads(THREADS);
     const Tile tile = tiles[blockIdx.x];
     const u32 head = blockIdx.y, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const u64 first = static_cast<u64>(tile.start) + tile.first;
     T *q_tile = dynamic_shared<T>(), *stages = q_tile + QUERIES * ROW<T>;
     const T* queries = q + first * shape.q_stride + head * D;
-    load_tile_later<QUERIES>(q_tile, queries, shape.q_stride, tile.len - tile.first);
+    load_tile_later<QUERIES, THREADS>(q_tile, queries, shape.q_stride, tile.len - tile.first);
 
     const u64 at = tile.start * shape.kv_stride + shape.kv_head(head) * shape.kv_head_stride;
     const Past<T> past = {k + at, v + at, shape.kv_stride, shape.query_offset + tile.len};
@@ -165,7 +171,8 @@ DEVICE void forward(
 }
 
 #define ATTENTION_FORWARD(T, suffix)                                                               \
-    extern "C" __global__ void __launch_bounds__(2 * Sizes<T>::QUERIES) attention_forward_##suffix(\
+    extern "C" __global__ void __launch_bounds__(Sizes<T>::THREADS, Sizes<T>::AT_ONCE)             \
+    attention_forward_##suffix(                                                                    \
         const T* q, const T* k, const T* v, const Tile* tiles, T* y, float* lse, Shape shape       \
     ) {                                                                                            \
         forward(q, k, v, tiles, y, lse, shape);                                                    \

@@ -24,9 +24,26 @@ constexpr u32 WARP_ROWS = 16;
 template <class T>
 constexpr u32 HEAD_BYTES = D * sizeof(T);
 // Elements from row to row of a tile: an odd number of 16 bytes, so that eight rows lie in banks of
-// their own.
+// their own. No product reads the last 16, from element D on.
 template <class T>
 constexpr u32 ROW = D + VECTOR<T>;
+
+// Shared memory that a multiprocessor has.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
+constexpr u32 SHARED_KIB = 100;
+#elif __CUDA_ARCH__ < 900
+constexpr u32 SHARED_KIB = 164;
+#else
+constexpr u32 SHARED_KIB = 228;
+#endif
+
+// How many blocks with tiles of so many rows fit into it, 1 KiB more for each; at most `most`. The
+// compiler is told to leave registers for as many, and for no more.
+template <class T>
+constexpr u32 blocks_at_once(u32 rows, u32 most) {
+    const u32 fit = SHARED_KIB * 1024 / (rows * ROW<T> * sizeof(T) + 1024);
+    return fit < most ? fit : most;
+}
 
 // A fragment of 16 rows for each 8 columns.
 template <u32 COLUMNS>
@@ -63,6 +80,11 @@ DEVICE void expect_threads(u32 threads) {
 // Whether the query at this position sees the key at that one.
 DEVICE bool sees(u32 query, u32 key, u32 window) { return key <= query && query - key < window; }
 
+// Whether each of `queries` queries from this position on sees each of so many keys.
+DEVICE bool all_see(u32 query, u32 queries, u32 key, u32 keys, u32 window) {
+    return key + keys - 1 <= query && query + queries - 1 - key < window;
+}
+
 DEVICE u32 least(u32 a, u32 b) { return a < b ? a : b; }
 
 // `a − b`, or 0.
@@ -79,32 +101,58 @@ DEVICE float power_of_two(float x) {
 #endif
 }
 
-// What becomes of a product q · k before the softmax.
+// What becomes of a product q · k: the exponent of 2 in the softmax, and the derivative of the score by
+// the product.
+struct Score {
+    float exponent, slope;
+};
+
 struct Rule {
     float scale, softcap;
 
-    // The exponent of 2.
-    DEVICE float exponent(float product) const {
-        if (softcap == 0.0f) return product * (scale * LOG2_E);
-        return softcap * LOG2_E * tanhf(product * (scale / softcap));
-    }
-
-    // The derivative of the score by the product.
-    DEVICE float slope(float product) const {
-        if (softcap == 0.0f) return scale;
-        const float tanh = tanhf(product * (scale / softcap));
-        return (1.0f - tanh * tanh) * scale;
+    // CAPPED is whether there is a softcap.
+    template <bool CAPPED>
+    DEVICE Score score(float product) const {
+        if constexpr (CAPPED) {
+            const float tanh = tanhf(product * (scale / softcap));
+            return {softcap * LOG2_E * tanh, (1.0f - tanh * tanh) * scale};
+        } else {
+            return {product * (scale * LOG2_E), scale};
+        }
     }
 };
 
-// Asks for ROWS rows of a head, of which the first `rows` are there; the others become zeros.
-template <u32 ROWS, class T>
+// Puts `hidden` where `seen(n, i)` is not so.
+template <u32 N, class Seen>
+DEVICE void hide(float (&values)[N][4], float hidden, Seen seen) {
+#pragma unroll
+    for (u32 n = 0; n < N; ++n) {
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) values[n][i] = seen(n, i) ? values[n][i] : hidden;
+    }
+}
+
+// Asks for ROWS rows of a head, of which the first `rows` are there; the others become zeros, and nothing
+// is read for them. The block has THREADS threads.
+template <u32 ROWS, u32 THREADS, class T>
 DEVICE void load_tile_later(T* tile, const T* from, u64 stride, u32 rows) {
-    constexpr u32 PACKS = D / VECTOR<T>;
-    for (u32 item = threadIdx.x; item < ROWS * PACKS; item += blockDim.x) {
-        const u32 row = item / PACKS, at = item % PACKS * VECTOR<T>;
-        const bool there = row < rows;
-        copy_later(tile + row * ROW<T> + at, there ? from + row * stride + at : from, !there);
+    constexpr u32 PACKS = D / VECTOR<T>, ITEMS = ROWS * PACKS;
+    // Then the items of all threads are equally far from their first ones.
+    constexpr bool EVEN = THREADS % PACKS == 0 || PACKS % THREADS == 0;
+    const u32 first = threadIdx.x / PACKS, first_at = threadIdx.x % PACKS * VECTOR<T>;
+    T* to = tile + first * ROW<T> + first_at;
+    const T* own = from + first * stride + first_at;
+#pragma unroll
+    for (u32 item = 0; item < ITEMS; item += THREADS) {
+        if (item + THREADS > ITEMS && item + threadIdx.x >= ITEMS) break;
+        if constexpr (EVEN) {
+            const u32 row = item / PACKS, at = item % PACKS * VECTOR<T>;
+            copy_later(to + row * ROW<T> + at, own + row * stride + at, first + row >= rows);
+        } else {
+            const u32 row = (item + threadIdx.x) / PACKS;
+            const u32 at = (item + threadIdx.x) % PACKS * VECTOR<T>;
+            copy_later(tile + row * ROW<T> + at, from + row * stride + at, row >= rows);
+        }
     }
 }
 

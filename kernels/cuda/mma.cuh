@@ -108,6 +108,19 @@ DEVICE void copy_later(void* to, const void* from, bool zeros) {
 #endif
 }
 
+// The same of 4 bytes.
+DEVICE void copy_word_later(void* to, const void* from, bool zeros) {
+#ifdef __CUDA_ARCH__
+    const u32 address = static_cast<u32>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+                 :
+                 : "r"(address), "l"(from), "r"(zeros ? 0 : 4)
+                 : "memory");
+#else
+    emulator::copy_later(to, from, zeros ? 0 : 4, zeros ? 4 : 0);
+#endif
+}
+
 // Ends a group of copies.
 DEVICE void commit_copies() {
 #ifdef __CUDA_ARCH__
