@@ -14,7 +14,8 @@
 //   attention_backward_kv_T     (tiles, K, PARTS)      2 · ROWS    the same
 // with (ROWS, OTHERS) by the bytes D · sizeof T of a head: up to 256 (64, 32), up to 512 (64, 16),
 // above (16, 16); PARTS is 2 for D > 128, one for dv and one for dk, else 1. `tiles`: one
-// {u32 start, len, first} for every ROWS tokens of each document, for both kernels. A block of another
+// {u32 start, len, first} for every ROWS tokens of each document. Long ones are best put first: for
+// dq those with the largest `first`, for dk and dv those that the most queries see. A block of another
 // size traps. Up to 99 KiB of shared memory must be allowed for. workspace: delta.
 
 #include "attention_tiles.cuh"

@@ -1,6 +1,7 @@
 //! `kernels/cuda/attention_forward.cu` and `attention_backward.cu`.
 #![expect(unsafe_code, reason = "launches kernels")]
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
@@ -124,18 +125,40 @@ impl Inputs {
     }
 }
 
-/// `{start, len, first}` for every `rows` tokens of each document, those that see the most first.
-fn tiles(documents: &[Range<usize>], rows: usize, device: &Device) -> Result<Tensor> {
-    let mut all: Vec<[u32; 3]> = documents
-        .iter()
-        .flat_map(|document| {
-            let (start, len) = (document.start as u32, document.len() as u32);
-            (0..len).step_by(rows).map(move |first| [start, len, first])
-        })
-        .collect();
-    all.sort_by_key(|[_, _, first]| std::cmp::Reverse(*first));
-    let count = all.len();
-    upload(all.as_flattened(), (count, 3), device)
+/// `{start, len, first}` for every `rows` tokens of each document: those with the most work first, so
+/// that the last blocks are short ones.
+fn tiles(
+    documents: &[Range<usize>],
+    rows: usize,
+    work: impl Fn([u32; 3]) -> u32,
+    device: &Device,
+) -> Result<Tensor> {
+    let of = |document: &Range<usize>| {
+        let (start, len) = (document.start as u32, document.len() as u32);
+        (0..len).step_by(rows).map(move |first| [start, len, first])
+    };
+    let mut all: Vec<[u32; 3]> = documents.iter().flat_map(of).collect();
+    all.sort_by_key(|tile| Reverse(work(*tile)));
+    upload(all.as_flattened(), (all.len(), 3), device)
+}
+
+/// Tiles of queries: the later one comes, the more keys it sees.
+fn query_tiles(documents: &[Range<usize>], rows: usize, device: &Device) -> Result<Tensor> {
+    tiles(documents, rows, |[_, _, first]| first, device)
+}
+
+/// Tiles of keys: all queries from the first key on see one, or as many as its window has.
+fn key_tiles(
+    documents: &[Range<usize>],
+    rows: usize,
+    window: u32,
+    device: &Device,
+) -> Result<Tensor> {
+    let queries = |[_, len, first]: [u32; 3]| {
+        let last = (first + rows as u32).min(len) - 1;
+        len.min(last.saturating_add(window)) - first
+    };
+    tiles(documents, rows, queries, device)
 }
 
 /// Queries and keys that a block of the forward pass holds.
@@ -231,7 +254,7 @@ fn own_forward_into(
         return Ok(());
     }
     let [queries, keys] = forward_tile(inputs.bytes_of_head());
-    let tiles = tiles(documents, queries, device)?;
+    let tiles = query_tiles(documents, queries, device)?;
     let launch = Launch {
         block: 2 * queries,
         shared: (queries + 4 * keys) * (inputs.bytes_of_head() + 16),
@@ -327,7 +350,7 @@ fn own_backward_into(
 ) -> Result<()> {
     let device = inputs.q.device();
     let [rows, others] = backward_tile(inputs.bytes_of_head());
-    let tiles = tiles(documents, rows, device)?;
+    let tiles = query_tiles(documents, rows, device)?;
     let (heads, kv_heads, dim) = (inputs.q.dim(1)?, inputs.k.dim(1)?, inputs.dim());
     let of = |kernel, grid| Launch {
         block: 2 * rows,
@@ -339,6 +362,7 @@ fn own_backward_into(
     let to_q = arguments![q, k, v, dy, lse, delta, address(&tiles)?, address(dq)?, inputs.shape];
     // SAFETY: as for the forward pass; dq has a row for each query.
     unsafe { of("attention_backward_q", [tiles.dim(0)?, heads, 1]).run(device, &to_q) }?;
+    let tiles = key_tiles(documents, rows, inputs.shape.window, device)?;
     let parts = if dim > 128 { 2 } else { 1 };
     let to_kv = arguments![
         q,
