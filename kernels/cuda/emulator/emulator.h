@@ -8,8 +8,9 @@
 // at once or at last: numbers that depend on it show a barrier that is missing.
 //
 // What a GPU would do something unspecified with is an error here: a barrier that not every thread
-// comes to, an exchange that not every lane of its mask takes part in, writing past the dynamic
-// shared memory, arguments of other sizes than the kernel's. Dynamic shared memory begins as NaN.
+// comes to, an exchange that not every lane of its mask takes part in, an asynchronous copy from an
+// address that is no multiple of its size, writing past the dynamic shared memory, arguments of other
+// sizes than the kernel's. Dynamic shared memory begins as NaN.
 //
 // One launch at a time, which is up to the caller: what a block shares are static variables.
 #pragma once
@@ -153,8 +154,10 @@ inline void make(const Copy& copy) {
     std::memset(static_cast<unsigned char*>(copy.to) + copy.bytes, 0, copy.zeros);
 }
 
-// Copies `bytes` and then zeros.
+// Copies `bytes` and then zeros, both ends at a multiple of how many they are together.
 inline void copy_later(void* to, const void* from, size_t bytes, size_t zeros) {
+    const auto places = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from);
+    if (places % (bytes + zeros) != 0) fail("a copy that does not lie as it must");
     const Copy copy = {to, from, bytes, zeros};
     if (block.copies_at_once) return make(copy);
     current->copies.back().push_back(copy);

@@ -49,6 +49,19 @@ pub(crate) fn takes(q: &Tensor, k: &Tensor, v: &Tensor) -> bool {
     fits && k.dims() == v.dims() && on_gpu(&[q, k, v])
 }
 
+/// Whether every row of `[N, H, D]` begins at a multiple of 16 bytes, as the kernels read them.
+fn is_lined(t: &Tensor) -> bool {
+    let line = 16 / t.dtype().size_in_bytes();
+    let strides_fit = t.stride()[..2].iter().all(|stride| stride.is_multiple_of(line));
+    t.stride()[2] == 1 && strides_fit && t.layout().start_offset().is_multiple_of(line)
+}
+
+/// The same numbers, contiguous and at a multiple of 16 bytes: a part of a tensor that is contiguous
+/// where it lies may begin anywhere.
+fn in_lines(t: &Tensor) -> Result<Tensor> {
+    if is_lined(t) { t.contiguous() } else { t.force_contiguous() }
+}
+
 /// Queries, and what they look at, where the kernels can read them.
 pub(super) struct Inputs {
     pub(super) q: Tensor,
@@ -66,16 +79,10 @@ impl Inputs {
         params: Params,
     ) -> Result<Self> {
         let (_, heads, dim) = q.dims3()?;
-        let line = 16 / q.dtype().size_in_bytes();
-        let is_lined = |t: &Tensor| {
-            let strides_fit = t.stride()[..2].iter().all(|stride| stride.is_multiple_of(line));
-            t.stride()[2] == 1 && strides_fit && t.layout().start_offset().is_multiple_of(line)
-        };
         let q_fits = is_lined(q) && (q.stride()[1] == dim || heads == 1);
-        let q = if q_fits { q.clone() } else { q.contiguous()? };
+        let q = if q_fits { q.clone() } else { in_lines(q)? };
         let kv_fit = is_lined(k) && is_lined(v) && k.stride() == v.stride();
-        let (k, v) =
-            if kv_fit { (k.clone(), v.clone()) } else { (k.contiguous()?, v.contiguous()?) };
+        let (k, v) = if kv_fit { (k.clone(), v.clone()) } else { (in_lines(k)?, in_lines(v)?) };
         let shape = Shape {
             heads: heads as u32,
             kv_heads: k.dim(1)? as u32,
@@ -306,7 +313,7 @@ pub(crate) fn backward_kept(
     rows: &Rows,
 ) -> Result<[Tensor; 3]> {
     let inputs = Inputs::new(q, k, v, 0, params)?;
-    let dy = dy.contiguous()?;
+    let dy = in_lines(dy)?;
     let gradients = inputs.gradients()?;
     let [dq, dk, dv] = &gradients;
     let (rest, sums);
@@ -383,7 +390,7 @@ fn own_backward_into(
 /// `Σ dy · y` of every row, `[N, H]`.
 pub(crate) fn delta(dy: &Tensor, y: &Tensor) -> Result<Tensor> {
     let (tokens, heads, dim) = y.dims3()?;
-    let (dy, y) = (dy.contiguous()?, y.contiguous()?);
+    let (dy, y) = (in_lines(dy)?, in_lines(y)?);
     let delta = empty((tokens, heads), DType::F32, y.device())?;
     let launch = Launch {
         program: &BACKWARD,

@@ -243,7 +243,7 @@ mod tests {
     use super::{Buffer, OnceLock, Program, compiled, compiler};
 
     const TEXT: &str = r#"
-        #include "common.cuh"
+        #include "mma.cuh"
         extern "C" __global__ void half_at_a_barrier(u32* y) {
             if (threadIdx.x < 16) __syncthreads();
             y[threadIdx.x] = 1;
@@ -260,6 +260,9 @@ mod tests {
             dynamic_shared<u32>()[threadIdx.x + 1] = 1;
             y[threadIdx.x] = 1;
         }
+        extern "C" __global__ void beside_a_multiple(u32* y) {
+            copy_later(dynamic_shared<u32>(), y + 1, false);
+        }
         extern "C" __global__ void beside_its_buffer(u32* y) { y[threadIdx.x + 1] = 1; }
         extern "C" __global__ void sum_of_lanes(u32* y) {
             u32 sum = threadIdx.x;
@@ -271,11 +274,12 @@ mod tests {
         }
     "#;
 
-    const KERNELS: [&str; 6] = [
+    const KERNELS: [&str; 7] = [
         "half_at_a_barrier",
         "half_in_an_exchange",
         "without_a_barrier",
         "beside_its_shared_memory",
+        "beside_a_multiple",
         "beside_its_buffer",
         "sum_of_lanes",
     ];
@@ -313,6 +317,10 @@ mod tests {
         assert_eq!(
             fault("beside_its_shared_memory"),
             "beside_its_shared_memory: written outside of the shared memory"
+        );
+        assert_eq!(
+            fault("beside_a_multiple"),
+            "beside_a_multiple: a copy that does not lie as it must"
         );
         assert_eq!(fault("another"), "another: no such kernel");
         let launch = program.launch("sum_of_lanes", [1, 1, 1], 32).buffer(&y).value(1u32);

@@ -213,6 +213,29 @@ fn attention_of_documents() {
     }
 }
 
+/// Parts of tensors that are contiguous and begin where 16 bytes at a time cannot be read from.
+#[test]
+fn attention_of_parts() {
+    let Some((_alone, gpu)) = gpu() else { return };
+    let params = attention::Params { scale: 0.35, softcap: None, window: None };
+    for dtype in DTYPES {
+        let of = |heads, seed| noise((9, heads, 16), seed, dtype);
+        let inputs = [of(4, 1), of(2, 2), of(2, 3), of(4, 4)];
+        check(&gpu, &inputs, 2.0 * tolerance(dtype), |t| {
+            let part = |t: &Tensor| {
+                let flat = t.flatten_all()?;
+                let longer = Tensor::cat(&[&flat.narrow(0, 0, 1)?, &flat], 0)?;
+                longer.narrow(0, 1, flat.elem_count())?.reshape(t.dims())
+            };
+            let (q, k, v, dy) = (&part(&t[0])?, &part(&t[1])?, &part(&t[2])?, &part(&t[3])?);
+            let (y, kept) = attention::forward_kept(q, k, v, &[0, 5, 9], params)?;
+            let kept = kept.with_output(&part(&y)?, dy)?;
+            let [dq, dk, dv] = attention::backward_kept(q, k, v, &[0, 5, 9], params, dy, &kept)?;
+            Ok(vec![y, dq, dk, dv])
+        });
+    }
+}
+
 /// More than a tile of queries and keys, and keys that lie as a cache has them.
 #[test]
 fn attention_over_a_past() {
