@@ -9,7 +9,7 @@
 //
 // launch, in this order:
 //   kernel                      grid                   block       shared bytes
-//   attention_delta_T           ⌈N · H / 8⌉            256         0
+//   attention_delta_T           ⌈N · H / 32⌉           256         0
 //   attention_backward_q_T      (tiles, H)             2 · ROWS    (2 · ROWS + 4 · OTHERS) · (D · sizeof T + 16)
 //   attention_backward_kv_T     (tiles, K, PARTS)      2 · ROWS    the same
 // with (ROWS, OTHERS) by the bytes D · sizeof T of a head: up to 256 (64, 32), up to 512 (64, 16),
@@ -19,7 +19,6 @@
 // size traps. Up to 99 KiB of shared memory must be allowed for. workspace: delta.
 
 #include "attention_tiles.cuh"
-#include "reduce.cuh"
 
 template <class T>
 struct Sizes {
@@ -33,17 +32,32 @@ struct Sizes {
     static constexpr u32 KV_AT_ONCE = blocks_at_once<T>(2 * ROWS + 4 * OTHERS, MOST_KV);
 };
 
-// Rows of all heads, by a warp each.
+// Threads of a block that sums deltas, and lanes of a row.
+constexpr u32 DELTA_THREADS = 256, DELTA_LANES = 8;
+
+// Rows of all heads, 16 bytes a lane at a time.
 template <class T>
-DEVICE void delta_row(const T* dy, const T* y, float* delta, u64 rows) {
-    const u64 row = static_cast<u64>(blockIdx.x) * 8 + threadIdx.x / WARP;
-    if (row >= rows) return;
+DEVICE void delta_rows(const T* dy, const T* y, float* delta, u64 rows) {
+    const u64 thread = static_cast<u64>(blockIdx.x) * DELTA_THREADS + threadIdx.x;
+    const u64 row = thread / DELTA_LANES;
+    const u32 lane = threadIdx.x % DELTA_LANES;
     float sum = 0.0f;
-    for (u32 i = threadIdx.x % WARP; i < D; i += WARP) {
-        sum = fmaf(widen(dy[row * D + i]), widen(y[row * D + i]), sum);
+#pragma unroll
+    for (u32 first = 0; first < D; first += DELTA_LANES * VECTOR<T>) {
+        const u32 at = first + lane * VECTOR<T>;
+        if (row >= rows || at >= D) continue;
+        float a[VECTOR<T>], b[VECTOR<T>];
+        load(dy + row * D + at, a);
+        load(y + row * D + at, b);
+#pragma unroll
+        for (u32 i = 0; i < VECTOR<T>; ++i) sum = fmaf(a[i], b[i], sum);
     }
-    sum = warp_sum(sum);
-    if (threadIdx.x % WARP == 0) delta[row] = sum;
+    // By whole warps, past the last row too.
+#pragma unroll
+    for (u32 other = DELTA_LANES / 2; other > 0; other /= 2) {
+        sum += __shfl_xor_sync(ALL_LANES, sum, other);
+    }
+    if (row < rows && lane == 0) delta[row] = sum;
 }
 
 // What the two factors of a product come from, for one head; rows from the first token of a document.
@@ -290,7 +304,7 @@ DEVICE void backward_kv_parts(const Inputs<T>& in, const Tile* tiles, T* dk, T* 
     extern "C" __global__ void attention_delta_##suffix(                                           \
         const T* dy, const T* y, float* delta, u64 rows                                            \
     ) {                                                                                            \
-        delta_row(dy, y, delta, rows);                                                             \
+        delta_rows(dy, y, delta, rows);                                                            \
     }                                                                                              \
     extern "C" __global__ void __launch_bounds__(Sizes<T>::THREADS, Sizes<T>::Q_AT_ONCE)           \
     attention_backward_q_##suffix(                                                                 \

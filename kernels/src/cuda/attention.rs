@@ -396,7 +396,7 @@ pub(crate) fn delta(dy: &Tensor, y: &Tensor) -> Result<Tensor> {
         program: &BACKWARD,
         kernel: format!("attention_delta_{}", suffix(y.dtype())),
         head_dim: Some(dim),
-        grid: [(tokens * heads).div_ceil(8), 1, 1],
+        grid: [(tokens * heads).div_ceil(32), 1, 1],
         block: 256,
         shared: 0,
     };

@@ -163,7 +163,7 @@ impl Case {
         let rows = self.tokens() * self.heads.q;
         let delta = Buffer::unset::<f32>(rows);
         let kernel = format!("attention_delta_{}", suffix(self.dtype()));
-        let launch = self.backward.launch(&kernel, [rows.div_ceil(8), 1, 1], 256);
+        let launch = self.backward.launch(&kernel, [rows.div_ceil(32), 1, 1], 256);
         let launch = launch.buffer(dy).buffer(y).buffer(&delta);
         launch.value(rows as u64).run();
         delta
