@@ -7,6 +7,7 @@
 // large. Fresh memory is filled with 0xFF bytes, which are NaN, and whoever reads what was freed is ended,
 // so that either is found out.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -32,8 +33,13 @@ struct Module {
 // `emulator_sizes` of the emulator.
 using Sizes = const size_t *(*)(const char *, size_t *);
 
+// Shared memory that a block may have: any function, and one that it was allowed for.
+constexpr int USUAL_SHARED = 48 << 10, MOST_SHARED = 101376;
+
 struct Function {
     std::string name;
+    // Dynamic shared memory that a block of it may ask for.
+    int shared = USUAL_SHARED;
     void *launch = nullptr;
     Sizes sizes = nullptr;
     CandleKernel candle = nullptr;
@@ -109,7 +115,7 @@ int cuDeviceGetAttribute(int *value, int attribute, int) {
     case 16: *value = 4; break;      // multiprocessors
     case 75: *value = 9; break;      // compute capability, major
     case 76: *value = 0; break;      // and minor
-    case 97: *value = 101376; break; // shared memory that a block may ask for
+    case 97: *value = MOST_SHARED; break; // shared memory that a block may ask for
     case 115: *value = 1; break;     // memory pools
     case 1: *value = 1024; break;    // threads of a block
     default: *value = 0;
@@ -183,7 +189,12 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
     return SUCCESS;
 }
 
-int cuFuncSetAttribute(void *, int, int) { return SUCCESS; }
+int cuFuncSetAttribute(void *function, int attribute, int value) {
+    if (attribute != 8) return SUCCESS; // the most dynamic shared memory
+    if (value < 0 || value > MOST_SHARED) return INVALID_VALUE;
+    static_cast<Function *>(function)->shared = value;
+    return SUCCESS;
+}
 
 // What cuDNN compiles for its plans is taken, and never launched.
 int cuLibraryLoadData(void **library, const void *, void *, void *, unsigned, void *, void *, unsigned) {
@@ -209,6 +220,7 @@ int cuKernelGetAttribute(int *value, int, void *, int) {
 int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                    unsigned bz, unsigned shared, void *, void **arguments, void **) {
     const Function &kernel = *static_cast<Function *>(function);
+    if (shared > static_cast<unsigned>(std::max(kernel.shared, USUAL_SHARED))) return INVALID_VALUE;
     Work work = launch_of(kernel, {gx, gy, gz}, {bx, by, bz}, shared, arguments);
     if (is_capturing()) {
         if (work) return record(Node::KERNEL, work);
