@@ -58,11 +58,37 @@ struct alignas(sizeof(T) * LEN) Pack {
     T values[LEN];
 };
 
+// Loaded now, to be widened where it is used: until then it takes no more registers than memory.
+template <u32 LEN, class T>
+DEVICE Pack<T, LEN> packed(const T* from) {
+    return *reinterpret_cast<const Pack<T, LEN>*>(from);
+}
+
+template <u32 LEN, class T>
+DEVICE void widen(const Pack<T, LEN>& from, float (&to)[LEN]) {
+#pragma unroll
+    for (u32 i = 0; i < LEN; ++i) to[i] = widen(from.values[i]);
+}
+
+// The same, two elements of a word at a time, which is an instruction for each.
+template <u32 LEN>
+DEVICE void widen(const Pack<bf16, LEN>& from, float (&to)[LEN]) {
+    if constexpr (LEN % 2 == 1) {
+#pragma unroll
+        for (u32 i = 0; i < LEN; ++i) to[i] = widen(from.values[i]);
+    } else {
+        const auto pairs = *reinterpret_cast<const Pack<u32, LEN / 2>*>(&from);
+#pragma unroll
+        for (u32 i = 0; i < LEN / 2; ++i) {
+            to[2 * i] = __uint_as_float(pairs.values[i] << 16);
+            to[2 * i + 1] = __uint_as_float(pairs.values[i] & 0xffff0000u);
+        }
+    }
+}
+
 template <u32 LEN, class T>
 DEVICE void load(const T* from, float (&to)[LEN]) {
-    const auto pack = *reinterpret_cast<const Pack<T, LEN>*>(from);
-#pragma unroll
-    for (u32 i = 0; i < LEN; ++i) to[i] = widen(pack.values[i]);
+    widen(packed<LEN>(from), to);
 }
 
 // Four words to 16 bytes of global memory by one instruction, which the compiler does not always find.

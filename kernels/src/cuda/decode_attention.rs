@@ -12,6 +12,13 @@ use crate::gpu_sizes::DECODE_PIECE;
 
 static PROGRAM: Program = source!("decode_attention");
 
+/// Of a block that has a piece.
+const PIECE_THREADS: usize = 256;
+/// Of any other block.
+const THREADS: usize = 128;
+/// Query heads that go through a piece together, at most.
+const MOST_TOGETHER: usize = 8;
+
 /// `Shape` of the source.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -19,7 +26,6 @@ struct Shape {
     heads: u32,
     kv_heads: u32,
     capacity: u32,
-    dim: u32,
     window: u32,
     scale: f32,
     softcap: f32,
@@ -35,12 +41,11 @@ pub(crate) fn takes(dim: usize, tensors: &[&Tensor]) -> bool {
 }
 
 fn shape(cache: &Tensor, heads: usize) -> Result<Shape> {
-    let (_, kv_heads, capacity, dim) = cache.dims4()?;
+    let (_, kv_heads, capacity, _) = cache.dims4()?;
     Ok(Shape {
         heads: heads as u32,
         kv_heads: kv_heads as u32,
         capacity: capacity as u32,
-        dim: dim as u32,
         window: u32::MAX,
         scale: 1.0,
         softcap: 0.0,
@@ -48,17 +53,19 @@ fn shape(cache: &Tensor, heads: usize) -> Result<Shape> {
     })
 }
 
-fn launch(kernel: &str, dtype: DType, grid: [usize; 3], shared: usize) -> Launch<'static> {
-    let kernel = format!("decode_attention_{kernel}_{}", suffix(dtype));
-    Launch { program: &PROGRAM, kernel, head_dim: None, grid, block: DECODE_PIECE, shared }
+/// A kernel for heads of `dim`, whose name ends so.
+fn launch(name: &str, dim: usize, grid: [usize; 3], block: usize) -> Launch<'static> {
+    let kernel = format!("decode_attention_{name}");
+    Launch { program: &PROGRAM, kernel, head_dim: Some(dim), grid, block, shared: 0 }
 }
 
 /// As [`crate::decode_attention::store`].
 pub(crate) fn store(cache: &Tensor, new: &Tensor, places: &Places) -> Result<()> {
-    let (tokens, kv_heads, _) = new.dims3()?;
+    let (tokens, kv_heads, dim) = new.dims3()?;
     let (new, where_to) = (new.contiguous()?, address(places.on(cache.device())?)?);
     let arguments = arguments![address(cache)?, address(&new)?, where_to, shape(cache, kv_heads)?];
-    let launch = launch("store", cache.dtype(), [kv_heads, tokens, 1], 0);
+    let kernel = format!("store_{}", suffix(cache.dtype()));
+    let launch = launch(&kernel, dim, [kv_heads, tokens, 1], THREADS);
     // SAFETY: each place is a row of the cache and a token within its capacity, which was checked.
     unsafe { launch.run(cache.device(), &arguments) }
 }
@@ -94,11 +101,16 @@ pub(crate) fn forward(
         address(&partial)?,
         shape,
     ];
-    let pieces = launch("piece", dtype, [pieces, kv_heads, tokens], 32 * dim);
+    let group = heads / kv_heads;
+    let together = group.next_power_of_two().min(MOST_TOGETHER);
+    let kernel = format!("piece_{}_{together}", suffix(dtype));
+    let grid = [pieces, kv_heads * group.div_ceil(together), tokens];
+    let pieces = launch(&kernel, dim, grid, PIECE_THREADS);
     // SAFETY: each place is a row of the caches and a length within their capacity, which was checked.
     unsafe { pieces.run(device, &of_pieces) }?;
     let merged = arguments![address(&partial)?, where_from, address(&y)?, shape];
+    let merge = launch(&format!("merge_{}", suffix(dtype)), dim, [heads, tokens, 1], THREADS);
     // SAFETY: all pieces were written by what went to the stream before.
-    unsafe { launch("merge", dtype, [heads, tokens, 1], 0).run(device, &merged) }?;
+    unsafe { merge.run(device, &merged) }?;
     Ok(y)
 }

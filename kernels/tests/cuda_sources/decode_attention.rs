@@ -6,7 +6,7 @@ use chandler_kernels::decode_attention::{self, Place, Places};
 
 use crate::buffer::Buffer;
 use crate::compare::{DTYPES, random, same, suffix, within};
-use crate::emulator::{Program, program};
+use crate::emulator::{Program, program_for};
 
 const CAPACITY: usize = 700;
 const ROWS: usize = 3;
@@ -41,14 +41,13 @@ impl Case {
     }
 
     /// `Shape` of the source.
-    fn shape(&self) -> Result<[u32; 8]> {
-        let [heads, kv_heads, dim] = self.sizes()?;
+    fn shape(&self) -> Result<[u32; 7]> {
+        let [heads, kv_heads, _] = self.sizes()?;
         let Params { scale, softcap, window } = self.params;
         Ok([
             heads as u32,
             kv_heads as u32,
             CAPACITY as u32,
-            dim as u32,
             window.map_or(u32::MAX, |window| window as u32),
             (scale as f32).to_bits(),
             (softcap.unwrap_or(0.0) as f32).to_bits(),
@@ -68,8 +67,11 @@ impl Case {
         let (keys, values) = (keys?, values?);
         let partial = Buffer::unset::<f32>(tokens * heads * pieces * (dim + 2));
         let y = Buffer::unset_of(tokens * heads * dim, dtype);
-        let grid = [pieces, kv_heads, tokens];
-        let launch = self.program.launch(&self.kernel("piece"), grid, 128).shared(32 * dim);
+        let group = heads / kv_heads;
+        let together = group.next_power_of_two().min(8);
+        let grid = [pieces, kv_heads * group.div_ceil(together), tokens];
+        let kernel = format!("{}_{together}", self.kernel("piece"));
+        let launch = self.program.launch(&kernel, grid, 256);
         let launch = launch.buffer(&q).buffer(&keys).buffer(&values).buffer(&places);
         launch.buffer(&partial).value(shape).run();
         let launch = self.program.launch(&self.kernel("merge"), [heads, tokens, 1], 128);
@@ -89,7 +91,7 @@ impl Case {
 }
 
 fn agrees([heads, kv_heads, dim]: [usize; 3], lens: &[usize], params: Params) -> Result<()> {
-    let Some(program) = program("decode_attention") else { return Ok(()) };
+    let Some(program) = program_for("decode_attention", dim) else { return Ok(()) };
     // Rows of the cache from the last one on, so that they are not the tokens' numbers.
     let place = |(i, len): (usize, &usize)| Place { row: ROWS - 1 - i, len: *len };
     let places: Vec<Place> = lens.iter().enumerate().map(place).collect();
@@ -128,6 +130,26 @@ fn a_window_and_a_cap() -> Result<()> {
 }
 
 #[test]
+fn any_number_of_heads_to_a_key() -> Result<()> {
+    for group in [1, 2, 3, 4, 5, 7, 8] {
+        agrees([2 * group, 2, 64], &[191, 34], PLAIN)?;
+    }
+    agrees([7, 1, 128], &[131], Params { softcap: Some(3.0), ..PLAIN })
+}
+
+#[test]
 fn more_heads_to_a_key_than_go_together() -> Result<()> {
-    agrees([11, 1, 256], &[200], PLAIN)
+    agrees([11, 1, 256], &[200], PLAIN)?;
+    agrees([17, 1, 64], &[130, 2], PLAIN)
+}
+
+/// Of less than a load of the lanes that share a key, of loads and a part, and of the most; with
+/// threads that are too few for a group, and groups that values are too few for.
+#[test]
+fn heads_of_any_dimension() -> Result<()> {
+    for dim in [8, 40, 200, 512] {
+        agrees([3, 1, dim], &[150], PLAIN)?;
+        agrees([1, 1, dim], &[63, 128], Params { window: Some(61), ..PLAIN })?;
+    }
+    Ok(())
 }
