@@ -3,13 +3,17 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::launch::{Launch, address, address_or_null, arguments, empty, on_gpu, suffix};
+use super::launch::{Launch, WARP, address, address_or_null, arguments, empty, on_gpu, suffix};
 use super::program::{Program, source};
 
 static PROGRAM: Program = source!("gemv");
 
 /// Rows of `x` that the kernel takes.
 const MOST_ROWS: usize = 8;
+/// Warps of a block.
+const WARPS: usize = 4;
+/// Outputs of a single row up to which a warp has one of them, else two.
+const FEW_OUTPUTS: usize = 2048;
 
 /// Whether the kernel takes these: more rows are a matter for the products.
 pub(crate) fn takes(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> bool {
@@ -29,12 +33,13 @@ pub(crate) fn product(
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let bias = bias.map(Tensor::contiguous).transpose()?;
     let y = empty((rows, outputs), dtype, x.device())?;
+    let of_warp = if rows == 1 && outputs <= FEW_OUTPUTS { 1 } else { 2 };
     let launch = Launch {
         program: &PROGRAM,
         kernel: format!("gemv_{}_{}", suffix(x.dtype()), suffix(dtype)),
         head_dim: None,
-        grid: [outputs.div_ceil(8), 1, 1],
-        block: 128,
+        grid: [outputs.div_ceil(WARPS * of_warp), 1, 1],
+        block: WARPS * WARP,
         shared: 0,
     };
     let arguments = arguments![

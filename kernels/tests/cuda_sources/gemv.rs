@@ -17,7 +17,8 @@ fn multiply(
     let bias = bias.map(Buffer::of_tensor).transpose()?;
     let y = Buffer::unset_of(rows * outputs, dtype);
     let kernel = format!("gemv_{}_{}", suffix(x.dtype()), suffix(dtype));
-    let launch = program.launch(&kernel, [outputs.div_ceil(8), 1, 1], 128);
+    let of_warp = if rows == 1 && outputs <= 2048 { 1 } else { 2 };
+    let launch = program.launch(&kernel, [outputs.div_ceil(4 * of_warp), 1, 1], 128);
     launch
         .buffer(&from)
         .buffer(&by)
@@ -63,7 +64,19 @@ fn any_number_of_rows() -> Result<()> {
 #[test]
 fn any_depth_and_any_number_of_outputs() -> Result<()> {
     for (depth, outputs) in [(1, 1), (7, 8), (100, 3), (1024, 33)] {
+        agrees(1, depth, outputs)?;
         agrees(3, depth, outputs)?;
+    }
+    // More outputs than a warp has one of.
+    agrees(1, 40, 2051)
+}
+
+/// Whole runs of steps along the inputs, and what is left of one.
+#[test]
+fn deep_sums() -> Result<()> {
+    for depth in [2048, 4360, 2507] {
+        agrees(1, depth, 5)?;
+        agrees(2, depth, 5)?;
     }
     Ok(())
 }
@@ -71,12 +84,14 @@ fn any_depth_and_any_number_of_outputs() -> Result<()> {
 #[test]
 fn a_row_has_the_same_bits_beside_any_others() -> Result<()> {
     let Some(program) = program("gemv") else { return Ok(()) };
-    let [x, weight, bias] = inputs(8, 300, 9, DType::F32)?;
-    let all = multiply(&program, &x, &weight, Some(&bias), DType::F32)?;
-    for (first, rows) in [(0, 1), (7, 1), (3, 2), (2, 3), (1, 5)] {
-        let some = x.narrow(0, first, rows)?;
-        let got = multiply(&program, &some, &weight, Some(&bias), DType::F32)?;
-        same(&got, &all.narrow(0, first, rows)?)?;
+    for depth in [300, 1037, 2600] {
+        let [x, weight, bias] = inputs(8, depth, 9, DType::F32)?;
+        let all = multiply(&program, &x, &weight, Some(&bias), DType::F32)?;
+        for (first, rows) in [(0, 1), (7, 1), (3, 2), (2, 3), (1, 5)] {
+            let some = x.narrow(0, first, rows)?;
+            let got = multiply(&program, &some, &weight, Some(&bias), DType::F32)?;
+            same(&got, &all.narrow(0, first, rows)?)?;
+        }
     }
     Ok(())
 }
