@@ -91,20 +91,18 @@ DEVICE void load(const T* from, float (&to)[LEN]) {
     widen(packed<LEN>(from), to);
 }
 
-// Four words to 16 bytes of global memory by one instruction, which the compiler does not always find.
+// Four words to 16 bytes of any memory by one instruction, which the compiler does not always find.
 DEVICE void store_words(const u32 (&words)[4], void* to) {
 #ifdef __CUDA_ARCH__
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+    asm volatile("st.v4.u32 [%0], {%1, %2, %3, %4};"
                  :
-                 : "l"(__cvta_generic_to_global(to)), "r"(words[0]), "r"(words[1]), "r"(words[2]),
-                   "r"(words[3])
+                 : "l"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
                  : "memory");
 #else
     *static_cast<Pack<u32, 4>*>(to) = {{words[0], words[1], words[2], words[3]}};
 #endif
 }
 
-// To global memory.
 template <u32 LEN, class T>
 DEVICE void store(const float (&from)[LEN], T* to) {
     Pack<T, LEN> pack;
