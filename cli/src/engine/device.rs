@@ -74,7 +74,8 @@ fn reason(ordinal: usize) -> Error {
 
 /// Where all users of this machine look for the locks of its GPUs: the system's folder for locks
 /// where everybody may write, else memory that all processes see, which a unit's private `/tmp` does
-/// not hide.
+/// not hide. Both are open to the confined unit (`service/systemd.rs`), so that everybody chooses the
+/// same.
 fn folder_of_locks() -> PathBuf {
     use std::os::unix::fs::MetadataExt;
     let is_open_to_all = |folder: &&str| {

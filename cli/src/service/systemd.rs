@@ -54,6 +54,8 @@ const CONFINED_BY_ROOT: &str = "
 ProtectSystem=strict
 {protect_home}
 {writable}
+# Where every chandler of this machine, whoever runs it, looks for the locks of its GPUs.
+ReadWritePaths=-/run/lock
 PrivateTmp=yes
 ProtectKernelTunables=yes
 ProtectKernelModules=yes
@@ -225,6 +227,17 @@ mod tests {
             let of_a_model =
                 ServicePlan { reads: vec![PathBuf::from(reads)], ..plan(Scope::System) };
             assert!(super::unit(&of_a_model).lines().any(|written| written == line), "{reads}");
+        }
+    }
+
+    /// Without it a lock can be neither made nor opened, wherever `/run/lock` is the folder for them.
+    #[test]
+    fn a_confined_service_may_lock_a_gpu() {
+        for state_dir in ["/var/lib/chandler", "/srv/chandler"] {
+            let plan =
+                ServicePlan { state_dir: PathBuf::from(state_dir), ..plan(Scope::System) };
+            let unit = unit(&plan);
+            assert!(unit.lines().any(|line| line == "ReadWritePaths=-/run/lock"), "{unit}");
         }
     }
 
