@@ -77,8 +77,9 @@ pub fn open_cuda(ordinal: usize, limit: Option<u64>) -> Result<Device> {
     gpu::open(ordinal, limit)
 }
 
-/// CUDA devices that [`open_cuda`] could open: 0 without a driver, or without the feature `cuda`.
-pub fn cuda_devices() -> usize {
+/// CUDA devices that [`open_cuda`] could open: 0 where the driver says so, and without the feature `cuda`.
+/// An error where the driver does not start: there may be GPUs all the same.
+pub fn cuda_devices() -> Result<usize> {
     gpu::count()
 }
 
@@ -183,7 +184,7 @@ mod tests {
     #[test]
     #[cfg(not(feature = "cuda"))]
     fn a_build_without_cuda_says_so() {
-        assert_eq!((cuda_devices(), uuid(0)), (0, None));
+        assert_eq!((cuda_devices().unwrap(), uuid(0)), (0, None));
         let refused = open_cuda(0, None).unwrap_err();
         assert!(matches!(refused, candle_core::Error::NotCompiledWithCudaSupport), "{refused}");
     }

@@ -11,8 +11,8 @@ pub(crate) fn open(_ordinal: usize, _limit: Option<u64>) -> Result<Device> {
     Err(Error::NotCompiledWithCudaSupport)
 }
 
-pub(crate) fn count() -> usize {
-    0
+pub(crate) fn count() -> Result<usize> {
+    Ok(0)
 }
 
 pub(crate) fn attention_library() -> std::result::Result<String, &'static str> {

@@ -151,6 +151,7 @@ pub(super) fn work(
     let lock = crate::lock::hold(state)?;
     engine::hold_device(config)?;
     logging::init(&config.log, terminal, Some(&state.logs()))?;
+    engine::tell_device(config);
     signals::stop_on_signals(controls)?;
     if let Some(error) = lock.naming_error() {
         tracing::warn!(%error, "the lock is held, but {} does not say so", lock.path().display());

@@ -30,23 +30,63 @@ fn gpu() -> MutexGuard<'static, Option<Gpu>> {
     GPU.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The GPU that the configuration means; `None` for the CPU.
+/// The GPU that the configuration means; `None` for the CPU, and where that is not known, which
+/// [`hold`] and [`device`] say.
 pub(crate) fn wanted(config: &Config) -> Option<usize> {
-    ordinal(config.model.device.place())
+    ordinal(config.model.device.place(), kernels::cuda_devices).ok().flatten()
 }
 
-fn ordinal(place: Place) -> Option<usize> {
+/// `found` are the GPUs that the driver finds. One that does not start is not taken for a machine
+/// without a GPU: the run would be on the CPU, and take days where it was meant to take hours.
+fn ordinal(
+    place: Place,
+    found: impl FnOnce() -> candle_core::Result<usize>,
+) -> Result<Option<usize>, EngineError> {
     match place {
-        Place::Cpu => None,
-        Place::Cuda(ordinal) => Some(ordinal),
-        Place::Auto => (kernels::cuda_devices() > 0).then_some(0),
+        Place::Cpu => Ok(None),
+        Place::Cuda(ordinal) => Ok(Some(ordinal)),
+        Place::Auto => match found() {
+            Ok(count) => Ok((count > 0).then_some(0)),
+            Err(error) => Err(EngineError::NoCuda { reason: Box::new(error) }),
+        },
     }
+}
+
+/// What to do where CUDA, or a GPU, is not to be had.
+pub(crate) fn hint_of_cuda(reason: &Error) -> String {
+    if matches!(reason, Error::NotCompiledWithCudaSupport) {
+        return "this is chandler without CUDA: use chandler-cuda, or set model.device = \"cpu\""
+            .to_owned();
+    }
+    let words = reason.to_string();
+    let cures = [
+        // What CUDA says where the module or its device file is missing.
+        ("ERROR_UNKNOWN", "`nvidia-modprobe -u -c 0`, as root, loads the module nvidia-uvm"),
+        ("DRIVER_MISMATCH", "the driver was upgraded while it was loaded: restart the machine"),
+        ("SYSTEM_NOT_READY", "start nvidia-fabricmanager.service, and wait until it is ready"),
+        ("STUB_LIBRARY", "take the toolkit's folder of stubs out of LD_LIBRARY_PATH"),
+    ];
+    let cure = cures.iter().find(|(word, _)| words.contains(word));
+    let cure = cure.map_or("`nvidia-smi` lists the GPUs that there are", |(_, cure)| cure);
+    format!("{cure}; model.device = \"cpu\" does without")
 }
 
 /// Takes the lock of the configured GPU, if it is one, for as long as this process lives.
 pub(crate) fn hold(config: &Config) -> Result<(), EngineError> {
-    let Some(ordinal) = wanted(config) else { return Ok(()) };
-    hold_gpu(&mut gpu(), ordinal).map(|_| ())
+    let ordinal = ordinal(config.model.device.place(), kernels::cuda_devices)?;
+    ordinal.map_or(Ok(()), |ordinal| hold_gpu(&mut gpu(), ordinal).map(|_| ()))
+}
+
+/// Where models will be goes into the log, in a build that has a choice.
+pub(crate) fn tell(config: &Config) {
+    match wanted(config) {
+        _ if !kernels::HAS_CUDA => {}
+        Some(ordinal) => {
+            let uuid = kernels::uuid(ordinal).unwrap_or_default();
+            tracing::info!(uuid, "models are on GPU {ordinal}");
+        }
+        None => tracing::info!(device = config.model.device.0, "models are on the CPU"),
+    }
 }
 
 fn hold_gpu(held: &mut Option<Gpu>, ordinal: usize) -> Result<&mut Gpu, EngineError> {
@@ -101,7 +141,7 @@ pub(crate) fn device(config: &Config) -> Result<Device, EngineError> {
 /// Opens what is meant, if this process has not done so before; tensors of a GPU take at most `limit`
 /// bytes.
 pub(crate) fn open(place: Place, limit: Option<u64>) -> Result<Device, EngineError> {
-    let Some(ordinal) = ordinal(place) else { return Ok(Device::Cpu) };
+    let Some(ordinal) = ordinal(place, kernels::cuda_devices)? else { return Ok(Device::Cpu) };
     let mut held = gpu();
     let gpu = hold_gpu(&mut held, ordinal)?;
     if let Some(device) = &gpu.device {
@@ -197,6 +237,24 @@ mod tests {
         assert_eq!(of_gpu(&shortage, "GPU-c", gpus).to_string(), shortage.to_string());
         // The CPU's is told as it is.
         assert_eq!(seen_on_gpu(&shortage).to_string(), shortage.to_string());
+    }
+
+    #[test]
+    fn a_driver_that_does_not_start_is_no_machine_without_a_gpu() {
+        let broken = |words: &'static str| move || Err(Error::Msg(words.to_owned()));
+        assert_eq!(ordinal(Place::Auto, || Ok(0)).unwrap(), None);
+        assert_eq!(ordinal(Place::Auto, || Ok(2)).unwrap(), Some(0));
+        assert_eq!(ordinal(Place::Cpu, broken("not asked")).unwrap(), None);
+        for (words, cure) in [
+            ("DriverError(CUDA_ERROR_UNKNOWN, \"unknown error\")", "nvidia-modprobe -u"),
+            ("DriverError(CUDA_ERROR_SYSTEM_DRIVER_MISMATCH, \"\")", "restart the machine"),
+            ("DriverError(CUDA_ERROR_INVALID_DEVICE, \"\")", "nvidia-smi"),
+        ] {
+            let error = ordinal(Place::Auto, broken(words)).unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+            let hint = error.hint().unwrap();
+            assert!(hint.contains(cure) && hint.contains("model.device = \"cpu\""), "{hint}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use chandler_evaluator::EvalError;
 use chandler_model::ModelError;
 use chandler_trainer::TrainError;
 
+use super::device::hint_of_cuda;
 use crate::config::ConfigError;
 use crate::daemon::{Fault, JobError, is_full};
 use crate::exit::Exit;
@@ -93,6 +94,12 @@ pub enum EngineError {
         /// What the reader says.
         reason: String,
     },
+    /// Whether there are GPUs is not known.
+    #[error("CUDA does not start, and model.device is \"auto\": {reason}")]
+    NoCuda {
+        /// What the driver says.
+        reason: Box<candle_core::Error>,
+    },
     /// A GPU that cannot be opened.
     #[error("GPU {ordinal} cannot be used: {reason}")]
     NoGpu {
@@ -176,14 +183,7 @@ impl EngineError {
             Self::EvalSet(error) => error.hint(),
             Self::Queue(error) => error.hint(),
             Self::Lock(error) | Self::GpuLock(error) => error.hint(),
-            Self::NoGpu { reason, .. } => Some(match **reason {
-                candle_core::Error::NotCompiledWithCudaSupport => {
-                    "this is chandler without CUDA: use chandler-cuda, or set model.device = \"cpu\""
-                        .to_owned()
-                }
-                _ => "`nvidia-smi` lists the GPUs that there are; model.device = \"cpu\" does without"
-                    .to_owned(),
-            }),
+            Self::NoCuda { reason } | Self::NoGpu { reason, .. } => Some(hint_of_cuda(reason)),
             Self::OtherGpu { .. } => {
                 Some("start the process anew after changing model.device".to_owned())
             }

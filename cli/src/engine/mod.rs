@@ -33,8 +33,8 @@ pub(crate) use checkpoints::{
     GoneOn, checkpoint_bytes, clear_checkpoints, leave_checkpoint, remove_old_checkpoints, resume,
 };
 pub(crate) use device::{
-    hold as hold_device, open as open_device, pool as device_pool, seen_on_gpu, told_on_gpu,
-    uuid as device_uuid,
+    hint_of_cuda, hold as hold_device, open as open_device, pool as device_pool, seen_on_gpu,
+    tell as tell_device, told_on_gpu, uuid as device_uuid,
 };
 pub use error::EngineError;
 pub(crate) use eval_set::{EvalSet, read_set, read_sets};

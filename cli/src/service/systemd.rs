@@ -87,6 +87,8 @@ pub(super) fn unit(plan: &ServicePlan) -> String {
     let _ = writeln!(unit, "ConditionPathExists={}/chandler.toml", escaped(&dir));
     if is_system {
         unit += "Wants=network-online.target\nAfter=network-online.target\n";
+        unit +=
+            "# Where a GPU is there, and made ready by that.\nAfter=nvidia-persistenced.service\n";
     }
     unit += "StartLimitIntervalSec=10min\nStartLimitBurst=5\n\n[Service]\n";
     let (program, dir) = (quoted(&plan.program), quoted(state_dir));
@@ -234,8 +236,7 @@ mod tests {
     #[test]
     fn a_confined_service_may_lock_a_gpu() {
         for state_dir in ["/var/lib/chandler", "/srv/chandler"] {
-            let plan =
-                ServicePlan { state_dir: PathBuf::from(state_dir), ..plan(Scope::System) };
+            let plan = ServicePlan { state_dir: PathBuf::from(state_dir), ..plan(Scope::System) };
             let unit = unit(&plan);
             assert!(unit.lines().any(|line| line == "ReadWritePaths=-/run/lock"), "{unit}");
         }

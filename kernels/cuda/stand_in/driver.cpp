@@ -4,12 +4,13 @@
 // With CHANDLER_STAND_IN_LATE the stream does nothing before somebody waits for it (graphs.cpp).
 // CHANDLER_STAND_IN_MEMORY is how many bytes the device has (1 GiB without it). CHANDLER_STAND_IN_OTHERS
 // are taken by others. With CHANDLER_STAND_IN_PIECES=1 what a pool keeps is in pieces that serve nothing
-// large. Fresh memory is filled with 0xFF bytes, which are NaN, and whoever reads what was freed is ended,
+// large. CHANDLER_STAND_IN_INIT is what starting the driver ends with, in place of success. Fresh memory is filled with 0xFF bytes, which are NaN, and whoever reads what was freed is ended,
 // so that either is found out.
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
 #include <string>
@@ -92,7 +93,10 @@ Work launch_of(const Function &kernel, std::vector<unsigned> grid, std::vector<u
 
 extern "C" {
 
-int cuInit(unsigned) { return SUCCESS; }
+int cuInit(unsigned) {
+    const char *result = getenv("CHANDLER_STAND_IN_INIT");
+    return result ? atoi(result) : SUCCESS;
+}
 int cuDriverGetVersion(int *version) { *version = 13000; return SUCCESS; }
 int cuDeviceGetCount(int *count) { *count = 1; return SUCCESS; }
 int cuDeviceGet(int *handle, int ordinal) {
@@ -239,11 +243,13 @@ static const char *name_of(int error) {
     case SUCCESS: return "CUDA_SUCCESS";
     case INVALID_VALUE: return "CUDA_ERROR_INVALID_VALUE";
     case OUT_OF_MEMORY: return "CUDA_ERROR_OUT_OF_MEMORY";
+    case NO_DEVICE: return "CUDA_ERROR_NO_DEVICE";
     case INVALID_DEVICE: return "CUDA_ERROR_INVALID_DEVICE";
     case NOT_FOUND: return "CUDA_ERROR_NOT_FOUND";
     case LAUNCH_FAILED: return "CUDA_ERROR_LAUNCH_FAILED";
     case CAPTURE_UNSUPPORTED: return "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED";
     case CAPTURE_INVALIDATED: return "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED";
+    case UNKNOWN: return "CUDA_ERROR_UNKNOWN";
     default: return "CUDA_ERROR_NOT_SUPPORTED";
     }
 }

@@ -5,6 +5,7 @@ enum Result {
     SUCCESS = 0,
     INVALID_VALUE = 1,
     OUT_OF_MEMORY = 2,
+    NO_DEVICE = 100,
     INVALID_DEVICE = 101,
     NOT_FOUND = 500,
     LAUNCH_FAILED = 719,
@@ -12,4 +13,5 @@ enum Result {
     CAPTURE_UNSUPPORTED = 900,
     CAPTURE_INVALIDATED = 901,
     CAPTURE_UNMATCHED = 903,
+    UNKNOWN = 999,
 };

@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use candle_core::cuda_backend::cudarc::driver::{CudaContext, result};
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, DriverError, result, sys};
 use candle_core::{Device, Result};
 
 use super::{cudnn, gemm, pool};
@@ -20,9 +21,12 @@ pub(crate) fn open(ordinal: usize, limit: Option<u64>) -> Result<Device> {
     Ok(device)
 }
 
-/// GPUs that there are; 0 where there is no driver.
-pub(crate) fn count() -> usize {
-    CudaContext::device_count().map_or(0, |count| count.max(0) as usize)
+/// GPUs that there are. A driver that does not start says nothing about that.
+pub(crate) fn count() -> Result<usize> {
+    match CudaContext::device_count() {
+        Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => Ok(0),
+        count => Ok(count.w()?.max(0) as usize),
+    }
 }
 
 fn context(device: &Device) -> Option<Arc<CudaContext>> {

@@ -10,5 +10,6 @@ mod graph;
 mod long_documents;
 mod ops;
 mod pool;
+mod start;
 mod support;
 mod upload;

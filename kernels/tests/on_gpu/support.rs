@@ -11,7 +11,7 @@ static ALONE: Mutex<Option<Device>> = Mutex::new(None);
 
 /// The GPU, for one test at a time; `None`, said so, where there is none.
 pub(crate) fn gpu() -> Option<(MutexGuard<'static, Option<Device>>, Device)> {
-    if device::cuda_devices() == 0 {
+    if device::cuda_devices().unwrap() == 0 {
         // Written, for what a test prints that passes is shown to nobody.
         std::io::stderr().write_all(b"SKIPPED: there is no CUDA device\n").unwrap();
         return None;

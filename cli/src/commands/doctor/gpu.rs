@@ -4,6 +4,7 @@ use chandler_kernels::device;
 use chandler_vram::{GpuProcess, GpuReading, NvmlMeter};
 
 use super::check::{Check, shown};
+use crate::engine::hint_of_cuda;
 
 /// `daemon` are the processes of this state directory's daemon.
 pub(super) fn checks(daemon: &[u32]) -> Vec<Check> {
@@ -12,7 +13,10 @@ pub(super) fn checks(daemon: &[u32]) -> Vec<Check> {
         Some(gpus) => of_gpus(&gpus, &Ours { own: std::process::id(), daemon }, &name_of),
         None => {
             let reason = nvml.absence().unwrap_or("they cannot be listed");
-            vec![Check::info("gpu", format!("none found ({reason})"))]
+            let none = Check::info("gpu", format!("none found ({reason})"));
+            // What has the list fail may have CUDA fail too, and with it each run.
+            let broken = device::cuda_devices().err().map(|error| build(true, Err(error)));
+            std::iter::once(none).chain(broken).collect()
         }
     }
 }
@@ -58,19 +62,24 @@ fn attention(library: Result<String, &str>) -> Check {
 }
 
 /// Whether this program computes on the GPUs that there are, of which it finds so many.
-fn build(has_cuda: bool, found: usize) -> Check {
+fn build(has_cuda: bool, found: candle_core::Result<usize>) -> Check {
     match (has_cuda, found) {
         (false, _) => Check::warning(
             "gpu build",
             "this chandler computes on the CPU alone and leaves the GPU idle",
             "chandler-cuda computes on it: `packaging/cuda/build` builds it",
         ),
-        (true, 0) => Check::warning(
+        (true, Err(error)) => {
+            let said =
+                format!("this chandler can compute on GPUs, but CUDA does not start: {error}");
+            Check::warning("gpu build", said, hint_of_cuda(&error))
+        }
+        (true, Ok(0)) => Check::warning(
             "gpu build",
             "this chandler can compute on GPUs, and its CUDA finds none",
             "check CUDA_VISIBLE_DEVICES, and that the driver is of release 580 or later",
         ),
-        (true, found) => Check::ok("gpu build", format!("CUDA finds {found}")),
+        (true, Ok(found)) => Check::ok("gpu build", format!("CUDA finds {found}")),
     }
 }
 
@@ -120,6 +129,17 @@ mod tests {
         let found = attention(Err("libcudnn.so.9: not found"));
         assert_eq!(found.verdict, Verdict::Info);
         assert!(found.detail.contains("libcudnn.so.9: not found"), "{}", found.detail);
+    }
+
+    #[test]
+    fn a_driver_that_does_not_start_is_told_with_what_to_do() {
+        let broken = candle_core::Error::Msg("CUDA_ERROR_UNKNOWN".to_owned());
+        let found = build(true, Err(broken));
+        assert_eq!(found.verdict, Verdict::Warning);
+        assert!(found.detail.ends_with("CUDA does not start: CUDA_ERROR_UNKNOWN"));
+        assert!(found.hint.unwrap().contains("nvidia-modprobe"));
+        assert_eq!(build(true, Ok(0)).verdict, Verdict::Warning);
+        assert_eq!(build(true, Ok(1)).verdict, Verdict::Ok);
     }
 
     #[test]
