@@ -1,5 +1,8 @@
 // cuBLAS without a GPU: products in f32, f64 or bf16, summed in double and rounded once, which is at
 // least as good as any card does it.
+//
+// The real one allocates where it has been given no workspace, so that work recorded without one is refused
+// here, and it writes into the one that it has, which must be there.
 
 #include <cstdint>
 #include <cstring>
@@ -8,8 +11,13 @@
 
 // The driver's: gives the work to its stream, and takes the pointer.
 extern "C" int stand_in_perform(std::function<int()> *work) __attribute__((weak));
+// The driver's: whether work is recorded now, and whether so many bytes lie in one allocation.
+extern "C" bool stand_in_records() __attribute__((weak));
+extern "C" bool stand_in_has(const void *address, size_t bytes) __attribute__((weak));
 
 namespace {
+
+enum { ALLOC_FAILED = 3, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
 
 // Numbers of cudaDataType.
 enum { R_32F = 0, R_64F = 1, R_16F = 2, R_16BF = 14 };
@@ -47,7 +55,7 @@ size_t size_of(int type) { return type == R_64F ? 8 : type == R_32F ? 4 : 2; }
 
 int multiply(int transa, int transb, int m, int n, int k, double scale, const void *a, int a_type,
              int lda, const void *b, int b_type, int ldb, double keep, void *c, int c_type, int ldc) {
-    if (!is_known(a_type) || !is_known(b_type) || !is_known(c_type)) return 15;
+    if (!is_known(a_type) || !is_known(b_type) || !is_known(c_type)) return NOT_SUPPORTED;
     // Both factors with the summed index last.
     std::vector<double> rows(static_cast<size_t>(m) * k), columns(static_cast<size_t>(n) * k);
     for (int i = 0; i < m; i++)
@@ -79,27 +87,42 @@ double factor(const void *value, int type) {
     return type == R_64F ? *static_cast<const double *>(value) : *static_cast<const float *>(value);
 }
 
-char handle;
+struct Handle {
+    char *workspace = nullptr;
+    size_t bytes = 0;
+};
 
 } // namespace
 
 extern "C" {
 
-int cublasCreate_v2(void **made) { *made = &handle; return 0; }
-int cublasDestroy_v2(void *) { return 0; }
-int cublasSetStream_v2(void *, void *) { return 0; }
+int cublasCreate_v2(void **made) { *made = new Handle; return 0; }
+int cublasDestroy_v2(void *handle) { delete static_cast<Handle *>(handle); return 0; }
+// As the real one, it forgets what it was given to work in.
+int cublasSetStream_v2(void *handle, void *) {
+    *static_cast<Handle *>(handle) = Handle();
+    return 0;
+}
 int cublasSetMathMode(void *, int) { return 0; }
 int cublasGetMathMode(void *, int *mode) { *mode = 0; return 0; }
 int cublasSetPointerMode_v2(void *, int) { return 0; }
-int cublasSetWorkspace_v2(void *, void *, size_t) { return 0; }
+int cublasSetWorkspace_v2(void *handle, void *workspace, size_t bytes) {
+    if (reinterpret_cast<uintptr_t>(workspace) % 256) return INVALID_VALUE;
+    if (stand_in_has && !stand_in_has(workspace, bytes)) return INVALID_VALUE;
+    *static_cast<Handle *>(handle) = Handle{static_cast<char *>(workspace), bytes};
+    return 0;
+}
 
-int cublasGemmStridedBatchedEx(void *, int transa, int transb, int m, int n, int k,
+int cublasGemmStridedBatchedEx(void *handle, int transa, int transb, int m, int n, int k,
                                const void *alpha, const void *a, int a_type, int lda,
                                long long stride_a, const void *b, int b_type, int ldb,
                                long long stride_b, const void *beta, void *c, int c_type, int ldc,
                                long long stride_c, int batch, int, int) {
     double scale = factor(alpha, a_type), keep = factor(beta, a_type);
+    const Handle with = *static_cast<Handle *>(handle);
+    if (!with.bytes && stand_in_records && stand_in_records()) return ALLOC_FAILED;
     auto work = [=] {
+        if (with.bytes) with.workspace[0] = with.workspace[with.bytes - 1] = 0x7f;
         for (int i = 0; i < batch; i++) {
             const char *of_a = static_cast<const char *>(a) + i * stride_a * size_of(a_type);
             const char *of_b = static_cast<const char *>(b) + i * stride_b * size_of(b_type);
@@ -113,10 +136,10 @@ int cublasGemmStridedBatchedEx(void *, int transa, int transb, int m, int n, int
     return stand_in_perform ? stand_in_perform(new std::function<int()>(work)) : work();
 }
 
-int cublasGemmEx(void *, int transa, int transb, int m, int n, int k, const void *alpha,
+int cublasGemmEx(void *handle, int transa, int transb, int m, int n, int k, const void *alpha,
                  const void *a, int a_type, int lda, const void *b, int b_type, int ldb,
                  const void *beta, void *c, int c_type, int ldc, int, int) {
-    return cublasGemmStridedBatchedEx(nullptr, transa, transb, m, n, k, alpha, a, a_type, lda, 0, b,
+    return cublasGemmStridedBatchedEx(handle, transa, transb, m, n, k, alpha, a, a_type, lda, 0, b,
                                       b_type, ldb, 0, beta, c, c_type, ldc, 0, 1, 0, 0);
 }
 

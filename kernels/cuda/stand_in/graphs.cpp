@@ -287,7 +287,9 @@ int cuDeviceSetGraphMemAttribute(int, int attribute, const uint64_t *value) {
 // For tests.
 size_t stand_in_waits() { return waits; }
 
-// For the other libraries: recorded, kept or done.
+// For the other libraries: whether work is recorded now; work that is recorded, kept or done.
+bool stand_in_records() { return is_capturing(); }
+
 int stand_in_perform(Work *work) {
     int status = is_capturing() ? record(Node::KERNEL, *work) : perform(*work);
     delete work;

@@ -292,6 +292,11 @@ int cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t bytes, void *) {
     return is_capturing() ? record_copy(false, false, copy) : perform(copy);
 }
 
+// For the other libraries.
+bool stand_in_has(const void *address, size_t bytes) {
+    return lies_within(reinterpret_cast<uintptr_t>(address), bytes);
+}
+
 // The fields that are read of CUmemPoolProps: kinds, place, a handle, and the limit.
 struct PoolProperties {
     int allocation, handle, place, ordinal;

@@ -15,8 +15,9 @@ pub(crate) fn open(ordinal: usize, limit: Option<u64>) -> Result<Device> {
     // SAFETY: events order what several streams do with a tensor. This device has one stream, for
     // all threads, on which everything is in order; no tensor exists yet.
     unsafe { device.as_cuda_device()?.disable_event_tracking() };
-    pool::make(&device, limit)?;
     gemm::round_once(&device)?;
+    gemm::give_workspace(&device)?;
+    pool::make(&device, limit)?;
     cudnn::opened(&device)?;
     Ok(device)
 }

@@ -5,8 +5,10 @@ use std::ffi::c_void;
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cublas::{result, sys};
+use candle_core::cuda_backend::cudarc::driver::result as driver;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
+use super::device::capability;
 use super::launch::address;
 
 /// Whether a factor lies in memory as the formula has it, or the other way around.
@@ -138,6 +140,26 @@ pub(super) fn round_once(device: &Device) -> Result<()> {
     let mode = sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
     // SAFETY: the handle is there.
     unsafe { sys::cublasSetMathMode(*blas.handle(), mode) }.result().w()
+}
+
+/// Gives the library memory to work in, as NVIDIA recommends for streams that are recorded. Without it, it
+/// allocates in the midst of its work, and each recorded step has memory of its own for that.
+///
+/// It lies beside the pool and its limit, and is the library's until the process ends, as the pool is.
+pub(super) fn give_workspace(device: &Device) -> Result<()> {
+    let bytes = workspace_bytes(capability(device)?);
+    device.as_cuda_device()?.cuda_stream().context().bind_to_thread().w()?;
+    let blas = device.as_cuda_device()?.cublas_handle();
+    // SAFETY: the thread has the device's context; the memory is freed by nobody.
+    unsafe {
+        let memory = driver::malloc_sync(bytes).w()?;
+        sys::cublasSetWorkspace_v2(*blas.handle(), memory as *mut c_void, bytes).result().w()
+    }
+}
+
+/// What NVIDIA recommends, or more: 32 MiB from compute capability 9.0 on, 4 MiB before.
+fn workspace_bytes(capability: u32) -> usize {
+    if capability >= 90 { 32 << 20 } else { 8 << 20 }
 }
 
 fn operation(lies: Lies) -> sys::cublasOperation_t {

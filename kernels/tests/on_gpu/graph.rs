@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use chandler_kernels::decode_attention::{self, Place, Places};
 use chandler_kernels::graph::Graph;
-use chandler_kernels::{attention, device, gemv, rms_norm};
+use chandler_kernels::{attention, device, gemv, linear, rms_norm};
 
 use crate::support::{gpu, keep_all_but, noise};
 
@@ -92,6 +92,22 @@ fn what_the_host_takes_part_in_is_not_recorded() {
     drop((x, ones));
     gpu.synchronize().unwrap();
     assert_eq!(device::pool(&gpu).unwrap().used, used);
+}
+
+/// The library has memory to work in before anything is recorded, and asks for none in the midst of it.
+#[test]
+fn a_product_is_recorded_without_memory_of_the_librarys_own() {
+    let Some((_alone, gpu)) = gpu() else { return };
+    let on = |shape: (usize, usize), seed| noise(shape, seed, DType::BF16).to_device(&gpu).unwrap();
+    let (x, weight) = (on((24, 64), 1), on((48, 64), 2));
+    let y = Tensor::zeros((24, 48), DType::BF16, &gpu).unwrap();
+    let product = || linear::forward(&x, &weight, None);
+    let expected = bits(&product().unwrap());
+    let mut graph = Graph::record(&gpu, || y.slice_set(&product()?, 0, 0)).unwrap().unwrap();
+    // SAFETY: all of them are there.
+    #[expect(unsafe_code, reason = "a graph has addresses")]
+    unsafe { graph.launch() }.unwrap();
+    assert_eq!(bits(&y), expected);
 }
 
 #[test]
