@@ -100,7 +100,13 @@ impl CausalLm {
 
     fn record(&self, input: &DecodeInput, cache: &mut KvCache) -> Recorded {
         static TOLD: Once = Once::new();
-        match RecordedStep::new(self, input, cache) {
+        let mut recorded = RecordedStep::new(self, input, cache);
+        if recorded.as_ref().is_err_and(|error| memory::lacking(error).is_some()) {
+            // What the pool keeps for nobody may be what it lacks.
+            let emptied = device::give_back(self.device());
+            recorded = emptied.and_then(|()| RecordedStep::new(self, input, cache));
+        }
+        match recorded {
             Ok(Some(step)) => Recorded::Step(Box::new(step)),
             Ok(None) => Recorded::Never,
             Err(error) => {
@@ -120,8 +126,6 @@ impl RecordedStep {
         let places = Places::new(input.places.list().to_vec(), model.device())?.with_room(room);
         let input = DecodeInput { x: input.x.copy()?, angles: input.angles.copy()?, places };
         let y = memory::zeros(input.x.shape(), input.x.dtype(), model.device())?;
-        // A graph's buffers lie beside the pool: what that keeps for nobody makes room for them.
-        device::give_back(model.device())?;
         let graph = Graph::record(model.device(), || {
             let x = input.x.clone();
             y.slice_set(&model.decode_by_ops(x, &input.angles, &input.places, cache)?, 0, 0)
