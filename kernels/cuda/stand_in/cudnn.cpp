@@ -128,9 +128,10 @@ const Names &names(int kind) {
     return kind == FORWARD ? forward : backward;
 }
 
-// Ways to be wrong: masks that are not applied, sums in another order each time, not to start, and not
-// to do what was planned.
-enum Spoiled { NOTHING = 0, MASKS = 1, ORDER = 2, START = 3, WORK = 4 };
+// Ways to be wrong: masks that are not applied, sums in another order each time, not to start, not to do
+// what was planned, to be right only where the workspace is zero or the row behind the last document is a
+// number, and to write that row.
+enum Spoiled { NOTHING = 0, MASKS = 1, ORDER = 2, START = 3, WORK = 4, ZEROED = 5, READS = 6, WRITES = 7 };
 int spoiled = NOTHING;
 
 // The operation of a graph that is one attention.
@@ -249,6 +250,16 @@ bool read_rules(const Descriptor &operation, const Addresses &now, std::vector<R
         }
     }
     return at == operation.number(of.output);
+}
+
+// Is wrong in one of the ways that go by what lies in memory. `rest` is what the workspace began with.
+void spoil_rows(const Attention &attention, const Places &p, int64_t rows, float rest, bool is_backward) {
+    const int64_t width = attention.heads * attention.dim, kv_width = attention.kv_heads * attention.dim;
+    uint16_t *result = is_backward ? p.dq : p.y;
+    const uint16_t no_number = 0x7fc0;
+    if (spoiled == ZEROED && rest != 0) result[0] = no_number;
+    if (spoiled == READS && (p.v[rows * kv_width] & 0x7fff) > 0x7f80) result[0] = no_number;
+    if (spoiled == WRITES) result[rows * width] = 0;
 }
 
 // How often anything was executed, for tests to ask.
@@ -387,6 +398,8 @@ int cudnnBackendExecute(void *, void *of_plan, void *of_pack) {
     const bool is_ordered = order_of(config) == 4 && spoiled != ORDER;
     const double wobble = is_backward && !is_ordered && runs % 2 ? 0.01 : 0;
     auto work = [=]() mutable {
+        float rest;
+        memcpy(&rest, workspace, sizeof rest);
         // Whatever lies there is the plan's.
         memset(workspace, 0xff, bytes);
         attention.boundaries.assign(boundaries, boundaries + documents + 1);
@@ -397,6 +410,7 @@ int cudnnBackendExecute(void *, void *of_plan, void *of_pack) {
         if (is_backward && most && boundaries[documents] > most) return 700;
         if (is_backward) attention_backward(attention, p, wobble);
         else attention_forward(attention, p);
+        spoil_rows(attention, p, boundaries[documents], rest, is_backward);
         return 0;
     };
     const int status = stand_in_perform ? stand_in_perform(new std::function<int()>(work)) : work();

@@ -46,6 +46,9 @@ struct Device {
 
 Device device;
 
+// The bytes of fresh memory.
+int fresh = 0xff;
+
 uint64_t from_environment(const char *name, uint64_t otherwise) {
     const char *text = getenv(name);
     return text ? strtoull(text, nullptr, 10) : otherwise;
@@ -114,7 +117,7 @@ int allocate(uintptr_t *address, size_t bytes, Pool *pool) {
     }
     void *block = map(rounded, PROT_READ | PROT_WRITE);
     if (!block) return OUT_OF_MEMORY;
-    memset(block, 0xff, rounded);
+    memset(block, fresh, rounded);
     *address = reinterpret_cast<uintptr_t>(block);
     device.blocks[*address] = Block{rounded, pool, false};
     return SUCCESS;
@@ -291,6 +294,9 @@ int cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t bytes, void *) {
     };
     return is_capturing() ? record_copy(false, false, copy) : perform(copy);
 }
+
+// For tests: fresh memory is full of this byte, as a card's is often full of zeros.
+void stand_in_fresh(int byte) { fresh = byte; }
 
 // For the other libraries.
 bool stand_in_has(const void *address, size_t bytes) {

@@ -4,7 +4,7 @@
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::cuda_backend::cudarc::driver::{
-    DevicePtr, DeviceRepr, LaunchArgs, LaunchConfig, PushKernelArg,
+    DevicePtr, DeviceRepr, LaunchArgs, LaunchConfig, PushKernelArg, result,
 };
 use candle_core::cuda_backend::{CudaStorage, CudaStorageSlice, WrapErr};
 use candle_core::{DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
@@ -34,6 +34,24 @@ pub(crate) fn empty(shape: impl Into<Shape>, dtype: DType, device: &Device) -> R
         // SAFETY: every caller hands it to a kernel that writes all of it before anybody reads.
         unsafe { Tensor::empty(&shape, dtype, device) }
     })
+}
+
+/// Bytes that are no number in any type of floating point.
+pub(crate) const NO_NUMBER: u8 = 0xff;
+
+/// Has each byte of a contiguous tensor be this one.
+pub(crate) fn fill(tensor: &Tensor, byte: u8) -> Result<()> {
+    let bytes = tensor.elem_count() * tensor.dtype().size_in_bytes();
+    if bytes == 0 {
+        return Ok(());
+    }
+    if !tensor.is_contiguous() {
+        bail!("{tensor:?} to be filled");
+    }
+    let stream = tensor.device().as_cuda_device()?.cuda_stream();
+    stream.context().bind_to_thread().w()?;
+    // SAFETY: the tensor has so many bytes from its address on, and frees them on the same stream.
+    unsafe { result::memset_d8_async(address(tensor)?, byte, bytes, stream.cu_stream()) }.w()
 }
 
 /// Where the first element of a tensor lies on its GPU. Its elements are contiguous from there on, or

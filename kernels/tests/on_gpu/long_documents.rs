@@ -28,11 +28,20 @@ impl StandIn {
     }
 
     /// Has the library be wrong from now on: 1 is without masks, 2 in another order every time, 3 does
-    /// not start, 4 does nothing that was planned, 0 is not.
+    /// not start, 4 does nothing that was planned, 5 wants a workspace of zeros, 6 reads the row behind
+    /// the last document, 7 writes it, 0 is not.
     fn spoil(&self, what: i32) {
         // SAFETY: as above.
         unsafe { self.0.get::<extern "C" fn(i32)>(b"stand_in_cudnn_spoil") }.unwrap()(what);
     }
+}
+
+/// Has fresh memory of the stand-in be full of this byte.
+fn fill_fresh_memory_with(byte: i32) {
+    // SAFETY: the program has loaded the same library already.
+    let driver = unsafe { libloading::Library::new("libcuda.so.1") }.unwrap();
+    // SAFETY: the stand-in's function is of this type.
+    unsafe { driver.get::<extern "C" fn(i32)>(b"stand_in_fresh") }.unwrap()(byte);
 }
 
 /// Three long documents, two of them next to each other, and short ones.
@@ -122,6 +131,23 @@ fn are_not_left_to_a_library_that_is_wrong() {
         assert_eq!(again, if spoiled == 2 { 2 } else { 0 }, "{spoiled}");
         library.spoil(0);
     }
+}
+
+/// What a library must not count on is no number when it is compared, even where memory is fresh and zero.
+#[test]
+fn are_not_left_to_a_library_that_counts_on_what_lies_around() {
+    let Some((_alone, gpu)) = gpu() else { return };
+    let Some(library) = StandIn::find() else { return };
+    fill_fresh_memory_with(0);
+    for (spoiled, heads) in [(5, [5, 1, 16]), (6, [5, 5, 16]), (7, [6, 1, 16])] {
+        library.spoil(spoiled);
+        let before = library.runs();
+        Case::new(heads, PLAIN).check(&gpu);
+        // Two plans of each pass were tried, and none was used.
+        assert_eq!(library.runs() - before, 2 * 2 * 2, "{spoiled}");
+        library.spoil(0);
+    }
+    fill_fresh_memory_with(0xff);
 }
 
 /// A library that is there and does not start is as none.

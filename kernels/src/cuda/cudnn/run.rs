@@ -7,7 +7,7 @@ use std::ops::Range;
 use candle_core::{DType, Result, Tensor};
 
 use super::super::attention::Inputs;
-use super::super::launch::{address, empty};
+use super::super::launch::{NO_NUMBER, address, empty, fill};
 use super::super::upload::upload;
 use super::descriptor::{Address, Handle};
 use super::graph::{Name, Plan, Shape, pack};
@@ -18,6 +18,9 @@ pub(super) struct Run<'a> {
     pub(super) handle: Handle,
     pub(super) plan: &'a Plan,
     pub(super) shape: &'a Shape,
+    /// Whether it is compared: then it finds no number in its workspace. Fresh memory is often zero, and
+    /// a plan that counts on that would be right here and wrong later.
+    pub(super) is_tried: bool,
 }
 
 /// Numbers that a plan reads on the host when it is handed over.
@@ -108,6 +111,9 @@ impl Run<'_> {
         let count = boundaries.len();
         let boundaries = upload(&boundaries, count, device)?;
         let workspace = empty(self.plan.workspace.max(1), DType::U8, device)?;
+        if self.is_tried {
+            fill(&workspace, NO_NUMBER)?;
+        }
         let numbers = Numbers::of(params);
         let mut addresses = numbers.addresses(self.shape);
         for (name, tensor) in [(Name::Q, q), (Name::K, k), (Name::V, v)].iter().chain(others) {

@@ -109,7 +109,7 @@ impl Session {
             self.plans.push((*shape, plan));
         }
         let plan = self.plans[at].1.as_ref();
-        Ok(plan.map(|plan| Run { handle: self.handle, plan, shape }))
+        Ok(plan.map(|plan| Run { handle: self.handle, plan, shape, is_tried: false }))
     }
 
     fn plan(&self, shape: &Shape, scale: f64, device: &Device) -> Result<Option<Plan>> {
@@ -120,7 +120,7 @@ impl Session {
                 return Ok(None);
             }
         };
-        let run = Run { handle: self.handle, plan: &plan, shape };
+        let run = Run { handle: self.handle, plan: &plan, shape, is_tried: true };
         let complaint = match check::complaint(&run, shape, scale, device) {
             // Memory that is not there is another matter than a library that fails.
             Err(error) if memory::lacking(&error).is_none() => Some(error.to_string()),
