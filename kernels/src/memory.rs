@@ -88,6 +88,10 @@ pub fn zeros(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<T
     if device.is_cpu() {
         request(shape.elem_count() * dtype.size_in_bytes())?;
     }
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return crate::cuda::zeros(&shape, dtype, device);
+    }
     Tensor::zeros(shape, dtype, device)
 }
 

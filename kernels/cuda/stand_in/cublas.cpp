@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <utility>
 #include <vector>
 
 // The driver's: gives the work to its stream, and takes the pointer.
@@ -87,6 +88,9 @@ double factor(const void *value, int type) {
     return type == R_64F ? *static_cast<const double *>(value) : *static_cast<const float *>(value);
 }
 
+// What the next product ends with, for tests.
+int next_status = 0;
+
 struct Handle {
     char *workspace = nullptr;
     size_t bytes = 0;
@@ -95,6 +99,8 @@ struct Handle {
 } // namespace
 
 extern "C" {
+
+void stand_in_cublas_fail(int status) { next_status = status; }
 
 int cublasCreate_v2(void **made) { *made = new Handle; return 0; }
 int cublasDestroy_v2(void *handle) { delete static_cast<Handle *>(handle); return 0; }
@@ -119,6 +125,7 @@ int cublasGemmStridedBatchedEx(void *handle, int transa, int transb, int m, int 
                                long long stride_b, const void *beta, void *c, int c_type, int ldc,
                                long long stride_c, int batch, int, int) {
     double scale = factor(alpha, a_type), keep = factor(beta, a_type);
+    if (int status = std::exchange(next_status, 0)) return status;
     const Handle with = *static_cast<Handle *>(handle);
     if (!with.bytes && stand_in_records && stand_in_records()) return ALLOC_FAILED;
     auto work = [=] {

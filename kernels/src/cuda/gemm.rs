@@ -3,13 +3,14 @@
 
 use std::ffi::c_void;
 
-use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cublas::{result, sys};
 use candle_core::cuda_backend::cudarc::driver::result as driver;
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::cuda_backend::{CudaError, WrapErr};
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
 
-use super::device::capability;
+use super::device::{capability, free_and_total};
 use super::launch::address;
+use super::pool;
 
 /// Whether a factor lies in memory as the formula has it, or the other way around.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +96,12 @@ pub(crate) fn multiply(product: &Tensor, a: &Factor, b: &Factor, before: Before)
     if k == 0 {
         return product.slice_set(&product.zeros_like()?, 0, 0);
     }
+    // The library may load a kernel, which takes memory that the pool may keep for nobody.
+    pool::ask(product.device(), || hand_over(product, a, b, before))
+}
+
+fn hand_over(product: &Tensor, a: &Factor, b: &Factor, before: Before) -> Result<()> {
+    let ([m, k], [_, n]) = (a.shape(), b.shape());
     let (factor, sum) = (data_type(a.dtype)?, data_type(product.dtype())?);
     let [a_address, b_address] = [address(&a.tensor)?, address(&b.tensor)?];
     let (alpha, beta) = (1f32, if before == Before::AddedTo { 1f32 } else { 0.0 });
@@ -107,7 +114,7 @@ pub(crate) fn multiply(product: &Tensor, a: &Factor, b: &Factor, before: Before)
     // places.
     // SAFETY: the addresses are of tensors of these shapes, whose rows are `leading` elements apart;
     // alpha and beta are read before the call returns.
-    unsafe {
+    let done = unsafe {
         result::gemm_ex(
             *blas.handle(),
             operation(b.lies),
@@ -129,8 +136,29 @@ pub(crate) fn multiply(product: &Tensor, a: &Factor, b: &Factor, before: Before)
             sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
             sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
         )
+    };
+    done.map_err(|error| understood(error, product.device()))
+}
+
+/// Bytes that must be free for the library to load whatever it wants.
+const TO_LOAD: u64 = 64 << 20;
+
+/// What the library says as an error: where next to nothing is free, some of its words stand for that.
+fn understood(error: result::CublasError, device: &Device) -> Error {
+    use sys::cublasStatus_t as Status;
+    let vague = matches!(
+        error.0,
+        Status::CUBLAS_STATUS_NOT_INITIALIZED
+            | Status::CUBLAS_STATUS_INVALID_VALUE
+            | Status::CUBLAS_STATUS_INTERNAL_ERROR
+    );
+    let free = free_and_total(device).map(|(free, _)| free);
+    match free.filter(|free| vague && *free < TO_LOAD) {
+        Some(free) => Error::Cuda(
+            format!("OUT_OF_MEMORY: {error}, and of the GPU's memory {free} bytes are free").into(),
+        ),
+        None => CudaError::from(error).into(),
     }
-    .w()
 }
 
 /// Has sums added in f32 to their end: where a long sum is cut into parts, the library may else add

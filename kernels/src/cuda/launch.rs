@@ -36,6 +36,11 @@ pub(crate) fn empty(shape: impl Into<Shape>, dtype: DType, device: &Device) -> R
     })
 }
 
+/// A tensor of zeros, of memory that the pool may keep in pieces that are too small.
+pub(crate) fn zeros(shape: &Shape, dtype: DType, device: &Device) -> Result<Tensor> {
+    pool::ask(device, || Tensor::zeros(shape, dtype, device))
+}
+
 /// Bytes that are no number in any type of floating point.
 pub(crate) const NO_NUMBER: u8 = 0xff;
 

@@ -28,7 +28,7 @@ pub(crate) mod rope_normed;
 mod table;
 mod upload;
 
-pub(crate) use launch::{empty, on_gpu};
+pub(crate) use launch::{empty, on_gpu, zeros};
 
 /// What [`crate::device`] asks of a GPU.
 pub(crate) mod host {

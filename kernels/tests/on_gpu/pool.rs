@@ -1,7 +1,7 @@
 //! What the device holds.
 
 use candle_core::{DType, Tensor};
-use chandler_kernels::{device, memory, rms_norm};
+use chandler_kernels::{device, linear, memory, rms_norm};
 
 use crate::support::{gpu, keep_all_but, noise};
 
@@ -54,6 +54,44 @@ fn an_output_is_had_from_a_pool_in_pieces() {
     let y = rms_norm::forward(&x, &weight, params).unwrap();
     assert_eq!(y.dims(), [4096, 1024]);
     drop(y);
+    device::give_back(&gpu).unwrap();
+}
+
+/// As outputs, so what is to be zero: caches, moments, gradients.
+#[test]
+fn zeros_are_had_from_a_pool_in_pieces() {
+    let Some((_alone, gpu)) = gpu() else { return };
+    device::give_back(&gpu).unwrap();
+    keep_all_but(&gpu, 8 << 20);
+    let zeros = memory::zeros((4096, 1024), DType::F32, &gpu).unwrap();
+    assert_eq!(zeros.get(4095).unwrap().to_vec1::<f32>().unwrap(), [0.0; 1024]);
+    drop(zeros);
+    device::give_back(&gpu).unwrap();
+}
+
+/// The stand-in's cuBLAS fails once, as if it lacked memory for itself.
+#[test]
+fn a_product_is_had_where_the_library_lacks_memory_of_its_own() {
+    let Some((_alone, gpu)) = gpu() else { return };
+    // SAFETY: the program has loaded the same library already.
+    #[expect(unsafe_code, reason = "asks the stand-in")]
+    let Ok(library) = (unsafe { libloading::Library::new("libcublas.so.13") }) else { return };
+    // SAFETY: the stand-in's function is of this type.
+    #[expect(unsafe_code, reason = "asks the stand-in")]
+    let fail = unsafe { library.get::<extern "C" fn(i32)>(b"stand_in_cublas_fail") };
+    let Ok(fail) = fail else { return };
+    let x = noise((16, 32), 1, DType::F32).to_device(&gpu).unwrap();
+    let product = || linear::forward(&x, &x, None);
+    let (allocation, internal) = (3, 14);
+    fail(allocation);
+    product().unwrap();
+    // Where there is memory, this is what it says.
+    fail(internal);
+    let error = product().unwrap_err();
+    assert_eq!(memory::lacking(&error), None, "{error}");
+    keep_all_but(&gpu, 8 << 20);
+    fail(internal);
+    product().unwrap();
     device::give_back(&gpu).unwrap();
 }
 
