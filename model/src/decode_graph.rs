@@ -126,6 +126,8 @@ impl RecordedStep {
         let places = Places::new(input.places.list().to_vec(), model.device())?.with_room(room);
         let input = DecodeInput { x: input.x.copy()?, angles: input.angles.copy()?, places };
         let y = memory::zeros(input.x.shape(), input.x.dtype(), model.device())?;
+        // What copies is loaded by its first use, which must not be within a recording.
+        y.slice_set(&input.x, 0, 0)?;
         let graph = Graph::record(model.device(), || {
             let x = input.x.clone();
             y.slice_set(&model.decode_by_ops(x, &input.angles, &input.places, cache)?, 0, 0)

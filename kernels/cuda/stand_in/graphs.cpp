@@ -20,6 +20,9 @@ struct Step {
     Node kind;
     Work work;
     bool from_host = false, to_host = false;
+    // Of a copy, and where what is allocated lies.
+    uintptr_t from = 0, to = 0;
+    size_t bytes = 0;
 };
 
 struct Graph {
@@ -126,11 +129,11 @@ int record(Node kind, Work work) {
     return SUCCESS;
 }
 
-int record_copy(bool from_host, bool to_host, Work work) {
+int record_copy(bool from_host, bool to_host, uintptr_t from, uintptr_t to, Work work) {
     int status = record(Node::COPY, std::move(work));
     if (status == SUCCESS) {
-        captured->steps.back().from_host = from_host;
-        captured->steps.back().to_host = to_host;
+        Step &step = captured->steps.back();
+        step.from_host = from_host, step.to_host = to_host, step.from = from, step.to = to;
     }
     return status;
 }
@@ -143,7 +146,9 @@ int record_allocation(uintptr_t *address, size_t bytes) {
     captured->memory[at] = {bytes, false};
     captured->live += bytes;
     captured->bytes = std::max(captured->bytes, captured->live);
-    return record(Node::ALLOCATION, [=] { return set_there(at, bytes, true); });
+    status = record(Node::ALLOCATION, [=] { return set_there(at, bytes, true); });
+    captured->steps.back().to = at, captured->steps.back().bytes = bytes;
+    return status;
 }
 
 int record_release(uintptr_t address) {
@@ -249,16 +254,36 @@ struct Copy3D {
 static_assert(sizeof(Copy3D) == 200, "as the driver has it");
 
 int cuGraphMemcpyNodeGetParams_v2(void *node, Copy3D *copy) {
-    enum { HOST = 1, DEVICE = 2 };
+    // The real one may name either; what is unified it knows by its address.
+    enum { HOST = 1, DEVICE = 2, UNIFIED = 4 };
     const Step &step = *static_cast<Step *>(node);
     if (step.kind != Node::COPY) return INVALID_VALUE;
     memset(copy, 0, sizeof *copy);
-    copy->from_kind = step.from_host ? HOST : DEVICE;
-    copy->to_kind = step.to_host ? HOST : DEVICE;
+    copy->from_kind = step.from_host ? HOST : UNIFIED;
+    copy->to_kind = step.to_host ? HOST : step.from_host ? UNIFIED : DEVICE;
+    copy->from_rest[1] = step.from;
+    copy->to_rest[1] = step.to;
     return SUCCESS;
 }
 int cuGraphMemcpyNodeGetParams(void *node, Copy3D *copy) {
     return cuGraphMemcpyNodeGetParams_v2(node, copy);
+}
+
+// The fields that are read of CUDA_MEM_ALLOC_NODE_PARAMS.
+struct AllocationNode {
+    char pool[88];
+    const void *access;
+    size_t access_count, bytes;
+    uintptr_t address;
+};
+
+int cuGraphMemAllocNodeGetParams(void *node, AllocationNode *memory) {
+    const Step &step = *static_cast<Step *>(node);
+    if (step.kind != Node::ALLOCATION) return INVALID_VALUE;
+    memset(memory, 0, sizeof *memory);
+    memory->bytes = step.bytes;
+    memory->address = step.to;
+    return SUCCESS;
 }
 
 int cuDeviceGraphMemTrim(int) {

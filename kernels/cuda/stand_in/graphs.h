@@ -29,8 +29,8 @@ bool is_capturing();
 
 int record(Node kind, Work work);
 
-// A copy, and whether its sides are the host's.
-int record_copy(bool from_host, bool to_host, Work work);
+// A copy, whether its sides are the host's, and where they lie.
+int record_copy(bool from_host, bool to_host, uintptr_t from, uintptr_t to, Work work);
 
 // Memory that is a graph's own, and has an address from now on.
 int record_allocation(uintptr_t *address, size_t bytes);

@@ -265,7 +265,7 @@ int cuMemcpyHtoDAsync_v2(uintptr_t to, const void *from, size_t bytes, void *) {
         memcpy(reinterpret_cast<void *>(to), from, bytes);
         return SUCCESS;
     };
-    if (is_capturing()) return record_copy(true, false, copy);
+    if (is_capturing()) return record_copy(true, false, reinterpret_cast<uintptr_t>(from), to, copy);
     if (is_pinned(from)) return perform(copy);
     // Memory that may be paged out is read before the call returns.
     std::vector<char> values(static_cast<const char *>(from), static_cast<const char *>(from) + bytes);
@@ -280,7 +280,7 @@ int cuMemcpyDtoHAsync_v2(void *to, uintptr_t from, size_t bytes, void *) {
         memcpy(to, reinterpret_cast<void *>(from), bytes);
         return SUCCESS;
     };
-    if (is_capturing()) return record_copy(false, true, copy);
+    if (is_capturing()) return record_copy(false, true, from, reinterpret_cast<uintptr_t>(to), copy);
     if (is_pinned(to)) return perform(copy);
     if (int status = wait_for_all()) return status;
     return copy();
@@ -292,7 +292,7 @@ int cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t bytes, void *) {
         memmove(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), bytes);
         return SUCCESS;
     };
-    return is_capturing() ? record_copy(false, false, copy) : perform(copy);
+    return is_capturing() ? record_copy(false, false, from, to, copy) : perform(copy);
 }
 
 // For tests: fresh memory is full of this byte, as a card's is often full of zeros.
@@ -301,6 +301,16 @@ void stand_in_fresh(int byte) { fresh = byte; }
 // For the other libraries.
 bool stand_in_has(const void *address, size_t bytes) {
     return lies_within(reinterpret_cast<uintptr_t>(address), bytes);
+}
+
+// Of the attributes that an address has, its kind of memory. That of a graph has none before it is there.
+int cuPointerGetAttribute(void *value, int attribute, uintptr_t address) {
+    enum { KIND = 2, DEVICE = 2 };
+    if (attribute != KIND || !lies_within(address, 1)) return INVALID_VALUE;
+    std::lock_guard<std::mutex> hold(device.lock);
+    if (std::prev(device.blocks.upper_bound(address))->second.of_graph) return INVALID_VALUE;
+    *static_cast<unsigned *>(value) = DEVICE;
+    return SUCCESS;
 }
 
 // The fields that are read of CUmemPoolProps: kinds, place, a handle, and the limit.

@@ -1,6 +1,9 @@
 //! CUDA graphs: what the stream is given between two moments, as one thing that can be done again.
 #![expect(unsafe_code, reason = "calls into the driver")]
 
+use std::ffi::c_void;
+use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::ptr;
 
 use candle_core::cuda_backend::WrapErr;
@@ -100,20 +103,26 @@ pub(crate) fn record(device: &Device, work: impl FnOnce() -> Result<()>) -> Resu
 /// An error if the graph would read or write the host's memory, which is another's by the time it is
 /// launched, or would leave memory behind.
 fn check(graph: &CudaGraph) -> Result<()> {
-    let mut kept = 0isize;
-    for node in nodes(graph)? {
-        match kind(node)? {
+    let nodes: Vec<_> =
+        nodes(graph)?.into_iter().map(|node| Ok((node, kind(node)?))).collect::<Result<_>>()?;
+    // What the graph allocates. Nodes come in any order.
+    let allocates = sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_MEM_ALLOC;
+    let own = nodes.iter().filter(|(_, kind)| *kind == allocates);
+    let own: Vec<_> = own.map(|(node, _)| memory_of(*node)).collect::<Result<_>>()?;
+    let mut kept = own.len() as isize;
+    for (node, kind) in nodes {
+        match kind {
             sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_MEMCPY => {
                 let copy = copy_of(node)?;
-                let device = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-                if (copy.srcMemoryType, copy.dstMemoryType) != (device, device) {
+                let sides =
+                    [(copy.srcMemoryType, copy.srcDevice), (copy.dstMemoryType, copy.dstDevice)];
+                if !sides.into_iter().all(|(kind, at)| is_on_device(kind, at, &own)) {
                     bail!("an op that copies between the host and the device cannot be recorded");
                 }
             }
             sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_HOST => {
                 bail!("an op that calls the host cannot be recorded")
             }
-            sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_MEM_ALLOC => kept += 1,
             sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_MEM_FREE => kept -= 1,
             _ => {}
         }
@@ -122,6 +131,41 @@ fn check(graph: &CudaGraph) -> Result<()> {
         bail!("work that leaves tensors behind cannot be recorded");
     }
     Ok(())
+}
+
+/// Whether a side of a copy is the device's. Addresses of host and device are of one space, and a node may
+/// leave it to the driver to know them apart.
+fn is_on_device(kind: sys::CUmemorytype, at: u64, own: &[Range<u64>]) -> bool {
+    match kind {
+        sys::CUmemorytype::CU_MEMORYTYPE_DEVICE => true,
+        sys::CUmemorytype::CU_MEMORYTYPE_UNIFIED => {
+            own.iter().any(|memory| memory.contains(&at)) || is_known_as_devices(at)
+        }
+        _ => false,
+    }
+}
+
+/// Memory that the driver does not know is the host's.
+fn is_known_as_devices(at: u64) -> bool {
+    let mut kind = 0u32;
+    let attribute = sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
+    // SAFETY: the attribute is a number of 32 bits; nothing is read at the address.
+    let asked = unsafe {
+        sys::cuPointerGetAttribute((&raw mut kind).cast::<c_void>(), attribute, at).result()
+    };
+    asked.is_ok() && kind == sys::CUmemorytype::CU_MEMORYTYPE_DEVICE as u32
+}
+
+/// Where what a node allocates lies.
+fn memory_of(node: sys::CUgraphNode) -> Result<Range<u64>> {
+    // SAFETY: numbers and pointers, for which zero is a value.
+    let mut memory: MaybeUninit<sys::CUDA_MEM_ALLOC_NODE_PARAMS> = MaybeUninit::zeroed();
+    // SAFETY: a node that allocates; all fields are written.
+    let memory = unsafe {
+        sys::cuGraphMemAllocNodeGetParams(node, memory.as_mut_ptr()).result().w()?;
+        memory.assume_init()
+    };
+    Ok(memory.dptr..memory.dptr + memory.bytesize as u64)
 }
 
 fn nodes(graph: &CudaGraph) -> Result<Vec<sys::CUgraphNode>> {
@@ -148,7 +192,7 @@ fn kind(node: sys::CUgraphNode) -> Result<sys::CUgraphNodeType> {
 
 fn copy_of(node: sys::CUgraphNode) -> Result<sys::CUDA_MEMCPY3D> {
     // SAFETY: numbers and pointers, for which zero is a value; no kind of memory is 0.
-    let mut copy: std::mem::MaybeUninit<sys::CUDA_MEMCPY3D> = std::mem::MaybeUninit::zeroed();
+    let mut copy: MaybeUninit<sys::CUDA_MEMCPY3D> = MaybeUninit::zeroed();
     // SAFETY: a node that copies; all fields are written.
     unsafe {
         sys::cuGraphMemcpyNodeGetParams(node, copy.as_mut_ptr()).result().w()?;
