@@ -5,7 +5,7 @@ use chandler_kernels::decode_attention::{self, Place, Places};
 use chandler_kernels::graph::Graph;
 use chandler_kernels::{attention, device, gemv, linear, rms_norm};
 
-use crate::support::{gpu, keep_all_but, noise};
+use crate::support::{gpu, keep_nearly_all, more_than_left, noise};
 
 const NORM: rms_norm::Params = rms_norm::Params { eps: 1e-6, unit_offset: false };
 const ATTENTION: attention::Params = attention::Params { scale: 0.35, softcap: None, window: None };
@@ -149,11 +149,11 @@ fn memory_of_a_graph_goes_with_it() {
 fn a_graph_gets_what_a_pool_keeps() {
     let Some((_alone, gpu)) = gpu() else { return };
     device::give_back(&gpu).unwrap();
-    let x = Tensor::zeros(4 << 20, DType::F32, &gpu).unwrap();
+    let x = Tensor::zeros(more_than_left() / 4, DType::F32, &gpu).unwrap();
     let more = || x.slice_set(&(&x + 1.0)?, 0, 0);
     let mut graph = Graph::record(&gpu, more).unwrap().unwrap();
     // Less is left than the sums take.
-    keep_all_but(&gpu, 8 << 20);
+    keep_nearly_all(&gpu);
     // SAFETY: `x` is there.
     #[expect(unsafe_code, reason = "a graph has addresses")]
     unsafe { graph.launch() }.unwrap();
