@@ -176,8 +176,9 @@ pub(crate) fn uuid() -> Option<String> {
 /// Bytes of the GPU that this process could still have: what nobody uses, and what its pool keeps.
 pub(crate) fn room_on_gpu(device: &Device) -> Option<u64> {
     let (free, _) = kernels::free_and_total(device)?;
-    let pool = kernels::pool(device)?;
-    Some(free + (pool.reserved - pool.used))
+    // Counters that are read one after the other, while work goes on; none without a pool.
+    let kept = kernels::pool(device).map_or(0, |pool| pool.reserved.saturating_sub(pool.used));
+    Some(free + kept)
 }
 
 /// A shortage as the driver's meter sees it now, with everybody who holds memory of this process's

@@ -4,7 +4,9 @@
 // With CHANDLER_STAND_IN_LATE the stream does nothing before somebody waits for it (graphs.cpp).
 // CHANDLER_STAND_IN_MEMORY is how many bytes the device has (1 GiB without it). CHANDLER_STAND_IN_OTHERS
 // are taken by others. With CHANDLER_STAND_IN_PIECES=1 what a pool keeps is in pieces that serve nothing
-// large. CHANDLER_STAND_IN_INIT is what starting the driver ends with, in place of success. Fresh memory is filled with 0xFF bytes, which are NaN, and whoever reads what was freed is ended,
+// large. CHANDLER_STAND_IN_INIT is what starting the driver ends with, in place of success;
+// CHANDLER_STAND_IN_CAPABILITY the compute capability (90 without it); with CHANDLER_STAND_IN_POOLS=0 there
+// are no pools. Fresh memory is filled with 0xFF bytes, which are NaN, and whoever reads what was freed is ended,
 // so that either is found out.
 
 #include <algorithm>
@@ -93,10 +95,12 @@ Work launch_of(const Function &kernel, std::vector<unsigned> grid, std::vector<u
 
 extern "C" {
 
-int cuInit(unsigned) {
-    const char *result = getenv("CHANDLER_STAND_IN_INIT");
-    return result ? atoi(result) : SUCCESS;
+static int from_environment(const char *name, int otherwise) {
+    const char *text = getenv(name);
+    return text ? atoi(text) : otherwise;
 }
+
+int cuInit(unsigned) { return from_environment("CHANDLER_STAND_IN_INIT", SUCCESS); }
 int cuDriverGetVersion(int *version) { *version = 13000; return SUCCESS; }
 int cuDeviceGetCount(int *count) { *count = 1; return SUCCESS; }
 int cuDeviceGet(int *handle, int ordinal) {
@@ -115,12 +119,13 @@ int cuDeviceGetUuid(char *uuid, int handle) { return cuDeviceGetUuid_v2(uuid, ha
 int cuDeviceTotalMem_v2(size_t *bytes, int) { *bytes = device_bytes(); return SUCCESS; }
 
 int cuDeviceGetAttribute(int *value, int attribute, int) {
+    const int capability = from_environment("CHANDLER_STAND_IN_CAPABILITY", 90);
     switch (attribute) {
     case 16: *value = 4; break;      // multiprocessors
-    case 75: *value = 9; break;      // compute capability, major
-    case 76: *value = 0; break;      // and minor
+    case 75: *value = capability / 10; break; // compute capability, major
+    case 76: *value = capability % 10; break; // and minor
     case 97: *value = MOST_SHARED; break; // shared memory that a block may ask for
-    case 115: *value = 1; break;     // memory pools
+    case 115: *value = from_environment("CHANDLER_STAND_IN_POOLS", 1); break;
     case 1: *value = 1024; break;    // threads of a block
     default: *value = 0;
     }

@@ -5,13 +5,23 @@ use std::sync::Arc;
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, DriverError, result, sys};
-use candle_core::{Device, Result};
+use candle_core::{Device, Result, bail};
 
 use super::{cudnn, gemm, pool};
+
+/// What the kernels are written for: bf16, and copies into shared memory that nobody waits for.
+const LEAST_CAPABILITY: u32 = 80;
 
 /// Opens the GPU of this number; its tensors take at most `limit` bytes.
 pub(crate) fn open(ordinal: usize, limit: Option<u64>) -> Result<Device> {
     let device = Device::new_cuda_with_stream(ordinal)?;
+    let capability = capability(&device)?;
+    if capability < LEAST_CAPABILITY {
+        let [theirs, least] = [capability, LEAST_CAPABILITY].map(|c| f64::from(c) / 10.0);
+        bail!(
+            "its compute capability is {theirs:.1}, and chandler's kernels want {least:.1} at least"
+        );
+    }
     // SAFETY: events order what several streams do with a tensor. This device has one stream, for
     // all threads, on which everything is in order; no tensor exists yet.
     unsafe { device.as_cuda_device()?.disable_event_tracking() };

@@ -10,15 +10,25 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{result, sys};
-use candle_core::{Device, Result};
+use candle_core::{Device, Result, bail};
 use sys::{CUgraphMem_attribute as OfGraphs, CUmemPool_attribute as Attribute};
 
 use crate::device::PoolUsage;
 use crate::memory::lacking;
 
-/// Makes the pool that tensors of `device` come from, and keeps what is freed in it.
+/// Makes the pool that tensors of `device` come from, and keeps what is freed in it. Where there are no
+/// pools, as on some virtual machines, each tensor is an allocation of its own, and no limit is kept.
 pub(super) fn make(device: &Device, limit: Option<u64>) -> Result<()> {
-    let ordinal = device.as_cuda_device()?.cuda_stream().context().ordinal();
+    let stream = device.as_cuda_device()?.cuda_stream();
+    if !stream.context().has_async_alloc() {
+        match limit {
+            Some(_) => bail!(
+                "its driver has no pools of memory, which would keep memory.limit: leave that out"
+            ),
+            None => return Ok(()),
+        }
+    }
+    let ordinal = stream.context().ordinal();
     // SAFETY: plain numbers and pointers, for which zero is a value: no handle, no limit.
     let mut properties: sys::CUmemPoolProps = unsafe { std::mem::zeroed() };
     properties.allocType = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
@@ -47,10 +57,13 @@ fn handle(device: &Device) -> Result<sys::CUdevice> {
     result::device::get(stream.context().ordinal() as i32).w()
 }
 
-/// The pool that `device` has now.
-fn of(device: &Device) -> Result<sys::CUmemoryPool> {
+/// The pool that `device` has now; `None` where there are none.
+fn of(device: &Device) -> Result<Option<sys::CUmemoryPool>> {
+    if !device.as_cuda_device()?.cuda_stream().context().has_async_alloc() {
+        return Ok(None);
+    }
     // SAFETY: the device is there.
-    unsafe { result::device::get_mem_pool(handle(device)?) }.w()
+    unsafe { result::device::get_mem_pool(handle(device)?) }.map(Some).w()
 }
 
 /// # Safety
@@ -92,7 +105,7 @@ fn with_earlier<R>(device: &Device, f: impl FnOnce(&mut u64) -> R) -> Result<R> 
 }
 
 pub(crate) fn read(device: &Device) -> Option<PoolUsage> {
-    let pool = of(device).ok()?;
+    let pool = of(device).ok()??;
     // SAFETY: the pool exists, and these are its counters.
     let counter = |attribute| unsafe { get(pool, attribute) }.ok();
     let graphs = |attribute| of_graphs(device, attribute).ok();
@@ -113,7 +126,7 @@ pub(crate) fn read(device: &Device) -> Option<PoolUsage> {
 pub(super) fn graphs_change(device: &Device) -> Result<()> {
     let Some(usage) = read(device) else { return Ok(()) };
     with_earlier(device, |earlier| *earlier = usage.used_high)?;
-    begin_anew(of(device)?, Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
+    of(device)?.map_or(Ok(()), |pool| begin_anew(pool, Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH))
 }
 
 fn begin_anew(pool: sys::CUmemoryPool, mark: Attribute) -> Result<()> {
@@ -125,7 +138,7 @@ pub(crate) fn reset_high_water(device: &Device) -> Result<()> {
     if device.is_cpu() {
         return Ok(());
     }
-    let pool = of(device)?;
+    let Some(pool) = of(device)? else { return Ok(()) };
     begin_anew(pool, Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?;
     begin_anew(pool, Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH)?;
     with_earlier(device, |earlier| *earlier = 0)?;
@@ -142,8 +155,8 @@ pub(crate) fn trim(device: &Device) -> Result<()> {
     if device.is_cpu() {
         return Ok(());
     }
-    let pool = of(device)?;
     device.synchronize()?;
+    let Some(pool) = of(device)? else { return Ok(()) };
     // SAFETY: the pool exists.
     unsafe { result::mem_pool::trim_to(pool, 0) }.w()?;
     // SAFETY: the device is there.
