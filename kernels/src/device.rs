@@ -132,6 +132,14 @@ pub fn upload<T: WithDType>(
     Tensor::from_vec(values, shape.into(), device)
 }
 
+/// `tensor` in the machine's memory. A GPU is waited for: candle hands the copy over, and whether the driver
+/// waits where that memory may be paged out is not said.
+pub fn to_host(tensor: &Tensor) -> Result<Tensor> {
+    let here = tensor.to_device(&Device::Cpu)?;
+    tensor.device().synchronize()?;
+    Ok(here)
+}
+
 /// Gives back what lies idle: the buffers of the ops, and what the pool of a GPU keeps, once the
 /// work that was begun is done.
 pub fn give_back(device: &Device) -> Result<()> {

@@ -1,11 +1,12 @@
 //! What a sampler asks of a row of logits: the best token, and sums of exponentials over a
 //! vocabulary of any size.
 
-use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Result, Storage, Tensor};
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use crate::cuda::cross_entropy as gpu;
+use crate::device::to_host;
 use crate::simd;
 
 const LANES: usize = 16;
@@ -43,10 +44,10 @@ pub fn with_rows<T, E: From<candle_core::Error>>(
     if logits.device().is_cuda() {
         return crate::cuda::download::with_values(&logits.contiguous()?, |values| match values {
             Some(values) => f(&rows_of(values, vocab_size)),
-            None => f(&rows_of(&logits.flatten_all()?.to_vec1()?, vocab_size)),
+            None => f(&rows_of(&to_host(&logits)?.flatten_all()?.to_vec1()?, vocab_size)),
         })?;
     }
-    let logits = logits.to_device(&Device::Cpu)?.contiguous()?;
+    let logits = to_host(&logits)?.contiguous()?;
     let (storage, layout) = logits.storage_and_layout();
     let values = match (&*storage, layout.contiguous_offsets()) {
         (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => &values[start..end],

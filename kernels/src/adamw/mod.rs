@@ -19,6 +19,7 @@ use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 use half::bf16;
 
 use crate::cpu::{self as slices, Real};
+use crate::device::to_host;
 use crate::memory;
 use crate::profile::{self, Op};
 use bytes::{Code, Codec, Plain};
@@ -166,8 +167,8 @@ impl Moments {
 }
 
 fn decode(codes: &Tensor, scales: &Tensor, code: Code) -> Result<Tensor> {
-    let scales = scales.flatten_all()?.to_vec1::<f32>()?;
-    let codes = codes.flatten_all()?.to_vec1::<u8>()?;
+    let scales = to_host(scales)?.flatten_all()?.to_vec1::<f32>()?;
+    let codes = to_host(codes)?.flatten_all()?.to_vec1::<u8>()?;
     let mut all = Vec::with_capacity(codes.len());
     for (codes, scale) in codes.chunks(BLOCK).zip(scales) {
         let mut values = [0.0; BLOCK];

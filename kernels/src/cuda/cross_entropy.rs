@@ -5,6 +5,7 @@ use candle_core::{DType, Result, Tensor};
 
 use super::launch::{Launch, address, arguments, empty, suffix};
 use super::program::{Program, source};
+use crate::device::to_host;
 
 static PROGRAM: Program = source!("cross_entropy");
 
@@ -35,7 +36,7 @@ pub(crate) fn most_probable(logits: &Tensor) -> Result<Vec<(u32, f32)>> {
     let launch = launch("most_probable_f32".to_owned(), rows);
     // SAFETY: there is a row of V logits and a place in both rows of `found` for each block.
     unsafe { launch.run(logits.device(), &arguments) }?;
-    let found = found.flatten_all()?.to_vec1::<u32>()?;
+    let found = to_host(&found.flatten_all()?)?.to_vec1::<u32>()?;
     let (ids, logprobs) = found.split_at(rows);
     Ok(ids.iter().zip(logprobs).map(|(id, bits)| (*id, f32::from_bits(*bits))).collect())
 }

@@ -10,13 +10,14 @@ use super::table::{CHUNK_THREADS, Table};
 use super::upload::upload;
 use super::{empty, on_gpu};
 use crate::adamw::{Clip, Halt};
+use crate::device::to_host;
 
 static PROGRAM: Program = source!("norm");
 
 /// The sum of the squares of all elements of all `tensors`, which are f32 or bf16 and contiguous.
 /// Waits for the device.
 pub(crate) fn sum_of_squares(tensors: &[&Tensor]) -> Result<f64> {
-    let sum = on_device(tensors)?.map(|sum| sum.to_vec1::<f64>()).transpose()?;
+    let sum = on_device(tensors)?.map(|sum| to_host(&sum)?.to_vec1::<f64>()).transpose()?;
     Ok(sum.into_iter().flatten().sum())
 }
 
@@ -84,7 +85,7 @@ pub(super) fn by_tensor(table: &Table, partials: &Tensor, width: usize) -> Resul
     let arguments = arguments![address(partials)?, address(&ends)?, width as u32, address(&sums)?];
     // SAFETY: there are partials for each place, and sums for each tensor.
     unsafe { launch.run(device, &arguments) }?;
-    sums.to_vec1()
+    to_host(&sums)?.to_vec1()
 }
 
 /// Tables of the tensors of each dtype that have elements, and which of `tensors` they have.

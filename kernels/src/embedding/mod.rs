@@ -21,7 +21,11 @@ pub fn forward(table: &Tensor, input_ids: &Tensor, scale: Option<f64>) -> Result
         Some(_) => return cpu::forward::<f32>(table, input_ids, scale),
         #[cfg(feature = "cuda")]
         None if on_gpu(&[table]) && input_ids.rank() == 1 => {
-            return gpu::forward(table, &input_ids.to_vec1::<u32>()?, scale);
+            return gpu::forward(
+                table,
+                &crate::device::to_host(input_ids)?.to_vec1::<u32>()?,
+                scale,
+            );
         }
         None => {}
     }

@@ -8,6 +8,7 @@ use crate::cuda::cross_entropy::{self, Rows};
 use crate::cuda::gemm::{Before, Factor, multiply};
 use crate::cuda::host::upload;
 use crate::cuda::{embedding, empty};
+use crate::device::to_host;
 use crate::gpu_sizes::loss_chunk;
 
 /// The loss of each trained token.
@@ -135,8 +136,8 @@ impl<'a> Work<'a> {
 
 /// Waits for the device.
 pub(super) fn found(losses: &Tensor, hits: &Tensor) -> Result<Losses> {
-    let losses = losses.to_vec1::<f32>()?;
-    let hits = hits.to_vec1::<u32>()?;
+    let losses = to_host(losses)?.to_vec1::<f32>()?;
+    let hits = to_host(hits)?.to_vec1::<u32>()?;
     Ok(Losses {
         of_token: losses.into_iter().map(f64::from).collect(),
         num_correct: hits.into_iter().sum::<u32>() as usize,

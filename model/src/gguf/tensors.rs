@@ -4,6 +4,7 @@
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
+use chandler_kernels::device::to_host;
 
 use super::GgufError;
 use super::architecture::Architecture;
@@ -191,7 +192,7 @@ impl GgufTensor {
 
     /// Its data, as the file has it.
     pub(super) fn encoded(&self) -> Result<Vec<u8>, GgufError> {
-        let value = self.value.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let value = to_host(&self.value)?.to_dtype(DType::F32)?;
         let value = self.change.apply(&value)?.contiguous()?;
         if self.stored == GgufType::F16 && is_beyond_f16(&value)? {
             let (name, weights) = (self.name.clone(), self.stored.name());

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::path::Path;
 
-use candle_core::{CpuStorage, Device, Storage, Tensor};
+use candle_core::{CpuStorage, Storage, Tensor};
 use chandler_durable::{Fs, write_sized_with};
+use chandler_kernels::device;
 use rayon::prelude::*;
 use safetensors::tensor::View;
 
@@ -91,7 +92,7 @@ fn bytes_in(tensor: &Tensor) -> usize {
 
 /// The tensor's values, as they are in a file.
 fn put(place: &mut [u8], tensor: &Tensor) -> Result<(), ModelError> {
-    let tensor = tensor.to_device(&Device::Cpu)?.contiguous()?;
+    let tensor = device::to_host(tensor)?.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();
     let range = layout.start_offset()..layout.start_offset() + tensor.elem_count();
     match &*storage {
@@ -105,7 +106,7 @@ fn put(place: &mut [u8], tensor: &Tensor) -> Result<(), ModelError> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
+    use candle_core::{DType, Device};
     use chandler_durable::RealFs;
 
     use super::*;

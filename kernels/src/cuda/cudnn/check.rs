@@ -13,6 +13,7 @@ use super::graph::{Pass, Shape};
 use super::run::Run;
 use super::share::end_to_end;
 use crate::attention::Params;
+use crate::device::to_host;
 
 /// Tokens of the documents of a comparison: more than a tile of any kernel, and less.
 const LENGTHS: [usize; 2] = [190, 67];
@@ -116,7 +117,7 @@ fn first_of(
 }
 
 fn values(tensor: &Tensor) -> Result<Vec<f32>> {
-    tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+    to_host(tensor)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
 }
 
 /// Numbers up to `scale` without a pattern, the same for the same seed, and no numbers in the rows behind.
