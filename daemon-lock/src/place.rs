@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, fstat, lstat};
+use rustix::fs::{Mode, OFlags, fchmod, fstat, lstat};
 use rustix::io::Errno;
 
 use crate::Loss;
@@ -21,14 +21,19 @@ pub(crate) struct Opened {
 /// another user's or lies on a read-only file system, can still be locked.
 pub(crate) fn open(path: &Path) -> io::Result<Opened> {
     let flags = OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let open = |more: OFlags| rustix::fs::open(path, flags | more, Mode::from_raw_mode(0o644));
+    let mode = Mode::from_raw_mode(0o644);
+    let open = |more: OFlags| rustix::fs::open(path, flags | more, mode);
     // A file that is there is opened without O_CREAT: in a sticky folder such as /tmp the kernel
     // refuses that flag for other people's files.
     let made = match open(OFlags::RDWR) {
         Err(Errno::NOENT) => match open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL) {
             // Somebody else made it in between.
             Err(Errno::EXIST) => open(OFlags::RDWR),
-            made => made,
+            // Whatever the umask: who may look into the folder may try the lock, and read who has it. A file
+            // system that keeps no modes has the same one for everybody.
+            made => made.inspect(|file| {
+                fchmod(file, mode).ok();
+            }),
         },
         opened => opened,
     };

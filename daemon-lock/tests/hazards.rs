@@ -44,6 +44,16 @@ fn a_file_that_is_removed_or_replaced_lets_nobody_in_and_its_owner_finds_out() {
 }
 
 #[test]
+fn others_may_try_a_lock_and_read_who_has_it_whatever_the_umask_of_its_owner() {
+    let folder = tempfile::tempdir().unwrap();
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let lock = lock_file(&folder.path().join("lock"));
+    rustix::process::umask(before);
+    let mode = fs::metadata(lock.unwrap().path()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o644);
+}
+
+#[test]
 fn a_folder_that_is_exchanged_is_noticed() {
     let parent = tempfile::tempdir().unwrap();
     let state = parent.path().join("state");
