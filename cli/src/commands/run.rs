@@ -183,7 +183,7 @@ pub(super) fn work(
         answers.tell_http(&page.url());
     }
     let progress = Progress::new(terminal);
-    let mut runner = engine::runner(state, config, &ledger)?;
+    let mut runner = engine::runner(state, config, &ledger, &store)?;
     tracing::info!("chandler {} on {}", env!("CARGO_PKG_VERSION"), state.root().display());
     if let Some(page) = &page {
         tracing::info!(

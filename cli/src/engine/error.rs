@@ -10,6 +10,7 @@ use chandler_model::ModelError;
 use chandler_trainer::TrainError;
 
 use super::device::hint_of_cuda;
+use super::lineage::LostModel;
 use crate::config::ConfigError;
 use crate::daemon::{Fault, JobError, is_full};
 use crate::exit::Exit;
@@ -63,6 +64,9 @@ pub enum EngineError {
     /// The state directory descends from another model.
     #[error(transparent)]
     Binding(#[from] Box<BindingMismatch>),
+    /// What was learned is gone from its place.
+    #[error(transparent)]
+    Lost(#[from] Box<LostModel>),
     /// The settings of an eval set cannot be used.
     #[error(transparent)]
     EvalSet(#[from] Box<ConfigError>),
@@ -188,6 +192,7 @@ impl EngineError {
                 Some("start the process anew after changing model.device".to_owned())
             }
             Self::Binding(mismatch) => Some(mismatch.hint()),
+            Self::Lost(lost) => Some(lost.hint()),
             Self::Read { .. } => Some("check the path and that this user may read it".to_owned()),
             Self::Write { .. } => Some("check the owner, the mode and the free space".to_owned()),
             Self::Json { expected, .. } => Some(format!("write {expected} into it")),
@@ -225,6 +230,7 @@ impl EngineError {
                 within(error).map_or(Exit::Error, Self::exit)
             }
             Self::NoModel => Exit::Usage,
+            Self::Lost(_) => Exit::StateDir,
             Self::Lock(_) | Self::GpuLock(_) => Exit::LockHeld,
             Self::Worker(error) => error.exit(),
             Self::DoesNotFit { .. } | Self::Pressure(_) => Exit::DoesNotFit,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use chandler_durable::{RealFs, is_there, require_space};
+use chandler_durable::{RealFs, require_space};
 use chandler_trainer::{CHECKPOINT_PREFIX, Fit, Outcome, TrainError, Trainer};
 use chandler_vram::{Ledger, Phase};
 use serde_json::{Value, json};
@@ -15,6 +15,7 @@ use super::checkpoints::{
     resume_or_begin_anew,
 };
 use super::job_sink::JobSink;
+use super::lineage::newest;
 use super::lost_gpu::end_where_gpu_is_lost;
 use super::publish::{finish_exchange, write_merged_model};
 use super::requeue::{is_requeued, keep_wrong, requeue};
@@ -28,19 +29,23 @@ use crate::config::Config;
 use crate::daemon::{JobError, JobEstimate, JobOutcome, JobRunner, RunContext};
 use crate::queue::{ClaimedJob, mark, report_of_model};
 use crate::state_dir::StateDir;
+use crate::store::Store;
 
 /// Bytes of a checkpoint and a model for each trainable parameter: weights and two moments in the
 /// one, the weights again in the other.
 const DISK_BYTES_PER_PARAM: u64 = 16;
 
 /// The runner for a state directory and a configuration, which enters what it holds into `ledger`.
-/// The model of the state directory is in its place when this returns, if there ever was one.
+/// The model of the state directory is in its place when this returns, if there ever was one; where it
+/// is gone, that is an error.
 pub fn runner(
     state: &StateDir,
     config: &Config,
     ledger: &Ledger,
+    store: &Store,
 ) -> Result<Box<dyn JobRunner>, EngineError> {
     finish_exchange(&state.model())?;
+    newest(state, store, config)?;
     Ok(Box::new(EngineRunner {
         state: state.clone(),
         config: config.clone(),
@@ -69,11 +74,10 @@ struct Ready {
 impl EngineRunner {
     /// The newest model: that of the state directory once there is one.
     fn base(&self, context: &RunContext) -> Result<PathBuf, EngineError> {
-        let newest = self.state.model();
-        if is_there(&newest.join("config.json"))? {
-            return Ok(newest);
+        match newest(&self.state, context.store, &self.config)? {
+            Some(newest) => Ok(newest),
+            None => model_folder(&self.config, context.progress),
         }
-        model_folder(&self.config, context.progress)
     }
 
     fn make_ready(

@@ -11,6 +11,7 @@ mod evaluation;
 mod guard;
 mod job_runner;
 mod job_sink;
+mod lineage;
 mod lost_gpu;
 mod memory;
 mod planning;
@@ -42,6 +43,7 @@ pub(crate) use evaluation::{Evaluated, Evaluator};
 pub(crate) use guard::{Decision, bytes_of_answers, decide};
 pub use job_runner::runner;
 pub(crate) use job_sink::log_evaluation;
+pub use lineage::LostModel;
 pub(crate) use lost_gpu::end_where_gpu_is_lost;
 pub(crate) use memory::{
     beside_plan as memory_beside_plan, buffers, give_back as give_memory_back,

@@ -6,6 +6,8 @@ use chandler_durable::{
     Fs, RealFs, create_folder_all, is_there, remove_folder, rename_durably, write_with,
 };
 
+use jiff::civil::Date;
+
 use super::EngineError;
 use crate::daemon::snapshot_chores;
 use crate::state_dir::StateDir;
@@ -23,6 +25,12 @@ pub(super) fn make_snapshot(state: &StateDir, keep: usize) -> Result<(), EngineE
         remove_if_there(&state.snapshots().join(name))?;
     }
     Ok(())
+}
+
+/// The newest snapshot's name.
+pub(super) fn newest_snapshot(state: &StateDir) -> Option<String> {
+    let names = names_in(&state.snapshots()).into_iter();
+    names.filter_map(|name| Some((name.parse::<Date>().ok()?, name))).max().map(|(_, name)| name)
 }
 
 /// The names in a folder; none where it cannot be read.

@@ -258,6 +258,21 @@ impl Store {
             .collect()
     }
 
+    /// How many jobs have made a model, whatever became of them afterwards.
+    pub fn jobs_learned(&self) -> Result<u64, StoreError> {
+        self.connection
+            .query_row(
+                "SELECT count(*) FROM (
+                     SELECT id FROM jobs WHERE state = 'done'
+                     UNION SELECT job_id FROM runs WHERE state = 'done' AND job_id IS NOT NULL
+                 )",
+                [],
+                |row| row.get::<_, i64>(0),
+            )
+            .doing("count the jobs that were learned from")
+            .map(|count| count as u64)
+    }
+
     /// Records that a job's file was claimed and an attempt at it begins.
     pub fn begin_attempt(&self, id: i64, path: &Path, sha256: &str) -> Result<Job, StoreError> {
         self.update_job(

@@ -16,6 +16,7 @@ mod faces;
 mod faults;
 mod hostile;
 mod kills;
+mod losses;
 mod memory;
 mod models_elsewhere;
 mod notify;
