@@ -114,6 +114,10 @@ impl FsFile for DirectFile {
         self.flush()?;
         self.file.sync_all()
     }
+
+    fn clone_bytes_of(&mut self, source: &File) -> io::Result<()> {
+        FsFile::clone_bytes_of(&mut self.file, source)
+    }
 }
 
 #[cfg(test)]

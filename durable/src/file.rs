@@ -1,5 +1,6 @@
 //! One file, whole or absent.
 
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -49,11 +50,7 @@ pub fn write_sized_with<T>(
     bytes: u64,
     fill: impl FnOnce(&mut dyn Write) -> io::Result<T>,
 ) -> Result<T, DurableError> {
-    if bytes < LARGE_BYTES {
-        return write_with(fs, path, fill);
-    }
-    let create = |name: &Path| fs.create_large(name, SHARED_MODE);
-    let mut file = DurableFile::create_by(fs, parent_of(path)?, path.to_owned(), create)?;
+    let mut file = DurableFile::create_sized(fs, path, bytes)?;
     let value = fill(&mut file).at(Operation::Write, path)?;
     file.commit()?;
     Ok(value)
@@ -96,6 +93,24 @@ impl<'fs> DurableFile<'fs> {
     /// Begins a file that only its owner may read or write: for tokens.
     pub fn create_private(fs: &'fs dyn Fs, path: &Path) -> Result<Self, DurableError> {
         Self::create_with_mode(fs, path, PRIVATE_MODE)
+    }
+
+    /// The same as [`create`](Self::create) for a file of about so many bytes.
+    pub(crate) fn create_sized(
+        fs: &'fs dyn Fs,
+        path: &Path,
+        bytes: u64,
+    ) -> Result<Self, DurableError> {
+        if bytes < LARGE_BYTES {
+            return Self::create(fs, path);
+        }
+        let create = |name: &Path| fs.create_large(name, SHARED_MODE);
+        Self::create_by(fs, parent_of(path)?, path.to_owned(), create)
+    }
+
+    /// Takes over the bytes of `source`, before anything was written.
+    pub(crate) fn clone_bytes_of(&mut self, source: &File) -> io::Result<()> {
+        self.writer.as_mut().expect("present until the commit").get_mut().clone_bytes_of(source)
     }
 
     fn create_with_mode(fs: &'fs dyn Fs, path: &Path, mode: u32) -> Result<Self, DurableError> {
@@ -164,7 +179,6 @@ impl Drop for DurableFile<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;

@@ -17,6 +17,12 @@ use crate::direct::DirectFile;
 pub trait FsFile: Write + Send {
     /// Returns once the bytes written so far would survive a power cut.
     fn sync(&mut self) -> io::Result<()>;
+
+    /// Makes this file, to which nothing was written yet, one with the bytes of `source` that takes no
+    /// room of its own until one of the two is written to. An error where the file system cannot.
+    fn clone_bytes_of(&mut self, _source: &File) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// One name in a folder.
@@ -66,6 +72,11 @@ pub struct RealFs;
 impl FsFile for File {
     fn sync(&mut self) -> io::Result<()> {
         self.sync_all()
+    }
+
+    #[cfg(target_os = "linux")]
+    fn clone_bytes_of(&mut self, source: &File) -> io::Result<()> {
+        Ok(rustix::fs::ioctl_ficlone(self, source)?)
     }
 }
 

@@ -33,6 +33,7 @@
 
 #![deny(missing_docs)]
 
+mod copy;
 mod digest;
 #[cfg(target_os = "linux")]
 mod direct;
@@ -51,6 +52,7 @@ mod space;
 mod temporary;
 mod verify;
 
+pub use copy::copy_folder;
 pub use error::{DurableError, Operation};
 pub use file::{DurableFile, write, write_file, write_sized_with, write_to_free_place, write_with};
 pub use fs::{FolderEntry, Fs, FsFile, RealFs};

@@ -18,6 +18,7 @@ pub enum Kind {
     List,
     Stat,
     Write,
+    Clone,
     Truncate,
     Sync,
     Rename,
@@ -35,7 +36,7 @@ impl Kind {
 
     /// Whether durability hangs on it: what a durable write is made of, beside the bytes.
     pub fn is_boundary(self) -> bool {
-        self.changes() && !matches!(self, Self::Write | Self::Truncate)
+        self.changes() && !matches!(self, Self::Write | Self::Clone | Self::Truncate)
     }
 }
 
@@ -100,6 +101,7 @@ pub(crate) const NUMBERS: &[i64] = &[
     libc::SYS_pwritev2,
     libc::SYS_sendfile,
     libc::SYS_copy_file_range,
+    libc::SYS_ioctl,
     libc::SYS_truncate,
     libc::SYS_ftruncate,
     libc::SYS_fallocate,
@@ -146,6 +148,9 @@ pub(crate) fn decode(pid: Pid, root: &Path, number: i64, args: [u64; 6]) -> Opti
         },
         libc::SYS_copy_file_range => {
             Call { descriptor: Some(c), ..Call::of(Kind::Write, thread.described(c)?) }
+        }
+        libc::SYS_ioctl if b == libc::FICLONE => {
+            Call { descriptor: Some(a), ..Call::of(Kind::Clone, thread.described(a)?) }
         }
         libc::SYS_truncate => Call { offset: Some(b), ..Call::of(Kind::Truncate, at(cwd, a)?) },
         libc::SYS_ftruncate => Call {

@@ -87,6 +87,10 @@ impl Recorder {
                 file.read_exact_at(&mut bytes, offset).ok()?;
                 Effect::Wrote { inode: inode(descriptor)?, offset: offset as usize, bytes }
             }
+            Kind::Clone => {
+                let bytes = std::fs::read(described(call.descriptor?)).ok()?;
+                Effect::Wrote { inode: inode(call.descriptor?)?, offset: 0, bytes }
+            }
             Kind::Truncate => {
                 Effect::Cut { inode: inode(call.descriptor?)?, length: call.offset? as usize }
             }

@@ -21,6 +21,7 @@ mod plan;
 mod push;
 mod quickstart;
 mod reference;
+mod rollback;
 mod run;
 mod serve;
 mod service;
@@ -99,6 +100,8 @@ enum Command {
     Priority(steer::PriorityArgs),
     /// Evaluate the model after the step that is going on
     EvalNow,
+    /// Put a snapshot in place of the newest model, or list the snapshots
+    Rollback(rollback::RollbackArgs),
     /// Train once, without a daemon
     Train(train::TrainArgs),
     /// Score a model on a file: loss, perplexity, token accuracy, exact match
@@ -249,6 +252,7 @@ fn dispatch(cli: Cli, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Retry(args) => steer::retry(&app, &args),
         Command::Priority(args) => steer::priority(&app, &args),
         Command::EvalNow => steer::eval_now(&app),
+        Command::Rollback(args) => rollback::rollback(&app, &args),
         Command::Train(args) => train::train(&app, &args),
         Command::Eval(args) => eval::eval(&app, &args),
         Command::Generate(args) => generate::generate(&app, &args),

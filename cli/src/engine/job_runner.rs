@@ -120,9 +120,12 @@ impl EngineRunner {
         let all = (params.bytes() + trainable * 4) as u64;
         let kept = self.config.daemon.keep_checkpoints as u64 + 1;
         let reserve = (self.config.daemon.min_free_gib * f64::from(1 << 30)) as u64;
+        let all_params: usize = params.iter().map(|(_, p)| p.value.elem_count()).sum();
+        let snapshot =
+            if self.config.daemon.keep_snapshots > 0 { 4 * all_params as u64 } else { 0 };
         let there = bytes_of_checkpoints(&self.state.checkpoints_of(job.job.id));
         let to_come = (trainable as u64 * DISK_BYTES_PER_PARAM * kept).saturating_sub(there);
-        let needed = to_come + all + reserve;
+        let needed = to_come + all + snapshot + reserve;
         Ok(require_space(&RealFs, self.state.root(), needed)?)
     }
 

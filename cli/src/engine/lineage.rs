@@ -32,9 +32,8 @@ impl LostModel {
         let model = self.state.model();
         let back = match &self.snapshot {
             Some(name) => format!(
-                "`cp -r {} {}` goes on from the newest snapshot",
-                self.state.snapshots().join(name).display(),
-                model.display()
+                "`chandler rollback {name} --dir {}` goes on from the newest snapshot",
+                self.state.root().display()
             ),
             None => format!("there is no snapshot: put the folder back to {}", model.display()),
         };

@@ -18,6 +18,7 @@ mod planning;
 mod publish;
 mod reading;
 mod requeue;
+mod rollback;
 mod saving;
 mod scoring;
 mod session;
@@ -53,6 +54,8 @@ pub(crate) use memory::{
 pub(crate) use planning::{Planning, answers_shape, fitting, model_shape, train_shape};
 pub(crate) use publish::{export, in_new_folder, write_output};
 pub(crate) use reading::{Reader, questions_from};
+pub use rollback::NoRollback;
+pub(crate) use rollback::{Snapshot, roll_back, snapshots};
 pub(crate) use scoring::gain_over;
 pub(crate) use session::{Prepared, Request, prepare};
 pub(crate) use settings::{data_options, dtype, generate_options, lora, train_settings};

@@ -89,16 +89,24 @@ fn exchange(next: &Path, place: &Path) -> Result<(), EngineError> {
     if !is_there(place)? {
         return rename(next, place);
     }
-    match rustix::fs::renameat_with(CWD, next, CWD, place, RenameFlags::EXCHANGE) {
-        Ok(()) => {
-            let parent = place.parent().unwrap_or(Path::new("."));
-            RealFs.sync_folder(parent).map_err(|source| unwritten(place, source))?;
-            Ok(remove_folder(&RealFs, next)?)
-        }
-        // A file system that cannot exchange.
-        Err(Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP) => exchange_by_renames(next, place),
-        Err(errno) => Err(unwritten(place, errno.into())),
+    if exchanged(next, place)? {
+        return Ok(remove_folder(&RealFs, next)?);
     }
+    exchange_by_renames(next, place)
+}
+
+/// Exchanges the names of two folders, and brings that to the disk; `false` where the file system cannot.
+pub(super) fn exchanged(one: &Path, other: &Path) -> Result<bool, EngineError> {
+    match rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE) {
+        Ok(()) => {}
+        Err(Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP) => return Ok(false),
+        Err(errno) => return Err(unwritten(other, errno.into())),
+    }
+    let [one, other] = [one, other].map(|path| path.parent().unwrap_or(Path::new(".")));
+    for parent in [Some(other), Some(one).filter(|one| *one != other)].into_iter().flatten() {
+        RealFs.sync_folder(parent).map_err(|source| unwritten(parent, source))?;
+    }
+    Ok(true)
 }
 
 /// A folder of files for others: whole under its name, or not there. `fill` writes the files, each by

@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use chandler_durable::{
-    Fs, RealFs, create_folder_all, is_there, remove_folder, rename_durably, write_with,
-};
+use chandler_durable::{RealFs, copy_folder, is_there, remove_folder, rename_durably};
 
 use jiff::civil::Date;
 
@@ -18,8 +16,11 @@ pub(super) fn make_snapshot(state: &StateDir, keep: usize) -> Result<(), EngineE
     let chores = snapshot_chores(&names_in(&state.snapshots()), today, keep);
     if let Some(name) = chores.make {
         let place = state.snapshots().join(name);
+        let next = place.with_extension("next");
+        remove_if_there(&next)?;
+        copy_folder(&state.model(), &next)?;
         remove_if_there(&place)?;
-        copy_folder(&state.model(), &place)?;
+        rename_durably(&RealFs, &next, &place)?;
     }
     for name in chores.remove {
         remove_if_there(&state.snapshots().join(name))?;
@@ -42,23 +43,4 @@ pub(super) fn names_in(parent: &Path) -> Vec<String> {
 /// Removes a folder, if there is one.
 pub(super) fn remove_if_there(path: &Path) -> Result<(), EngineError> {
     if is_there(path)? { Ok(remove_folder(&RealFs, path)?) } else { Ok(()) }
-}
-
-/// Links every file where the file system can, since they are never changed in place.
-fn copy_folder(from: &Path, to: &Path) -> Result<(), EngineError> {
-    let next = to.with_extension("next");
-    remove_if_there(&next)?;
-    create_folder_all(&RealFs, &next)?;
-    for name in names_in(from) {
-        let (source, target) = (from.join(&name), next.join(&name));
-        if std::fs::hard_link(&source, &target).is_err() {
-            write_with(&RealFs, &target, |file| {
-                std::io::copy(&mut std::fs::File::open(&source)?, file)
-            })?;
-        }
-    }
-    RealFs
-        .sync_folder(&next)
-        .map_err(|source| EngineError::Write { path: next.clone(), source })?;
-    Ok(rename_durably(&RealFs, &next, to)?)
 }

@@ -53,6 +53,7 @@ pub fn recover(
         state.done(),
         state.failed(),
         state.cache(),
+        state.snapshots(),
     ] {
         recovered.swept.extend(durable::sweep_temporaries(&RealFs, &folder)?);
     }

@@ -1,9 +1,12 @@
 //! What the user owns is not lost by a slip of the hand.
 
+use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use crate::evals::{once, state_of};
-use crate::support::{fails, goldens, text_of};
+use crate::support::{chandler, fails, goldens, ok, run, text_of};
 
 /// A state directory in `folder` that has learned from a file, and its model's weights.
 fn learned(folder: &Path) -> (String, PathBuf) {
@@ -39,4 +42,92 @@ fn a_model_that_is_gone_is_no_reason_to_begin_with_the_base_model() {
     assert!(refusal.contains("chandler init --dir NEW --model"), "{refusal}");
     assert!(Path::new(&state).join("inbox/b.jsonl").exists(), "the file waits");
     assert_eq!(std::fs::read(snapshot.join("model.safetensors")).unwrap(), kept);
+}
+
+/// Writes into a file where it lies, as `cp` onto it does.
+fn damage(file: &Path) {
+    let mut file = std::fs::File::options().write(true).open(file).unwrap();
+    file.seek(std::io::SeekFrom::End(-8)).unwrap();
+    file.write_all(&[0xff; 8]).unwrap();
+}
+
+fn name_of(path: &Path) -> &str {
+    text_of(Path::new(path.file_name().unwrap()))
+}
+
+#[test]
+fn what_is_written_into_the_model_is_not_written_into_its_snapshot() {
+    let folder = tempfile::tempdir().unwrap();
+    let (state, weights) = learned(folder.path());
+    let kept = std::fs::read(&weights).unwrap();
+    damage(&weights);
+    let snapshot = only_snapshot(&state).join("model.safetensors");
+    assert!(std::fs::read(snapshot).unwrap() == kept);
+}
+
+#[test]
+fn a_snapshot_takes_the_models_place_and_the_model_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let (state, weights) = learned(folder.path());
+    let read = |path: &Path| std::fs::read(path).unwrap();
+    // As the day before would have left it.
+    let (today, first) = (only_snapshot(&state), read(&weights));
+    let yesterday = today.with_file_name("2026-01-01");
+    chandler_durable::rename_durably(&chandler_durable::RealFs, &today, &yesterday).unwrap();
+    put_file(&state, "b.jsonl");
+    once(&state, &["train.max_steps=1"]);
+    let second = read(&weights);
+    assert!(first != second);
+    ok(&["rollback", "2026-01-01", "--dir", &state]);
+    assert!(read(&weights) == first);
+    let list: Value = serde_json::from_str(&ok(&["rollback", "--dir", &state, "--json"])).unwrap();
+    let list = list.as_array().unwrap();
+    let in_place = |snapshot: &&Value| snapshot["in_place"] == true;
+    let names: Vec<&str> = list.iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert_eq!(list.iter().filter(in_place).count(), 1, "{list:?}");
+    assert_eq!((names.len(), names[0]), (3, "2026-01-01"));
+    let replaced = today.with_file_name(names[2]);
+    assert!(
+        names[2].starts_with("replaced-") && read(&replaced.join("model.safetensors")) == second
+    );
+    // The next job begins with what was put there, and what was replaced stays.
+    put_file(&state, "c.jsonl");
+    once(&state, &["train.max_steps=1", "daemon.keep_snapshots=1"]);
+    assert!(!today.with_file_name("2026-01-01").exists() && replaced.exists());
+    ok(&["rollback", names[2], "--dir", &state]);
+    assert!(read(&weights) == second);
+}
+
+#[test]
+fn a_snapshot_is_not_put_in_place_where_that_would_lose_something() {
+    let folder = tempfile::tempdir().unwrap();
+    let (state, weights) = learned(folder.path());
+    let snapshot = only_snapshot(&state);
+    let refused = |code: i32, name: &str| {
+        let before = std::fs::read(&weights).unwrap();
+        let words = fails(code, &["rollback", name, "--dir", &state]);
+        assert!(std::fs::read(&weights).unwrap() == before, "{words}");
+        words
+    };
+    assert!(refused(2, "2020-01-01").contains("no snapshot"));
+    assert!(refused(2, "../model").contains("no snapshot"));
+    // A job that has come half way.
+    put_file(&state, "b.jsonl");
+    let checkpoint = Path::new(&state).join("checkpoints/job-2/checkpoint-1");
+    let mut args = vec!["run", "--once", "--dir", &state, "--set", "train.max_steps=100000"];
+    args.extend(["--set", "train.save_steps=1", "--set", "daemon.settle_seconds=0"]);
+    let mut daemon = chandler().args(args).stderr(std::process::Stdio::null()).spawn().unwrap();
+    while !checkpoint.exists() {
+        assert!(daemon.try_wait().unwrap().is_none(), "it ended before it came half way");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(refused(3, name_of(&snapshot)).contains("pid"), "a daemon runs");
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    let words = refused(1, name_of(&snapshot));
+    assert!(words.contains("job 2 (b.jsonl) is under way") && words.contains("skip 2"), "{words}");
+    // One that is not what it was.
+    damage(&snapshot.join("model.safetensors"));
+    assert!(refused(1, name_of(&snapshot)).contains("damaged: model.safetensors"));
+    assert!(run(&["rollback", "--dir", &state]).status.success());
 }

@@ -132,6 +132,10 @@ fn every_command_speaks_json() {
     assert_eq!(with(&["skip", &second])["daemon"], false);
     let tally = spoken(&[&["run", "--once"], &QUICK[..], &at].concat());
     assert_eq!(tally, serde_json::json!({ "done": 1, "failed": 0, "skipped": 0 }));
+    let snapshots = with(&["rollback"]);
+    assert_eq!(snapshots[0]["in_place"], true);
+    let back = with(&["rollback", snapshots[0]["name"].as_str().unwrap()]);
+    assert_eq!(back["snapshot"], snapshots[0]["name"]);
     assert_eq!(with(&["config", "show"])["train.seed"]["value"], 42);
     assert!(with(&["config", "reference"]).as_array().unwrap().len() > 50);
     seen.borrow_mut().insert("doctor".to_owned());
