@@ -17,6 +17,7 @@ mod logs;
 mod man;
 mod metrics_file;
 mod notify;
+mod output_folder;
 mod plan;
 mod push;
 mod quickstart;

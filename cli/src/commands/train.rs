@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use chandler_durable::{RealFs, Removal, create_folder_all};
+use chandler_durable::Removal;
 use chandler_trainer::{BoxError, Fit, Outcome, Trainer};
 use chandler_vram::{Ledger, Phase};
 use clap::Args;
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::metrics_file::MetricsFile;
+use super::output_folder::{self, Earlier};
 use crate::alerts::{Alert, RunAlerts};
 use crate::config::Config;
 use crate::daemon::Controls;
@@ -50,6 +51,19 @@ pub(super) struct TrainArgs {
     /// Go on from the newest checkpoint in the output folder, if there is one
     #[arg(long)]
     resume: bool,
+    /// Delete the checkpoints of an earlier run in the output folder, and write over its model
+    #[arg(long, conflicts_with = "resume")]
+    overwrite: bool,
+}
+
+impl TrainArgs {
+    fn earlier(&self) -> Earlier {
+        match (self.resume, self.overwrite) {
+            (true, _) => Earlier::GoneOnWith,
+            (_, true) => Earlier::Overwritten,
+            _ => Earlier::Refused,
+        }
+    }
 }
 
 pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
@@ -59,9 +73,9 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         MetricsFile::check(metrics)?;
     }
     let progress = Progress::new(&app.terminal);
+    output_folder::check(&args.output, args.earlier())?;
     let base = model_folder(&config, &progress)?;
-    create_folder_all(&RealFs, &args.output).map_err(EngineError::from)?;
-    let _lock = hold_output(&args.output)?;
+    let _lock = output_folder::hold(&args.output)?;
     let prepared = prepare(&Request {
         config: &config,
         model_folder: &base,
@@ -197,18 +211,6 @@ fn finished(
         }),
     )?;
     Ok(Exit::Ok)
-}
-
-/// Two runs must not write to the same folder.
-fn hold_output(folder: &Path) -> Result<chandler_daemon_lock::Lock, Failure> {
-    chandler_daemon_lock::lock_state_dir(folder).map_err(|error| {
-        let exit = match error {
-            chandler_daemon_lock::LockError::Held { .. } => Exit::LockHeld,
-            _ => Exit::StateDir,
-        };
-        let hint = error.hint();
-        Failure::new(exit, error, hint)
-    })
 }
 
 struct FileSink<'a> {

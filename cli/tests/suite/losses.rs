@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::evals::{once, state_of};
-use crate::support::{chandler, fails, goldens, ok, run, text_of};
+use crate::support::{chandler, fails, goldens, model, ok, run, text_of};
 
 /// A state directory in `folder` that has learned from a file, and its model's weights.
 fn learned(folder: &Path) -> (String, PathBuf) {
@@ -130,4 +130,42 @@ fn a_snapshot_is_not_put_in_place_where_that_would_lose_something() {
     damage(&snapshot.join("model.safetensors"));
     assert!(refused(1, name_of(&snapshot)).contains("damaged: model.safetensors"));
     assert!(run(&["rollback", "--dir", &state]).status.success());
+}
+
+fn copy_of(name: &str, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(model(name)).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn a_run_without_a_daemon_writes_over_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, out) = (folder.path().join("base"), folder.path().join("out"));
+    copy_of("qwen3", &base);
+    let data = goldens().join("data/messages.jsonl");
+    let train = |output: &Path, extra: &[&'static str]| {
+        let args = ["train", "--model", text_of(&base), "--data", text_of(&data), "--output"];
+        let quick = ["train.max_steps=2", "train.save_steps=1", "eval.eval_steps=0"];
+        let quick = quick.into_iter().flat_map(|set| ["--set", set]);
+        let args = args.into_iter().chain([text_of(output)]).map(str::to_owned);
+        let args = args.chain(quick.chain(extra.iter().copied()).map(str::to_owned));
+        args.collect::<Vec<String>>()
+    };
+    let succeeds = |output: &Path, extra: &[&'static str]| {
+        let args = train(output, extra);
+        ok(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let refused = |output: &Path, extra: &[&'static str]| {
+        let args = train(output, extra);
+        fails(2, &args.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    succeeds(&out, &[]);
+    let words = refused(&out, &["--set", "train.learning_rate=1e-3"]);
+    assert!(words.contains("checkpoint-1") && words.contains("--overwrite"), "{words}");
+    assert!(out.join("checkpoint-1").exists() && out.join("checkpoint-2").exists());
+    succeeds(&out, &["--resume"]);
+    succeeds(&out, &["--overwrite"]);
 }
