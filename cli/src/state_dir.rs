@@ -170,6 +170,24 @@ impl StateDir {
         Ok(())
     }
 
+    /// The folders in it that are chandler's, whether or not they are there.
+    pub fn own_folders(&self) -> Vec<PathBuf> {
+        vec![
+            self.inbox(Priority::Normal),
+            self.processing(),
+            self.done(),
+            self.failed(),
+            self.checkpoints(),
+            self.snapshots(),
+            self.evals(),
+            self.model(),
+            self.logs(),
+            self.root.join("runs"),
+            self.cache(),
+            self.control(),
+        ]
+    }
+
     /// The directory itself.
     pub fn root(&self) -> &Path {
         &self.root

@@ -64,6 +64,13 @@ impl TrainArgs {
             _ => Earlier::Refused,
         }
     }
+
+    /// Refuses to write over what is of use, before anything is fetched, and once more when it is known
+    /// where the model lies.
+    fn check_output(&self, model: Option<&Path>) -> Result<(), Failure> {
+        let inputs: Vec<&Path> = model.into_iter().chain(self.adapter.as_deref()).collect();
+        output_folder::check(&self.output, &inputs, self.earlier())
+    }
 }
 
 pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
@@ -73,8 +80,9 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         MetricsFile::check(metrics)?;
     }
     let progress = Progress::new(&app.terminal);
-    output_folder::check(&args.output, args.earlier())?;
+    args.check_output(config.model.path.as_ref().map(|path| Path::new(&path.0)))?;
     let base = model_folder(&config, &progress)?;
+    args.check_output(Some(&base))?;
     let _lock = output_folder::hold(&args.output)?;
     let prepared = prepare(&Request {
         config: &config,

@@ -168,4 +168,13 @@ fn a_run_without_a_daemon_writes_over_nothing() {
     assert!(out.join("checkpoint-1").exists() && out.join("checkpoint-2").exists());
     succeeds(&out, &["--resume"]);
     succeeds(&out, &["--overwrite"]);
+    // Neither over what it begins from, nor into a state directory.
+    let weights = std::fs::read(base.join("model.safetensors")).unwrap();
+    for extra in [&[][..], &["--resume"], &["--overwrite"]] {
+        assert!(refused(&base, extra).contains("begins from"));
+    }
+    assert!(std::fs::read(base.join("model.safetensors")).unwrap() == weights);
+    let state = PathBuf::from(state_of(folder.path()));
+    assert!(refused(&state, &["--overwrite"]).contains("state directory"));
+    assert!(!state.join("config.json").exists());
 }
