@@ -11,6 +11,7 @@ use chandler_trainer::TrainError;
 
 use super::device::hint_of_cuda;
 use super::lineage::LostModel;
+use super::origin::OtherBase;
 use super::rollback::NoRollback;
 use crate::config::ConfigError;
 use crate::daemon::{Fault, JobError, is_full};
@@ -68,6 +69,9 @@ pub enum EngineError {
     /// What was learned is gone from its place.
     #[error(transparent)]
     Lost(#[from] Box<LostModel>),
+    /// `model.path` is not what the model began from.
+    #[error(transparent)]
+    OtherBase(#[from] Box<OtherBase>),
     /// A snapshot was not put in place of the model.
     #[error(transparent)]
     Rollback(#[from] NoRollback),
@@ -198,6 +202,7 @@ impl EngineError {
             Self::Binding(mismatch) => Some(mismatch.hint()),
             Self::Lost(lost) => Some(lost.hint()),
             Self::Rollback(error) => Some(error.hint()),
+            Self::OtherBase(other) => Some(other.hint()),
             Self::Read { .. } => Some("check the path and that this user may read it".to_owned()),
             Self::Write { .. } => Some("check the owner, the mode and the free space".to_owned()),
             Self::Json { expected, .. } => Some(format!("write {expected} into it")),
@@ -234,7 +239,9 @@ impl EngineError {
             Self::Train(error) if within(error).is_some() => {
                 within(error).map_or(Exit::Error, Self::exit)
             }
-            Self::NoModel | Self::Rollback(NoRollback::NoSnapshot { .. }) => Exit::Usage,
+            Self::NoModel | Self::OtherBase(_) | Self::Rollback(NoRollback::NoSnapshot { .. }) => {
+                Exit::Usage
+            }
             Self::Lost(_) => Exit::StateDir,
             Self::Lock(_) | Self::GpuLock(_) => Exit::LockHeld,
             Self::Worker(error) => error.exit(),

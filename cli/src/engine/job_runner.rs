@@ -17,11 +17,12 @@ use super::checkpoints::{
 use super::job_sink::JobSink;
 use super::lineage::newest;
 use super::lost_gpu::end_where_gpu_is_lost;
+use super::origin::{self, Origin, check_origin};
 use super::publish::{finish_exchange, write_merged_model};
 use super::requeue::{is_requeued, keep_wrong, requeue};
 use super::session::{Prepared, Request, prepare};
 use super::snapshots::{make_snapshot, names_in, remove_if_there};
-use super::source::{binding, identity, model_folder};
+use super::source::{binding, cached_model_folder, identity, model_folder};
 use super::watch::{Around, Heard, Watch};
 use super::{EngineError, device, memory};
 use crate::alerts::Alert;
@@ -37,7 +38,7 @@ const DISK_BYTES_PER_PARAM: u64 = 16;
 
 /// The runner for a state directory and a configuration, which enters what it holds into `ledger`.
 /// The model of the state directory is in its place when this returns, if there ever was one; where it
-/// is gone, that is an error.
+/// is gone, or began from another model than the configured one, that is an error.
 pub fn runner(
     state: &StateDir,
     config: &Config,
@@ -46,6 +47,7 @@ pub fn runner(
 ) -> Result<Box<dyn JobRunner>, EngineError> {
     finish_exchange(&state.model())?;
     newest(state, store, config)?;
+    check_origin(state, config)?;
     Ok(Box::new(EngineRunner {
         state: state.clone(),
         config: config.clone(),
@@ -265,9 +267,28 @@ impl EngineRunner {
         context: &RunContext,
     ) -> Result<(), EngineError> {
         context.still_ours()?;
-        let mark = mark(&job.job, &job.sha256, report);
+        let mut mark = mark(&job.job, &job.sha256, report);
+        mark[origin::KEY] = json!(self.origin(base, context)?);
         write_merged_model(trainer, &self.state.model(), base, mark, context.progress)?;
         requeue(&self.state, context.store, job.job.id)
+    }
+
+    /// What everything descends from. A model of an earlier version does not say it; then it is what the
+    /// directory was bound to, if that is configured still.
+    fn origin(&self, base: &Path, context: &RunContext) -> Result<Option<Origin>, EngineError> {
+        if self.is_base(base) {
+            return Ok(Origin::of(&self.config, Some(base)));
+        }
+        if let Some(known) = Origin::of_newest(&self.state)? {
+            return Ok(Some(known));
+        }
+        let configured = self.config.model.path.as_ref().map(|path| &path.0);
+        let bound = context.store.binding()?.map(|bound| bound.base_model);
+        if bound.as_ref() != configured {
+            return Ok(None);
+        }
+        let folder = cached_model_folder(&self.config).ok();
+        Ok(Origin::of(&self.config, folder.as_deref()))
     }
 
     /// The report of a job whose model was already put in place when the process ended.

@@ -14,6 +14,7 @@ mod job_sink;
 mod lineage;
 mod lost_gpu;
 mod memory;
+mod origin;
 mod planning;
 mod publish;
 mod reading;
@@ -51,6 +52,8 @@ pub(crate) use memory::{
     keep_limit as keep_memory_limit, measure_anew as measure_memory_anew, room as memory_room,
     room_for_copy as memory_room_for_copy,
 };
+pub use origin::OtherBase;
+pub(crate) use origin::check_origin;
 pub(crate) use planning::{Planning, answers_shape, fitting, model_shape, train_shape};
 pub(crate) use publish::{export, in_new_folder, write_output};
 pub(crate) use reading::{Reader, questions_from};

@@ -104,7 +104,7 @@ pub(crate) fn identity(folder: &Path) -> Result<String, EngineError> {
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn weight_files(folder: &Path) -> Vec<String> {
+pub(super) fn weight_files(folder: &Path) -> Vec<String> {
     let mut names = names_in(folder);
     names.retain(|name| name.ends_with(".safetensors"));
     names.sort();
@@ -112,7 +112,7 @@ fn weight_files(folder: &Path) -> Vec<String> {
 }
 
 /// The length of a file of weights, and its header.
-fn beginning(path: &Path) -> std::io::Result<Vec<u8>> {
+pub(super) fn beginning(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut file = File::open(path)?;
     let mut found = file.metadata()?.len().to_le_bytes().to_vec();
     let mut length = [0; 8];

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::evals::{once, rows, state_of};
-use crate::support::{goldens, model, ok, put};
+use crate::support::{goldens, model, ok, put, text_of};
 
 /// Set, metric and value of all that is known of the base model.
 fn of_base(state: &str) -> Vec<(String, String, f64)> {
@@ -86,19 +86,29 @@ fn the_base_model_is_asked_what_a_later_set_asks() {
 fn a_base_model_that_is_gone_or_not_wanted_keeps_nobody_from_training() {
     let folder = tempfile::tempdir().unwrap();
     let state = state_of(folder.path());
-    once(&state, &["train.max_steps=1"]);
+    let base = folder.path().join("base");
+    let named = format!("model.path={}", text_of(&base));
+    let put_base = |name: &str| {
+        std::fs::create_dir(&base).unwrap();
+        for entry in std::fs::read_dir(model(name)).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), base.join(entry.file_name())).unwrap();
+        }
+    };
+    put_base("qwen3");
+    once(&state, &["train.max_steps=1", &named]);
     put_set(&state, "sums", SUMS);
-    let gone = format!("model.path={}", folder.path().join("gone").display());
+    std::fs::remove_dir_all(&base).unwrap();
     put_file(&state, "b.jsonl");
-    let log = once(&state, &["train.max_steps=1", &gone]);
+    let log = once(&state, &["train.max_steps=1", &named]);
     assert!(log.contains("not held against the base model's") && log.contains("hint:"), "{log}");
     // One with another vocabulary is none of its ancestors.
-    let other = format!("model.path={}", model("gemma3"));
+    put_base("gemma3");
     put_file(&state, "c.jsonl");
-    let log = once(&state, &["train.max_steps=1", &other]);
+    let log = once(&state, &["train.max_steps=1", &named]);
     assert!(log.contains("is another one: "), "{log}");
     put_file(&state, "d.jsonl");
-    let log = once(&state, &["train.max_steps=1", "eval.compare_to_base=false"]);
+    let log = once(&state, &["train.max_steps=1", &named, "eval.compare_to_base=false"]);
     assert!(!log.contains("base model"), "{log}");
     assert_eq!(of_base(&state), []);
     let done = ok(&["status", "--dir", &state, "--json"]);

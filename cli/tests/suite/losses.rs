@@ -141,6 +141,33 @@ fn copy_of(name: &str, to: &Path) {
 }
 
 #[test]
+fn another_model_path_is_refused_once_there_is_a_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let (state, weights) = learned(folder.path());
+    let before = std::fs::read(&weights).unwrap();
+    put_file(&state, "b.jsonl");
+    for (name, command) in [("smol-llama", "run"), ("gemma3", "run"), ("gemma3", "doctor")] {
+        let other = format!("model.path={}", model(name));
+        let once = if command == "run" { &["--once"][..] } else { &[] };
+        let args = [&[command, "--dir", &state, "--set", &other], once].concat();
+        let output = run(&args);
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert_eq!(output.status.code(), Some(if command == "run" { 2 } else { 1 }), "{said}");
+        assert!(said.contains(&model(name)) && said.contains(&model("qwen3")), "{said}");
+        assert!(said.contains("chandler init --dir NEW --model"), "{said}");
+    }
+    assert!(std::fs::read(&weights).unwrap() == before);
+    // The same model elsewhere is the same; and what it was is told from one model to the next.
+    let moved = folder.path().join("moved");
+    copy_of("qwen3", &moved);
+    let moved = format!("model.path={}", text_of(&moved));
+    once(&state, &["train.max_steps=1", &moved]);
+    let other = format!("model.path={}", model("smol-llama"));
+    fails(2, &["run", "--once", "--dir", &state, "--set", &other]);
+}
+
+#[test]
 fn a_run_without_a_daemon_writes_over_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (base, out) = (folder.path().join("base"), folder.path().join("out"));

@@ -1,8 +1,9 @@
-//! The configuration, and whether it names a model.
+//! The configuration, and whether it names a model, and that which the newest one began from.
 
 use super::super::App;
 use super::check::Check;
 use crate::config::Config;
+use crate::engine::check_origin;
 
 /// The check, and the configuration, or the defaults where it is wrong.
 pub(super) fn check(app: &App) -> (Check, Config) {
@@ -11,7 +12,10 @@ pub(super) fn check(app: &App) -> (Check, Config) {
         Ok(resolved) => resolved,
     };
     let check = match &resolved.config.model.path {
-        Some(model) => Check::ok("configuration", format!("model.path is {}", model.0)),
+        Some(model) => match check_origin(&app.state, &resolved.config) {
+            Ok(()) => Check::ok("configuration", format!("model.path is {}", model.0)),
+            Err(error) => Check::of_failure("configuration", &error.into()),
+        },
         None => Check::warning(
             "configuration",
             "model.path is not set",
