@@ -11,6 +11,7 @@ use chandler_trainer::TrainError;
 
 use super::device::hint_of_cuda;
 use super::lineage::LostModel;
+use super::no_folder::NoFolder;
 use super::origin::OtherBase;
 use super::rollback::NoRollback;
 use crate::config::ConfigError;
@@ -27,6 +28,9 @@ pub enum EngineError {
     /// No model was named.
     #[error("no model is configured")]
     NoModel,
+    /// A folder was named that is not there.
+    #[error(transparent)]
+    NoFolder(#[from] NoFolder),
     /// The model could not be read, built or written.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -178,6 +182,7 @@ impl EngineError {
                  chandler.toml"
                     .to_owned(),
             ),
+            Self::NoFolder(error) => Some(error.hint()),
             Self::Model(error) => error.hint(),
             Self::Hub(error) => error.hint(),
             Self::Gguf(error) => error.hint(),
@@ -239,9 +244,10 @@ impl EngineError {
             Self::Train(error) if within(error).is_some() => {
                 within(error).map_or(Exit::Error, Self::exit)
             }
-            Self::NoModel | Self::OtherBase(_) | Self::Rollback(NoRollback::NoSnapshot { .. }) => {
-                Exit::Usage
-            }
+            Self::NoModel
+            | Self::NoFolder(_)
+            | Self::OtherBase(_)
+            | Self::Rollback(NoRollback::NoSnapshot { .. }) => Exit::Usage,
             Self::Lost(_) => Exit::StateDir,
             Self::Lock(_) | Self::GpuLock(_) => Exit::LockHeld,
             Self::Worker(error) => error.exit(),

@@ -14,6 +14,7 @@ mod job_sink;
 mod lineage;
 mod lost_gpu;
 mod memory;
+mod no_folder;
 mod origin;
 mod planning;
 mod publish;
@@ -52,6 +53,7 @@ pub(crate) use memory::{
     keep_limit as keep_memory_limit, measure_anew as measure_memory_anew, room as memory_room,
     room_for_copy as memory_room_for_copy,
 };
+pub use no_folder::NoFolder;
 pub use origin::OtherBase;
 pub(crate) use origin::check_origin;
 pub(crate) use planning::{Planning, answers_shape, fitting, model_shape, train_shape};

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use super::EngineError;
 use super::device::device;
 use super::memory::keep_limit;
+use super::no_folder::{refuse_lookalike, source_of};
 use super::settings::dtype;
 use super::snapshots::names_in;
 use crate::config::Config;
@@ -30,6 +31,7 @@ pub(crate) fn model_folder(config: &Config, progress: &Progress) -> Result<PathB
     if let ModelSource::Folder(folder) = source {
         return Ok(folder);
     }
+    refuse_lookalike(config)?;
     let terminal = progress.clone();
     let tell = Arc::new(move |now: Download| terminal.download(&now.file, now.done, now.total));
     let folder = resolve(&source, &HubOptions::from_env(), tell);
@@ -45,7 +47,7 @@ pub(crate) fn cached_model_folder(config: &Config) -> Result<PathBuf, EngineErro
 
 fn model_source(config: &Config) -> Result<ModelSource, EngineError> {
     let path = config.model.path.as_ref().ok_or(EngineError::NoModel)?;
-    let mut source = ModelSource::parse(&path.0);
+    let mut source = source_of(&path.0)?;
     if let (ModelSource::Hub { revision, .. }, Some(wanted)) = (&mut source, &config.model.revision)
     {
         *revision = Some(wanted.clone());

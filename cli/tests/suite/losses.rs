@@ -205,3 +205,28 @@ fn a_run_without_a_daemon_writes_over_nothing() {
     assert!(refused(&state, &["--overwrite"]).contains("state directory"));
     assert!(!state.join("config.json").exists());
 }
+
+#[test]
+fn a_folder_that_is_not_there_is_asked_of_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    // Who asks the hub finds nobody at this address, and says so.
+    let said = |code: i32, args: &[&str]| {
+        let output = chandler()
+            .args(args)
+            .current_dir(folder.path())
+            .env("HF_ENDPOINT", "http://127.0.0.1:9")
+            .env("HF_HOME", folder.path().join("hub"))
+            .env_remove("HF_HUB_OFFLINE")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+        assert!(!said.contains("cannot be reached"), "{said}");
+        said
+    };
+    said(0, &["init", "--dir", "my-model", "--model", &model("qwen3")]);
+    let words = said(2, &["chat", "--model", "my-model/model"]);
+    assert!(words.contains("has no model yet: no job has been done"), "{words}");
+    let words = said(2, &["plan", "--model", "my-model/modle"]);
+    assert!(words.contains("there is no folder my-model/modle"), "{words}");
+}
