@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::App;
 use crate::config::{ConfigSources, ResolvedConfig, config_template};
+use crate::engine::named_model;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::priority::Priority;
@@ -18,7 +19,7 @@ pub(super) struct InitArgs {
 }
 
 pub(super) fn init(app: &App, args: &InitArgs) -> Result<Exit, Failure> {
-    let model = args.model.as_deref().map(locate);
+    let model = args.model.as_deref().map(named_model).transpose()?;
     // Refuse a wrong --set before anything is made.
     ResolvedConfig::load(&ConfigSources { set: app.set.clone(), ..ConfigSources::default() })?;
     app.state.init(&config_template(model.as_deref()))?;
@@ -39,12 +40,4 @@ pub(super) fn init(app: &App, args: &InitArgs) -> Result<Exit, Failure> {
     });
     app.print(&text, &value)?;
     Ok(Exit::Ok)
-}
-
-/// A folder by its full path, since `chandler.toml` lies elsewhere; an id as it is.
-fn locate(model: &str) -> String {
-    match std::path::Path::new(model).canonicalize() {
-        Ok(folder) if folder.is_dir() => folder.to_string_lossy().into_owned(),
-        _ => model.to_owned(),
-    }
 }

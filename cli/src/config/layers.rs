@@ -100,7 +100,7 @@ impl FileReader<'_> {
 /// A model given as `text` in a file of `folder`: a folder beside it, or an id of the hub.
 fn locate_model(folder: &Path, text: &str) -> String {
     let beside: PathBuf = folder.join(text);
-    if text.starts_with('.') || beside.is_dir() {
+    if text.starts_with('.') || (!text.is_empty() && beside.is_dir()) {
         beside.to_string_lossy().into_owned()
     } else {
         text.to_owned()

@@ -22,7 +22,7 @@ use super::publish::{finish_exchange, write_merged_model};
 use super::requeue::{is_requeued, keep_wrong, requeue};
 use super::session::{Prepared, Request, prepare};
 use super::snapshots::{make_snapshot, names_in, remove_if_there};
-use super::source::{binding, cached_model_folder, identity, model_folder};
+use super::source::{binding, cached_model_folder, check_named, identity, model_folder};
 use super::watch::{Around, Heard, Watch};
 use super::{EngineError, device, memory};
 use crate::alerts::Alert;
@@ -38,7 +38,8 @@ const DISK_BYTES_PER_PARAM: u64 = 16;
 
 /// The runner for a state directory and a configuration, which enters what it holds into `ledger`.
 /// The model of the state directory is in its place when this returns, if there ever was one; where it
-/// is gone, or began from another model than the configured one, that is an error.
+/// is gone, or began from another model than the configured one, that is an error; so is a base
+/// model that is needed and named as a folder which is not there.
 pub fn runner(
     state: &StateDir,
     config: &Config,
@@ -46,7 +47,9 @@ pub fn runner(
     store: &Store,
 ) -> Result<Box<dyn JobRunner>, EngineError> {
     finish_exchange(&state.model())?;
-    newest(state, store, config)?;
+    if newest(state, store, config)?.is_none() {
+        check_named(config)?;
+    }
     check_origin(state, config)?;
     Ok(Box::new(EngineRunner {
         state: state.clone(),

@@ -54,6 +54,7 @@ pub(crate) use memory::{
     room_for_copy as memory_room_for_copy,
 };
 pub use no_folder::NoFolder;
+pub(crate) use no_folder::named_model;
 pub use origin::OtherBase;
 pub(crate) use origin::check_origin;
 pub(crate) use planning::{Planning, answers_shape, fitting, model_shape, train_shape};

@@ -7,7 +7,7 @@ use chandler_model::hub::ModelSource;
 use super::EngineError;
 use super::snapshots::newest_snapshot;
 use super::source::cached_model_folder;
-use crate::config::Config;
+use crate::config::{Config, ModelPath};
 use crate::state_dir::{CONFIG_NAME, StateDir};
 
 /// Why a name is that of no model.
@@ -28,6 +28,12 @@ pub enum NoFolder {
         /// Its newest snapshot, where it had a model once.
         snapshot: Option<String>,
     },
+    /// What is there is none.
+    #[error("{} is no folder", .0.display())]
+    NotAFolder(PathBuf),
+    /// The folder holds something else.
+    #[error("{} holds no model: it has no config.json", .0.display())]
+    NoModelIn(PathBuf),
 }
 
 impl NoFolder {
@@ -55,7 +61,7 @@ impl NoFolder {
                     ),
                 }
             }
-            Self::Empty => {
+            Self::Empty | Self::NotAFolder(_) | Self::NoModelIn(_) => {
                 "name a folder in Hugging Face format, or a model on the hub as OWNER/NAME"
                     .to_owned()
             }
@@ -102,5 +108,76 @@ pub(super) fn refuse_lookalike(config: &Config) -> Result<(), EngineError> {
     match first_part(name) {
         Some(_) if cached_model_folder(config).is_err() => Err(missing(name).into()),
         _ => Ok(()),
+    }
+}
+
+/// A model's name as a configuration keeps it, as far as it can be checked without a network: a folder
+/// by its full path, since `chandler.toml` lies elsewhere; an id as it is.
+///
+/// An error where it names no model.
+pub(crate) fn named_model(text: &str) -> Result<String, EngineError> {
+    let ModelSource::Folder(folder) = source_of(text)? else {
+        let mut config = Config::default();
+        config.model.path = Some(ModelPath(text.to_owned()));
+        return refuse_lookalike(&config).map(|()| text.to_owned());
+    };
+    if !folder.is_dir() {
+        return Err(NoFolder::NotAFolder(folder).into());
+    }
+    if !folder.join("config.json").is_file() {
+        return Err(NoFolder::NoModelIn(folder).into());
+    }
+    let full = folder.canonicalize();
+    let full = full.map_err(|source| EngineError::Read { path: folder, source })?;
+    Ok(full.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        let error = named_model(text).unwrap_err();
+        format!("{error}; {}", error.hint().unwrap())
+    }
+
+    #[test]
+    fn what_names_no_model_is_refused_without_a_network() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+        std::fs::create_dir(at("empty")).unwrap();
+        chandler_durable::write(Path::new(&at("file")), b"").unwrap();
+        // The tests' current folder is the crate's, which has a folder `src`.
+        for (text, says) in [
+            ("", "is empty"),
+            (" ", "is empty"),
+            ("./nothere", "there is no folder ./nothere"),
+            ("nothere", "OWNER/NAME"),
+            ("src/nothere", "no folder src lies in the current one"),
+            ("~/x", "home folder"),
+            (&at("nothere"), "there is no folder"),
+            (&at("empty"), "has no config.json"),
+            (&at("file"), "is no folder"),
+        ] {
+            assert!(refused(text).contains(says), "{}", refused(text));
+        }
+        assert_eq!(named_model("owner/name").unwrap(), "owner/name");
+        assert_eq!(named_model("owner/name@v1").unwrap(), "owner/name@v1");
+    }
+
+    #[test]
+    fn a_state_directory_without_a_model_is_told_as_such() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().join("my-model");
+        let state = StateDir::choose(Some(&root), Path::new("/"));
+        state.init("").unwrap();
+        let model = state.model().to_str().unwrap().to_owned();
+        assert!(refused(&model).contains("has no model yet: no job has been done"));
+        std::fs::create_dir(state.snapshots().join("2026-01-01")).unwrap();
+        assert!(refused(&model).contains("chandler rollback 2026-01-01"));
+        std::fs::create_dir(state.model()).unwrap();
+        chandler_durable::write(&state.model().join("config.json"), b"{}").unwrap();
+        let full = state.model().canonicalize().unwrap();
+        assert_eq!(named_model(&model).unwrap(), full.to_str().unwrap());
     }
 }

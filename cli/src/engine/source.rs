@@ -39,6 +39,16 @@ pub(crate) fn model_folder(config: &Config, progress: &Progress) -> Result<PathB
     Ok(folder?)
 }
 
+/// Refuses a configured model that is named as a folder which is not there; one that is not configured, or
+/// not here yet, is no error.
+pub(super) fn check_named(config: &Config) -> Result<(), EngineError> {
+    if config.model.path.is_none() {
+        return Ok(());
+    }
+    model_source(config)?;
+    refuse_lookalike(config)
+}
+
 /// As [`model_folder`], but nothing is downloaded.
 pub(crate) fn cached_model_folder(config: &Config) -> Result<PathBuf, EngineError> {
     let options = HubOptions { offline: true, ..HubOptions::from_env() };

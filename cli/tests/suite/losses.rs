@@ -229,4 +229,19 @@ fn a_folder_that_is_not_there_is_asked_of_nobody() {
     assert!(words.contains("has no model yet: no job has been done"), "{words}");
     let words = said(2, &["plan", "--model", "my-model/modle"]);
     assert!(words.contains("there is no folder my-model/modle"), "{words}");
+    for wrong in ["", "./nothere", "~/x", "my-model/chandler.toml", "my-model"] {
+        said(2, &["init", "--dir", "other", "--model", wrong]);
+        assert!(!folder.path().join("other").exists(), "nothing is made for {wrong:?}");
+    }
+    said(0, &["init", "--dir", "by-id", "--model", "owner/name"]);
+    // A relative path is meant from here, wherever it is kept.
+    copy_of("qwen3", &folder.path().join("base"));
+    said(0, &["init", "--dir", "deep/er/state", "--model", "./base"]);
+    let shown =
+        said(0, &["run", "--once", "--dir", "deep/er/state", "--set", "http.enabled=false"]);
+    assert!(!shown.contains("error"), "{shown}");
+    std::fs::remove_dir_all(folder.path().join("base")).unwrap();
+    // Before there is any file to learn from.
+    let words = said(2, &["run", "--once", "--dir", "deep/er/state"]);
+    assert!(words.contains("there is no folder") && words.contains("base"), "{words}");
 }
