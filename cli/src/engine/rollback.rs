@@ -193,11 +193,50 @@ fn put_in_place(staged: &Path, place: &Path) -> Result<bool, EngineError> {
         return Ok(false);
     }
     if !exchanged(staged, place)? {
-        // Cut in two by a crash, this leaves no model, which the next start says, and both snapshots.
-        let aside = staged.with_extension("next");
-        for (from, to) in [(staged, &*aside), (place, staged), (&aside, place)] {
-            rename_durably(&RealFs, from, to)?;
-        }
+        exchange_by_renames(staged, place)?;
     }
     Ok(true)
+}
+
+/// For a file system that cannot exchange two names. Cut in two by a crash, this leaves no model, which the
+/// next start says, and the snapshots.
+fn exchange_by_renames(staged: &Path, place: &Path) -> Result<(), EngineError> {
+    let aside = staged.with_extension("next");
+    for (from, to) in [(staged, &*aside), (place, staged), (&aside, place)] {
+        rename_durably(&RealFs, from, to)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_replaced_has_the_name_of_what_replaced_it() {
+        type Exchange = fn(&Path, &Path) -> Result<(), EngineError>;
+        let at_once: Exchange = |staged, place| put_in_place(staged, place).map(drop);
+        for exchange in [at_once, exchange_by_renames] {
+            let folder = tempfile::tempdir().unwrap();
+            let (place, snapshots) = (folder.path().join("model"), folder.path().join("snapshots"));
+            let staged = snapshots.join("replaced-2026-01-02");
+            for (place, says) in [(&place, "model"), (&staged, "snapshot")] {
+                std::fs::create_dir_all(place).unwrap();
+                chandler_durable::write(&place.join("config.json"), says.as_bytes()).unwrap();
+            }
+            exchange(&staged, &place).unwrap();
+            let text = |folder: &Path| std::fs::read_to_string(folder.join("config.json")).unwrap();
+            assert_eq!((text(&place), text(&staged)), ("snapshot".into(), "model".into()));
+            assert_eq!(names_in(&snapshots).len(), 1);
+        }
+    }
+
+    #[test]
+    fn what_replaces_nothing_keeps_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (staged, place) = (folder.path().join("staged"), folder.path().join("model"));
+        std::fs::create_dir(&staged).unwrap();
+        assert!(!put_in_place(&staged, &place).unwrap());
+        assert!(place.exists() && !staged.exists());
+    }
 }
