@@ -167,7 +167,9 @@ mod tests {
             found[0].detail,
             "RTX, unknown of unknown used: python3 (pid 8, 1.00 GiB), blender (pid 9, 1.00 GiB)"
         );
-        assert_eq!(found[1].verdict, Verdict::Warning, "a build for the CPU");
+        if !device::HAS_CUDA {
+            assert_eq!(found[1].verdict, Verdict::Warning, "a build for the CPU");
+        }
         assert_eq!(checks(Some(vec![process(7, None)]))[0].verdict, Verdict::Info);
         assert!(checks(None)[0].detail.contains("unknown"));
         assert!(of_gpus(&[], &ours, &named).is_empty());
