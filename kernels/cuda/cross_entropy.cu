@@ -11,21 +11,28 @@
 // Sums are f32, each thread's own and then those of the threads.
 //
 // launch:
-//   kernel                        grid    block   shared bytes
-//   cross_entropy_forward_X       C       512     0
-//   cross_entropy_gradient_X_D    C       512     0
-//   most_probable_f32             C       512     0
-//   cross_entropy_total           1       512     0
+//   kernel                        grid          block   shared bytes
+//   cross_entropy_forward_X       C             512     0
+//   cross_entropy_gradient_X_D    C             512     0
+//   most_probable_piece_f32       (pieces, C)   512     0
+//   most_probable_merge           C             128     0
+//   cross_entropy_total           1             512     0
 // X, D: f32_f32, bf16_bf16, f32_bf16. `stride` and `d_stride` are the elements from row to row (V
 // where it is contiguous). d_logits may be logits: with the same dtype and stride, or as bf16 over
-// f32 with d_stride = 2 · stride, where each row begins where it did. workspace: none.
+// f32 with d_stride = 2 · stride, where each row begins where it did. pieces: ⌈V / 8192⌉.
+// workspace: of_pieces, 12 bytes each [C, pieces], for most_probable, one after the other; else none.
 
 // cross_entropy_total: found [2], f64: the sum of the losses, and how many hits there are.
 
 #include "reduce.cuh"
 
 constexpr float LOWEST = -3.4028235e38f;
+constexpr u32 MINUS_INFINITY = 0xff800000u;
 constexpr u32 NOWHERE = 0xffffffffu;
+
+// Logits of a piece of a row from which the most probable is chosen, and the threads that look at them.
+constexpr u32 PIECE = 8192;
+constexpr u32 PIECE_THREADS = 512;
 
 // What is known of a softmax after some of its entries. `max` is finite even where all are −∞.
 struct Softmax {
@@ -218,15 +225,51 @@ DEVICE void gradient(
     }
 }
 
-extern "C" __global__ void most_probable_f32(
-    const float* logits, u32* ids, float* logprobs, u32 vocab
+// The softmax of a piece of a row, of whose logits a thread has all of its own on their way together.
+template <u32 LEN>
+DEVICE Softmax softmax_of_piece(const float* logits, u32 count) {
+    constexpr u32 LOADS = PIECE / PIECE_THREADS / LEN;
+    float z[LOADS][LEN];
+#pragma unroll
+    for (u32 i = 0; i < LOADS; ++i) {
+        const u32 at = (i * PIECE_THREADS + threadIdx.x) * LEN;
+#pragma unroll
+        for (u32 n = 0; n < LEN; ++n) z[i][n] = __uint_as_float(MINUS_INFINITY);
+        if (at < count) load(logits + at, z[i]);
+    }
+    Softmax softmax = {LOWEST, 0.0f, NOWHERE};
+#pragma unroll
+    for (u32 i = 0; i < LOADS; ++i) {
+        softmax.absorb(z[i], (i * PIECE_THREADS + threadIdx.x) * LEN);
+    }
+    softmax.merge_threads();
+    return softmax;
+}
+
+extern "C" __global__ void most_probable_piece_f32(
+    const float* logits, Softmax* of_pieces, u32 vocab
+) {
+    const u64 row = blockIdx.y;
+    const u32 first = blockIdx.x * PIECE, count = vocab - first < PIECE ? vocab - first : PIECE;
+    const bool together = vocab % VECTOR<float> == 0 && aligned(logits);
+    logits += row * vocab + first;
+    Softmax softmax = together ? softmax_of_piece<VECTOR<float>>(logits, count)
+                               : softmax_of_piece<1>(logits, count);
+    if (threadIdx.x != 0) return;
+    if (softmax.argmax != NOWHERE) softmax.argmax += first;
+    of_pieces[row * gridDim.x + blockIdx.x] = softmax;
+}
+
+extern "C" __global__ void most_probable_merge(
+    const Softmax* of_pieces, u32* ids, float* logprobs, u32 pieces
 ) {
     const u64 row = blockIdx.x;
-    const bool together = vocab % VECTOR<float> == 0 && aligned(logits);
-    logits += row * vocab;
-    const Softcap none(0.0f);
-    const Softmax softmax = together ? softmax_of<VECTOR<float>>(logits, vocab, none)
-                                     : softmax_of<1>(logits, vocab, none);
+    Softmax softmax = {LOWEST, 0.0f, NOWHERE};
+    for (u32 piece = threadIdx.x; piece < pieces; piece += blockDim.x) {
+        const Softmax other = of_pieces[row * pieces + piece];
+        softmax.merge(other.max, other.sum, other.argmax);
+    }
+    softmax.merge_threads();
     if (threadIdx.x != 0) return;
     ids[row] = softmax.argmax == NOWHERE ? 0 : softmax.argmax;
     logprobs[row] = -logf(softmax.sum);

@@ -10,6 +10,11 @@ use crate::device::to_host;
 static PROGRAM: Program = source!("cross_entropy");
 
 const THREADS: usize = 512;
+/// Those of a block that puts together what is known of the pieces of a row.
+const MERGE_THREADS: usize = 128;
+/// Logits of a piece of a row from which the most probable is chosen. What is known of one is 12 bytes,
+/// which like the 8 of a row's result are no matter for the plan beside the logits.
+const PIECE: usize = 8192;
 
 /// What is found of rows of logits; all of it lies on the device.
 pub(crate) struct Rows<'a> {
@@ -32,10 +37,18 @@ pub(crate) fn most_probable(logits: &Tensor) -> Result<Vec<(u32, f32)>> {
     // Ids, then the bits of the log-probabilities: one copy brings both.
     let found = empty((2, rows), DType::U32, logits.device())?;
     let ids = address(&found)?;
-    let arguments = arguments![address(&logits)?, ids, ids + 4 * rows as u64, vocab as u32];
-    let launch = launch("most_probable_f32".to_owned(), rows);
-    // SAFETY: there is a row of V logits and a place in both rows of `found` for each block.
-    unsafe { launch.run(logits.device(), &arguments) }?;
+    let pieces = vocab.div_ceil(PIECE);
+    let of_pieces = empty((rows, pieces, 3), DType::U32, logits.device())?;
+    let arguments = arguments![address(&logits)?, address(&of_pieces)?, vocab as u32];
+    let piece =
+        Launch { grid: [pieces, rows, 1], ..launch("most_probable_piece_f32".to_owned(), rows) };
+    // SAFETY: there is a row of V logits for each row of blocks, and three words for each block.
+    unsafe { piece.run(logits.device(), &arguments) }?;
+    let arguments = arguments![address(&of_pieces)?, ids, ids + 4 * rows as u64, pieces as u32];
+    let merge = Launch { block: MERGE_THREADS, ..launch("most_probable_merge".to_owned(), rows) };
+    // SAFETY: all pieces were written by what went to the stream before, and there is a place in both
+    // rows of `found` for each block.
+    unsafe { merge.run(logits.device(), &arguments) }?;
     let found = to_host(&found.flatten_all()?)?.to_vec1::<u32>()?;
     let (ids, logprobs) = found.split_at(rows);
     Ok(ids.iter().zip(logprobs).map(|(id, bits)| (*id, f32::from_bits(*bits))).collect())

@@ -138,17 +138,22 @@ fn vocabularies_of_any_size() -> Result<()> {
 /// Ids, and their log-probabilities.
 fn most_probable(program: &Program, logits: &Tensor) -> Result<(Vec<u32>, Vec<f32>)> {
     let (rows, vocab) = logits.dims2()?;
+    let pieces = vocab.div_ceil(8192);
+    let (logits, of_pieces) = (Buffer::of_tensor(logits)?, Buffer::unset::<u32>(rows * pieces * 3));
+    let launch = program.launch("most_probable_piece_f32", [pieces, rows, 1], 512);
+    launch.buffer(&logits).buffer(&of_pieces).value(vocab as u32).run();
     let (ids, logprobs) = (Buffer::unset::<u32>(rows), Buffer::unset::<f32>(rows));
-    let launch = program.launch("most_probable_f32", [rows, 1, 1], 512);
-    let logits = Buffer::of_tensor(logits)?;
-    launch.buffer(&logits).buffer(&ids).buffer(&logprobs).value(vocab as u32).run();
+    let launch = program.launch("most_probable_merge", [rows, 1, 1], 128);
+    launch.buffer(&of_pieces).buffer(&ids).buffer(&logprobs).value(pieces as u32).run();
     Ok((ids.values(), logprobs.values()))
 }
 
 #[test]
 fn the_most_probable_token_of_each_row() -> Result<()> {
     let Some(program) = program("cross_entropy") else { return Ok(()) };
-    for (rows, vocab) in [(1, 1), (4, 3), (5, 100), (3, 1003), (4, 2304)] {
+    let of_one_piece = [(1, 1), (4, 3), (5, 100), (3, 1003), (4, 2304), (1, 8192)];
+    let of_several = [(2, 8193), (2, 24_572), (2, 35_001)];
+    for (rows, vocab) in of_one_piece.into_iter().chain(of_several) {
         let logits = Case::new(rows, vocab, None, DType::F32)?.logits;
         let (ids, logprobs) = most_probable(&program, &logits)?;
         let expected = most_probable_of_rows(&logits)?;
@@ -157,13 +162,33 @@ fn the_most_probable_token_of_each_row() -> Result<()> {
             assert!((f64::from(logprobs[row]) - logprob).abs() <= 4e-6, "{logprobs:?}: {logprob}");
         }
     }
-    // Of equal ones the first; where nothing is above −∞, the first too.
-    let mut row = vec![0f32; 2500];
-    row[700] = 3.0;
-    row[2400] = 3.0;
-    let none = vec![f32::NEG_INFINITY; 2500];
-    let logits = Tensor::new(vec![row, none], &Device::Cpu)?;
-    assert_eq!(most_probable(&program, &logits)?.0, [700, 0]);
+    Ok(())
+}
+
+/// The first of equal ones, be they in one piece or in two, and 0 where nothing is above −∞; a piece may
+/// have nothing either.
+#[test]
+fn of_the_most_probable_the_first_counts() -> Result<()> {
+    const NONE: f32 = f32::NEG_INFINITY;
+    let Some(program) = program("cross_entropy") else { return Ok(()) };
+    for vocab in [20_000, 20_001] {
+        let row = |fill: f32, best: &[usize]| {
+            let mut row = vec![fill; vocab];
+            for at in best {
+                row[*at] = 3.0;
+            }
+            row
+        };
+        let rows = vec![
+            row(0.0, &[700, 2400]),
+            row(0.0, &[8191, 8192]),
+            row(NONE, &[9000, 19_999]),
+            row(NONE, &[]),
+        ];
+        let (ids, logprobs) = most_probable(&program, &Tensor::new(rows, &Device::Cpu)?)?;
+        assert_eq!(ids, [700, 8191, 9000, 0]);
+        assert!((logprobs[2] + 2f32.ln()).abs() <= 1e-6, "{logprobs:?}");
+    }
     Ok(())
 }
 

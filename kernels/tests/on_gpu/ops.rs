@@ -281,7 +281,7 @@ fn decode_steps() {
 fn products_of_few_rows() {
     let Some((_alone, gpu)) = gpu() else { return };
     for dtype in DTYPES {
-        for (rows, inputs, outputs) in [(1, 64, 40), (8, 33, 17), (11, 24, 9)] {
+        for (rows, inputs, outputs) in [(1, 64, 40), (1, 2600, 9), (8, 33, 17), (11, 24, 9)] {
             let tensors = [
                 noise((rows, inputs), 1, dtype),
                 noise((outputs, inputs), 2, dtype),
@@ -315,14 +315,16 @@ fn logits_of_any_number_of_rows_are_not_rounded() {
 #[test]
 fn the_most_probable_token() {
     let Some((_alone, gpu)) = gpu() else { return };
-    let mut logits = vec![noise((1, 700), 1, DType::F32), noise((1, 700), 2, DType::F32)];
-    logits.push(Tensor::full(f32::NEG_INFINITY, (1, 700), &Device::Cpu).unwrap());
-    let logits = (Tensor::cat(&logits, 0).unwrap() * 9.0).unwrap();
-    let expected = most_probable_of_rows(&logits).unwrap();
-    let found = most_probable_of_rows(&logits.to_device(&gpu).unwrap()).unwrap();
-    for ((found, logprob), (id, expected)) in found.into_iter().zip(expected) {
-        assert_eq!(found, id);
-        let near = (logprob - expected).abs() < 1e-5;
-        assert!(near || expected.is_nan(), "{logprob} and {expected}");
+    for vocab in [700, 20_003] {
+        let row = |seed| noise((1, vocab), seed, DType::F32);
+        let none = Tensor::full(f32::NEG_INFINITY, (1, vocab), &Device::Cpu).unwrap();
+        let logits = (Tensor::cat(&[row(1), row(2), none], 0).unwrap() * 9.0).unwrap();
+        let expected = most_probable_of_rows(&logits).unwrap();
+        let found = most_probable_of_rows(&logits.to_device(&gpu).unwrap()).unwrap();
+        for ((found, logprob), (id, expected)) in found.into_iter().zip(expected) {
+            assert_eq!(found, id);
+            let near = (logprob - expected).abs() < 1e-5;
+            assert!(near || expected.is_nan(), "{logprob} and {expected}");
+        }
     }
 }
