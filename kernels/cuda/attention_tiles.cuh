@@ -40,7 +40,7 @@ constexpr u32 SHARED_KIB = 228;
 // How many blocks with tiles of so many rows fit into it, 1 KiB more for each; at most `most`. The
 // compiler is told to leave registers for as many, and for no more.
 template <class T>
-constexpr u32 blocks_at_once(u32 rows, u32 most) {
+DEVICE constexpr u32 blocks_at_once(u32 rows, u32 most) {
     const u32 fit = SHARED_KIB * 1024 / (rows * ROW<T> * sizeof(T) + 1024);
     return fit < most ? fit : most;
 }

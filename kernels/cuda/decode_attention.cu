@@ -155,11 +155,13 @@ DEVICE void score_keys(
     const T* rows[KEYS];
 #pragma unroll
     for (u32 n = 0; n < KEYS; ++n) rows[n] = keys + (first + n < count ? first + n : count - 1) * D;
-    constexpr u32 WHOLE = D - D % (STEPS<HEADS> * STEP<T>);
+    constexpr u32 TOGETHER = STEPS<HEADS> * STEP<T>, WHOLE = D - D % TOGETHER;
     float sums[HEADS * KEYS] = {};
+    if constexpr (WHOLE > 0) {
 #pragma unroll 1
-    for (u32 at = part * VECTOR<T>; at < WHOLE; at += STEPS<HEADS> * STEP<T>) {
-        multiply_keys<STEPS<HEADS>, HEADS>(q, rows, at, heads, sums);
+        for (u32 at = part * VECTOR<T>; at < WHOLE; at += TOGETHER) {
+            multiply_keys<STEPS<HEADS>, HEADS>(q, rows, at, heads, sums);
+        }
     }
 #pragma unroll 1
     for (u32 at = WHOLE + part * VECTOR<T>; at < D; at += STEP<T>) {
