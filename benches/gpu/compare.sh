@@ -45,9 +45,12 @@ if [ -z "$cudnn" ]; then
     "$python" -m pip install --quiet --no-deps --target target/cuda/cudnn nvidia-cudnn-cu13==9.28.1.4 >&2 || true
   fi
 fi
-ours=(env LD_LIBRARY_PATH="$(realpath -m "$cudnn")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}${libraries:+:$libraries}")
-[ "$cudnn" != none ] || ours+=(CHANDLER_CUDNN=off)
-ours+=("$binary")
+found=${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}${libraries:+:$libraries}
+if [ "$cudnn" = none ]; then
+  ours=(env CHANDLER_CUDNN=off "LD_LIBRARY_PATH=${found#:}" "$binary")
+else
+  ours=(env "LD_LIBRARY_PATH=$(realpath -m "$cudnn")$found" "$binary")
+fi
 about=$("${ours[@]}" doctor 2>&1 || true)
 grep -E "gpu|attention" <<< "$about" >&2 || true
 if [ "$cudnn" != none ] && ! grep -q "by cuDNN" <<< "$about"; then

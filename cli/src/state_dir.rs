@@ -129,7 +129,14 @@ impl StateDir {
 
     /// Makes the folders that are missing.
     pub fn create_folders(&self) -> Result<(), StateDirError> {
-        for folder in [
+        for folder in self.folders_from_the_start() {
+            durable::create_folder_all(&RealFs, &folder)?;
+        }
+        Ok(())
+    }
+
+    fn folders_from_the_start(&self) -> [PathBuf; 11] {
+        [
             self.inbox(Priority::Normal),
             self.inbox(Priority::High),
             self.inbox(Priority::Low),
@@ -141,10 +148,7 @@ impl StateDir {
             self.evals(),
             self.logs(),
             self.cache(),
-        ] {
-            durable::create_folder_all(&RealFs, &folder)?;
-        }
-        Ok(())
+        ]
     }
 
     /// Tries to write a file that leaves no trace into each folder that a run writes to.
@@ -172,20 +176,8 @@ impl StateDir {
 
     /// The folders in it that are chandler's, whether or not they are there.
     pub fn own_folders(&self) -> Vec<PathBuf> {
-        vec![
-            self.inbox(Priority::Normal),
-            self.processing(),
-            self.done(),
-            self.failed(),
-            self.checkpoints(),
-            self.snapshots(),
-            self.evals(),
-            self.model(),
-            self.logs(),
-            self.root.join("runs"),
-            self.cache(),
-            self.control(),
-        ]
+        let later = [self.model(), self.root.join("runs"), self.control()];
+        self.folders_from_the_start().into_iter().chain(later).collect()
     }
 
     /// The directory itself.

@@ -113,7 +113,7 @@ section! {
         /// daemon goes by `daemon.keep_checkpoints`.
         save_total_limit: Option<usize> = None, Bounds::at_least(1.0);
         /// Keep only each block's input and compute the rest again in the backward pass: less
-        /// memory, about a third more compute.
+        /// memory, about a sixth more time.
         gradient_checkpointing: bool = false;
         /// Memory for the activations that wait for the backward pass: as many blocks as fit keep
         /// theirs, the others are computed again. Unset keeps all.

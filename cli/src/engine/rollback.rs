@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::EngineError;
 use super::publish::{exchanged, finish_exchange};
-use super::snapshots::names_in;
+use super::snapshots::{bytes_in, names_in};
 use crate::state_dir::StateDir;
 use crate::store::{Job, JobState, Store};
 
@@ -110,11 +110,6 @@ pub(crate) fn snapshots(state: &StateDir) -> Result<Vec<Snapshot>, EngineError> 
         });
     }
     Ok(found)
-}
-
-fn bytes_in(folder: &Path) -> u64 {
-    let sizes = names_in(folder).into_iter().map(|name| folder.join(name).metadata());
-    sizes.flatten().map(|known| known.len()).sum()
 }
 
 /// Puts a copy of a snapshot in place of the model, in one step, and the model among the snapshots. The

@@ -40,6 +40,12 @@ pub(super) fn names_in(parent: &Path) -> Vec<String> {
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
+/// Bytes of the files in a folder, as far as they can be read.
+pub(super) fn bytes_in(folder: &Path) -> u64 {
+    let sizes = names_in(folder).into_iter().map(|name| folder.join(name).metadata());
+    sizes.flatten().map(|known| known.len()).sum()
+}
+
 /// Removes a folder, if there is one.
 pub(super) fn remove_if_there(path: &Path) -> Result<(), EngineError> {
     if is_there(path)? { Ok(remove_folder(&RealFs, path)?) } else { Ok(()) }
