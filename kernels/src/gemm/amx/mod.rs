@@ -55,9 +55,9 @@ const TASKS: usize = 8;
 /// where they are rounded.
 const CHUNK_F32: usize = 32;
 const CHUNK_ROUNDED: usize = 128;
-/// Steps that a block of sums stays in tiles: slices of a left and a right panel are 32 KiB then,
-/// two thirds of L1.
-const SLICE: usize = 8;
+/// Steps that a block of sums stays in tiles, which is then stored and loaded again: a right panel's
+/// slice is 32 KiB then, two thirds of L1, beside which the left rows stream by.
+const SLICE: usize = 16;
 
 /// Bytes that a thread packs of the right operand: half of the core's own cache, and less where
 /// threads are so many that it would add up. Of the left one it packs half of that.
