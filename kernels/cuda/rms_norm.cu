@@ -1,14 +1,16 @@
-// Root-mean-square norm of rows (Zhang and Sennrich 2019, eq. 4) and its backward pass.
+// Root-mean-square norm of rows (Zhang and Sennrich 2019, eq. 4), also of a sum, and its backward pass.
 //
-// Legend: x, y, dy, dx, residual [rows, width]; weight [width]; T is f32 or bf16, the same for all
+// Legend: x, added, sum, y, dy, dx, residual [rows, width]; weight [width]; T is f32 or bf16, the same for all
 // of them. With the factor w = weight (1 + weight where `unit_offset`), x̂ = x / rms(x), g = dy · w:
-//   y  = x · (1 / √(mean(x²) + eps)) · w
+//   y  = x · (1 / √(mean(x²) + eps)) · w, of sum = x + added, rounded to T, in the place of x in
+//        rms_norm_forward_add_T
 //   dx = (g − x̂ · mean(g · x̂)) / rms(x), plus residual where there is one, rounded once
 //   dw = Σ_rows dy · x̂, in f32
 //
 // launch:
 //   kernel                        grid                         block          shared bytes
 //   rms_norm_forward_T            rows                         THREADS        0
+//   rms_norm_forward_add_T        rows                         THREADS        0
 //   rms_norm_backward_T           ⌈rows / chunk_rows⌉          THREADS        4 · width if dw_partial
 //   rms_norm_weight_sum           ⌈width / 32⌉                 512            0
 // THREADS: width / (16 / sizeof T) rounded up to whole warps, at least 32 and at most 512.
@@ -31,10 +33,20 @@ DEVICE void load_factor(const T* weight, float offset, float (&factor)[LEN]) {
     for (u32 i = 0; i < LEN; ++i) factor[i] += offset;
 }
 
+// A part of y, of the same of what is normed.
+template <u32 LEN, class T>
+DEVICE void scale_part(float (&values)[LEN], const T* weight, T* y, float inv_rms, float offset) {
+    float factor[LEN];
+    load_factor(weight, offset, factor);
+#pragma unroll
+    for (u32 i = 0; i < LEN; ++i) values[i] = values[i] * inv_rms * factor[i];
+    store(values, y);
+}
+
 template <u32 LEN, class T>
 DEVICE void forward_row(const T* x, const T* weight, T* y, u32 width, float eps, float offset) {
     float square[1] = {0.0f};
-    float values[LEN], factor[LEN];
+    float values[LEN];
     for (u32 at = threadIdx.x * LEN; at < width; at += blockDim.x * LEN) {
         load(x + at, values);
 #pragma unroll
@@ -44,10 +56,7 @@ DEVICE void forward_row(const T* x, const T* weight, T* y, u32 width, float eps,
     const float inv_rms = inverse_rms(square[0], width, eps);
     for (u32 at = threadIdx.x * LEN; at < width; at += blockDim.x * LEN) {
         load(x + at, values);
-        load_factor(weight + at, offset, factor);
-#pragma unroll
-        for (u32 i = 0; i < LEN; ++i) values[i] = values[i] * inv_rms * factor[i];
-        store(values, y + at);
+        scale_part(values, weight + at, y + at, inv_rms, offset);
     }
 }
 
@@ -59,6 +68,68 @@ DEVICE void forward(const T* x, const T* weight, T* y, u32 width, float eps, u32
         forward_row<VECTOR<T>>(x + row, weight, y + row, width, eps, offset);
     } else {
         forward_row<1>(x + row, weight, y + row, width, eps, offset);
+    }
+}
+
+// A part of a row of x + added, rounded as it is stored, and what it has of Σ sum².
+template <u32 LEN, class T>
+DEVICE void add_part(const T* x, const T* added, T* sum, float (&values)[LEN], float& square) {
+    float other[LEN];
+    load(x, values);
+    load(added, other);
+#pragma unroll
+    for (u32 i = 0; i < LEN; ++i) {
+        values[i] = widen(narrow<T>(values[i] + other[i]));
+        square = fmaf(values[i], values[i], square);
+    }
+    store(values, sum);
+}
+
+// A thread's first part of the row, which in most rows is its only one, stays in registers.
+template <u32 LEN, class T>
+DEVICE void forward_add_row(
+    const T* x, const T* added, const T* weight, T* sum, T* y, u32 width, float eps, float offset
+) {
+    const u32 first = threadIdx.x * LEN, stride = blockDim.x * LEN;
+    float square[1] = {0.0f};
+    float kept[LEN] = {}, values[LEN];
+    if (first < width) add_part(x + first, added + first, sum + first, kept, square[0]);
+    for (u32 at = first + stride; at < width; at += stride) {
+        add_part(x + at, added + at, sum + at, values, square[0]);
+    }
+    block_sums(square);
+    const float inv_rms = inverse_rms(square[0], width, eps);
+    if (first < width) scale_part(kept, weight + first, y + first, inv_rms, offset);
+    for (u32 at = first + stride; at < width; at += stride) {
+        load(sum + at, values);
+        scale_part(values, weight + at, y + at, inv_rms, offset);
+    }
+}
+
+template <class T>
+DEVICE void forward_add(
+    const T* x, const T* added, const T* weight, T* sum, T* y, u32 width, float eps, u32 unit_offset
+) {
+    const u64 row = static_cast<u64>(blockIdx.x) * width;
+    const float offset = unit_offset ? 1.0f : 0.0f;
+    if (width % VECTOR<T> == 0 && all_aligned(x, added, weight, sum, y)) {
+        forward_add_row<VECTOR<T>>(
+            x + row, added + row, weight, sum + row, y + row, width, eps, offset
+        );
+    } else {
+        forward_add_row<1>(x + row, added + row, weight, sum + row, y + row, width, eps, offset);
+    }
+}
+
+// Adds what a thread knows of Σ x² and Σ dy · w · x.
+template <u32 LEN>
+DEVICE void add_sums(
+    const float (&x)[LEN], const float (&dy)[LEN], const float (&factor)[LEN], float (&sums)[2]
+) {
+#pragma unroll
+    for (u32 i = 0; i < LEN; ++i) {
+        sums[0] = fmaf(x[i], x[i], sums[0]);
+        sums[1] = fmaf(dy[i] * factor[i], x[i], sums[1]);
     }
 }
 
@@ -81,11 +152,7 @@ DEVICE void backward_row(Row<T> row, const T* weight, float* dw, u32 width, floa
         load(row.x + at, x);
         load(row.dy + at, dy);
         load_factor(weight + at, offset, factor);
-#pragma unroll
-        for (u32 i = 0; i < LEN; ++i) {
-            sums[0] = fmaf(x[i], x[i], sums[0]);
-            sums[1] = fmaf(dy[i] * factor[i], x[i], sums[1]);
-        }
+        add_sums(x, dy, factor, sums);
     }
     block_sums(sums);
     const float inv_rms = inverse_rms(sums[0], width, eps);
@@ -161,11 +228,7 @@ DEVICE void backward_narrow_chunk(
             if (first.residual) load(first.residual + place, added);
         }
         float sums[2] = {0.0f, 0.0f};
-#pragma unroll
-        for (u32 i = 0; i < LEN; ++i) {
-            sums[0] = fmaf(x[i], x[i], sums[0]);
-            sums[1] = fmaf(dy[i] * factor[i], x[i], sums[1]);
-        }
+        add_sums(x, dy, factor, sums);
         block_sums(sums);
         const float inv_rms = inverse_rms(sums[0], width, eps);
         const float along = sums[1] * inv_rms * inv_rms * inv_rms / static_cast<float>(width);
@@ -207,6 +270,12 @@ DEVICE void backward(
         const T* x, const T* weight, T* y, u32 width, float eps, u32 unit_offset                   \
     ) {                                                                                            \
         forward(x, weight, y, width, eps, unit_offset);                                            \
+    }                                                                                              \
+    extern "C" __global__ void rms_norm_forward_add_##suffix(                                      \
+        const T* x, const T* added, const T* weight, T* sum, T* y, u32 width, float eps,           \
+        u32 unit_offset                                                                            \
+    ) {                                                                                            \
+        forward_add(x, added, weight, sum, y, width, eps, unit_offset);                            \
     }                                                                                              \
     extern "C" __global__ void rms_norm_backward_##suffix(                                         \
         const T* x, const T* weight, const T* dy, const T* residual, T* dx, float* dw_partial,     \

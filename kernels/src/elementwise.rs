@@ -40,7 +40,7 @@ fn add_on_cpu<T: Real>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 }
 
 #[inline(always)]
-fn add_slices<T: Real>(a: &[T], b: &[T], sum: &mut [T]) {
+pub(crate) fn add_slices<T: Real>(a: &[T], b: &[T], sum: &mut [T]) {
     for ((sum, a), b) in sum.iter_mut().zip(a).zip(b) {
         *sum = T::narrow(a.wide() + b.wide());
     }

@@ -181,9 +181,9 @@ impl Block {
         let k = Self::turned(params, self.k_norm, &raw_k, angles)?;
         let (attended, kept) = attention::forward_kept(&q, &k, &v, cu_seqlens, self.attention)?;
         let attended = attended.flatten_from(1)?;
-        let (projected, added) = self.project(params, &attended)?;
-        let middle = elementwise::add(x, &added)?;
-        let [gate, up] = self.gates(params, &middle)?;
+        let projected = self.o.forward(params, &attended)?;
+        let [middle, normed] = self.middle(params, x, &projected)?;
+        let [gate, up] = self.gates(params, &normed)?;
         Ok(SavedBlock {
             x: x.clone(),
             q: Heads::save(self.q_norm, raw_q, q),
@@ -304,38 +304,48 @@ impl Block {
         }
     }
 
-    /// The output projection before its norm, and what is added to `x`.
-    pub(crate) fn project(&self, params: &Params, attended: &Tensor) -> Result<(Tensor, Tensor)> {
-        let projected = self.o.forward(params, attended)?;
-        let added = match self.post_attention_norm {
-            Some(norm) => norm.forward(params, &projected)?,
-            None => projected.clone(),
-        };
-        Ok((projected, added))
-    }
-
-    /// The feed-forward over the sum in the middle, added to it.
-    pub(crate) fn feed_forward(&self, params: &Params, middle: &Tensor) -> Result<Tensor> {
-        let [gate, up] = self.gates(params, middle)?;
-        self.output(params, middle, &self.fed(params, &gate, &up)?)
+    /// The sum in the middle, of `x` and what attention's output projection adds to it, and that
+    /// sum as the feed-forward reads it.
+    pub(crate) fn middle(
+        &self,
+        params: &Params,
+        x: &Tensor,
+        projected: &Tensor,
+    ) -> Result<[Tensor; 2]> {
+        let added = Self::after(params, self.post_attention_norm, projected)?;
+        self.feed_forward_norm.forward_add(params, x, &added)
     }
 
     /// What the feed-forward multiplies.
-    fn gates(&self, params: &Params, middle: &Tensor) -> Result<[Tensor; 2]> {
-        let normed = self.feed_forward_norm.forward(params, middle)?;
-        Ok([self.gate.forward(params, &normed)?, self.up.forward(params, &normed)?])
+    pub(crate) fn gates(&self, params: &Params, normed: &Tensor) -> Result<[Tensor; 2]> {
+        Ok([self.gate.forward(params, normed)?, self.up.forward(params, normed)?])
     }
 
     /// The feed-forward's output before its norm.
-    fn fed(&self, params: &Params, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    pub(crate) fn fed(&self, params: &Params, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         self.down.forward(params, &activation::forward(gate, up, self.activation)?)
     }
 
-    fn output(&self, params: &Params, middle: &Tensor, fed: &Tensor) -> Result<Tensor> {
-        match self.post_feed_forward_norm {
-            Some(norm) => elementwise::add(middle, &norm.forward(params, fed)?),
-            None => elementwise::add(middle, fed),
-        }
+    /// The sum in the middle, and what the feed-forward adds to it.
+    pub(crate) fn output(&self, params: &Params, middle: &Tensor, fed: &Tensor) -> Result<Tensor> {
+        elementwise::add(middle, &Self::after(params, self.post_feed_forward_norm, fed)?)
+    }
+
+    /// The same, and it as the block behind this one reads it, by the `next` block's norm.
+    pub(crate) fn output_and_normed(
+        &self,
+        params: &Params,
+        middle: &Tensor,
+        fed: &Tensor,
+        next: Norm,
+    ) -> Result<[Tensor; 2]> {
+        let added = Self::after(params, self.post_feed_forward_norm, fed)?;
+        next.forward_add(params, middle, &added)
+    }
+
+    /// What is added to the residual stream: `x`, after its norm where it has one.
+    fn after(params: &Params, norm: Option<Norm>, x: &Tensor) -> Result<Tensor> {
+        norm.map_or_else(|| Ok(x.clone()), |norm| norm.forward(params, x))
     }
 }
 

@@ -7,7 +7,7 @@
 
 use candle_core::{Result, Tensor};
 use chandler_kernels::decode_attention::{Place, Places};
-use chandler_kernels::{activation, attention, elementwise, gemv, linear, memory};
+use chandler_kernels::{activation, attention, gemv, linear, memory};
 
 use crate::ModelError;
 use crate::block::Block;
@@ -181,39 +181,33 @@ impl Block {
         }
         let attended = if rows.len() == 1 { rows.remove(0) } else { joined(&rows)? };
         drop(rows);
-        let middle = elementwise::add(x, &self.project(params, &attended.flatten_from(1)?)?.1)?;
-        self.feed_forward(params, &middle)
+        let projected = self.o.forward(params, &attended.flatten_from(1)?)?;
+        let [middle, normed] = self.middle(params, x, &projected)?;
+        let [gate, up] = self.gates(params, &normed)?;
+        self.output(params, &middle, &self.fed(params, &gate, &up)?)
     }
 
-    /// One new token a row: `x [R, E]` → `[R, E]`.
+    /// One new token a row, `x [R, E]` and it after the block's first norm: the sum in the middle, and
+    /// what the feed-forward makes of it.
     pub(crate) fn decode(
         &self,
         params: &Params,
-        x: &Tensor,
+        [x, normed]: [&Tensor; 2],
         angles: &Angles,
         places: &Places,
         cache: &mut LayerCache,
-    ) -> Result<Tensor> {
-        let normed = self.input_norm.forward(params, x)?;
-        let [q, k, v] = decode_products(params, &normed, [&self.q, &self.k, &self.v])?;
+    ) -> Result<[Tensor; 2]> {
+        let [q, k, v] = decode_products(params, normed, [&self.q, &self.k, &self.v])?;
         let q = Self::turned(params, self.q_norm, &self.heads(&q)?, angles)?;
         let k = Self::turned(params, self.k_norm, &self.heads(&k)?, angles)?;
         let attended = cache.attend(&q, [&k, &self.heads(&v)?], places, self.attention)?;
         let [projected] = decode_products(params, &attended.flatten_from(1)?, [&self.o])?;
-        let added = match self.post_attention_norm {
-            Some(norm) => norm.forward(params, &projected)?,
-            None => projected,
-        };
-        let middle = elementwise::add(x, &added)?;
-        drop(added);
-        let normed = self.feed_forward_norm.forward(params, &middle)?;
+        let [middle, normed] = self.middle(params, x, &projected)?;
+        drop(projected);
         let [gate, up] = decode_products(params, &normed, [&self.gate, &self.up])?;
         let gated = activation::forward(&gate, &up, self.activation)?;
         let [fed] = decode_products(params, &gated, [&self.down])?;
-        match self.post_feed_forward_norm {
-            Some(norm) => elementwise::add(&middle, &norm.forward(params, &fed)?),
-            None => elementwise::add(&middle, &fed),
-        }
+        Ok([middle, fed])
     }
 }
 

@@ -91,9 +91,19 @@ impl CausalLm {
         places: &Places,
         cache: &mut KvCache,
     ) -> Result<Tensor> {
+        let params = self.params();
+        let Some(first) = self.blocks.first() else { return Ok(x) };
+        let mut normed = first.input_norm.forward(params, &x)?;
         for (index, block) in self.blocks.iter().enumerate() {
-            let layer = cache.layer_mut(index);
-            x = block.decode(self.params(), &x, angles.of(block), places, layer)?;
+            let (layer, angles) = (cache.layer_mut(index), angles.of(block));
+            let [middle, fed] = block.decode(params, [&x, &normed], angles, places, layer)?;
+            match self.blocks.get(index + 1) {
+                Some(next) => {
+                    let next = next.input_norm;
+                    [x, normed] = block.output_and_normed(params, &middle, &fed, next)?;
+                }
+                None => x = block.output(params, &middle, &fed)?,
+            }
         }
         Ok(x)
     }

@@ -17,6 +17,16 @@ impl Norm {
         rms_norm::forward(x, params.value(self.weight), self.params)
     }
 
+    /// `x + added`, and its norm.
+    pub(crate) fn forward_add(
+        &self,
+        params: &Params,
+        x: &Tensor,
+        added: &Tensor,
+    ) -> Result<[Tensor; 2]> {
+        rms_norm::forward_add(x, added, params.value(self.weight), self.params)
+    }
+
     /// Adds the weight's gradient, where it is trained, and returns that of the input.
     pub(crate) fn backward(
         &self,

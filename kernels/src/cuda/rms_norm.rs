@@ -14,14 +14,7 @@ pub(crate) fn forward(x: &Tensor, weight: &Tensor, params: Params) -> Result<Ten
     let (x, weight) = (x.contiguous()?, weight.to_dtype(x.dtype())?.contiguous()?);
     let width = weight.elem_count();
     let y = empty(x.dims(), x.dtype(), x.device())?;
-    let launch = Launch {
-        program: &PROGRAM,
-        kernel: format!("rms_norm_forward_{}", suffix(x.dtype())),
-        head_dim: None,
-        grid: [x.elem_count() / width, 1, 1],
-        block: threads_of_row(width, x.dtype(), 512),
-        shared: 0,
-    };
+    let launch = by_row("rms_norm_forward", &x, width);
     let arguments = arguments![
         address(&x)?,
         address(&weight)?,
@@ -33,6 +26,47 @@ pub(crate) fn forward(x: &Tensor, weight: &Tensor, params: Params) -> Result<Ten
     // SAFETY: x and y have a row of `width` for each block, and the weight is one.
     unsafe { launch.run(x.device(), &arguments) }?;
     Ok(y)
+}
+
+/// `x + added`, and its norm.
+pub(crate) fn forward_add(
+    x: &Tensor,
+    added: &Tensor,
+    weight: &Tensor,
+    params: Params,
+) -> Result<[Tensor; 2]> {
+    let (x, added) = (x.contiguous()?, added.contiguous()?);
+    let weight = weight.to_dtype(x.dtype())?.contiguous()?;
+    let width = weight.elem_count();
+    let sum = empty(x.dims(), x.dtype(), x.device())?;
+    let y = empty(x.dims(), x.dtype(), x.device())?;
+    let launch = by_row("rms_norm_forward_add", &x, width);
+    let arguments = arguments![
+        address(&x)?,
+        address(&added)?,
+        address(&weight)?,
+        address(&sum)?,
+        address(&y)?,
+        width as u32,
+        params.eps as f32,
+        u32::from(params.unit_offset),
+    ];
+    // SAFETY: both inputs and both results have a row of `width` for each block, and the weight is
+    // one.
+    unsafe { launch.run(x.device(), &arguments) }?;
+    Ok([sum, y])
+}
+
+/// A block for each row of `x`.
+fn by_row(kernel: &str, x: &Tensor, width: usize) -> Launch<'static> {
+    Launch {
+        program: &PROGRAM,
+        kernel: format!("{kernel}_{}", suffix(x.dtype())),
+        head_dim: None,
+        grid: [x.elem_count() / width, 1, 1],
+        block: threads_of_row(width, x.dtype(), 512),
+        shared: 0,
+    }
 }
 
 /// The gradient of `x`, with `residual` added where there is one, and that of the weight, in f32.

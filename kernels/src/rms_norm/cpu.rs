@@ -6,6 +6,7 @@ use pulp::{Simd, WithSimd};
 use super::Params;
 use super::sums::{Row, backward_sums, inv_rms, specialised};
 use crate::cpu::{self, Real};
+use crate::elementwise::add_slices;
 use crate::fresh::fresh;
 use crate::rehearsal::Rehearsal;
 use crate::scratch::Scratch;
@@ -33,6 +34,30 @@ pub(super) fn forward<T: Row>(x: &Tensor, weight: &Tensor, params: Params) -> Re
             simd::dispatch(Forward { x, factor: &factor, eps: params.eps as f32, y });
         });
         cpu::tensor(y, x.shape())
+    })
+}
+
+/// `x + added`, and its norm.
+pub(super) fn forward_add<T: Row>(
+    [x, added]: [&Tensor; 2],
+    weight: &Tensor,
+    params: Params,
+) -> Result<[Tensor; 2]> {
+    let factor = factor(weight, params)?;
+    let width = factor.len();
+    let shape = x.shape();
+    cpu::with([x, added], |[x, added]: [&[T]; 2]| {
+        let (mut sum, mut y) = (fresh::<T>(x.len())?, fresh::<T>(x.len())?);
+        tasks::rows(width, [&mut sum, &mut y], |first, [sum, y]| {
+            let range = first * width..first * width + y.len();
+            let (x, added) = (&x[range.clone()], &added[range]);
+            simd::vectorized(
+                #[inline(always)]
+                || add_slices(x, added, sum),
+            );
+            simd::dispatch(Forward { x: sum, factor: &factor, eps: params.eps as f32, y });
+        });
+        Ok([cpu::tensor(sum, shape)?, cpu::tensor(y, shape)?])
     })
 }
 

@@ -39,6 +39,32 @@ pub fn forward(x: &Tensor, weight: &Tensor, params: Params) -> Result<Tensor> {
     }
 }
 
+/// The sum of `x` and `added [.., E]` in their dtype, and its [`forward`], in one pass:
+/// `[sum, normed]`, with the bits that the sum and then the norm would have.
+pub fn forward_add(
+    x: &Tensor,
+    added: &Tensor,
+    weight: &Tensor,
+    params: Params,
+) -> Result<[Tensor; 2]> {
+    let _timer = profile::over(Op::RmsNorm, 0, &[x, added, x, x]);
+    let width = width(x, weight)?;
+    if added.dims() != x.dims() || added.dtype() != x.dtype() {
+        bail!("rms_norm of the sum of x {x:?} and {added:?}");
+    }
+    match fast_dtype(&[x, added]).filter(|_| width > 0) {
+        Some(DType::BF16) => cpu::forward_add::<bf16>([x, added], weight, params),
+        Some(_) => cpu::forward_add::<f32>([x, added], weight, params),
+        #[cfg(feature = "cuda")]
+        None if on_gpu(&[x, added]) && width > 0 => gpu::forward_add(x, added, weight, params),
+        None => {
+            let sum = (x + added)?;
+            let normed = composed::forward(&sum, weight, params)?;
+            Ok([sum, normed])
+        }
+    }
+}
+
 /// Gradients of `x` (its dtype) and, if `wants_weight`, of `weight` (`[E]`, f32 or f64), from the
 /// saved input and the output gradient `dy [.., E]`.
 ///
@@ -96,7 +122,8 @@ pub fn backward_add(
     }
 }
 
-/// Takes the buffers of [`forward`] over rows of `[rows, width]`, and gives them back.
+/// Takes the buffers of [`forward`] or [`forward_add`] over rows of `[rows, width]`, and gives them
+/// back.
 pub fn rehearse_forward(pool: &mut Rehearsal, size: [usize; 2]) {
     if pool.is_of_gpu() {
         return;
@@ -131,7 +158,7 @@ fn width(x: &Tensor, weight: &Tensor) -> Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{check, check_fast};
+    use crate::{check, check_fast, elementwise};
     use candle_core::D;
     use proptest::prelude::*;
 
@@ -169,7 +196,11 @@ mod tests {
         check_fast::same(&dx, &dx_alone)?;
         let (dw, dw_again) = (dw.expect("asked for"), dw_again.expect("asked for"));
         check_fast::same(&dw, &dw_again)?;
-        Ok(vec![forward(x, weight, params)?, dx, sum, dw])
+        let y = forward(x, weight, params)?;
+        let [added, normed] = forward_add(x, residual, weight, params)?;
+        check_fast::same(&added, &elementwise::add(x, residual)?)?;
+        check_fast::same(&normed, &forward(&added, weight, params)?)?;
+        Ok(vec![y, dx, sum, dw, added])
     }
 
     #[test]
@@ -203,6 +234,8 @@ mod tests {
         assert!(forward(&x[0], &x[1], params).is_err());
         assert!(backward(&x[0], &x[2], params, &x[3], true).is_err());
         assert!(backward_add(&x[0], &x[2], params, &x[0], &x[3], true).is_err());
+        assert!(forward_add(&x[0], &x[3], &x[2], params).is_err());
+        assert!(forward_add(&x[0], &x[0], &x[1], params).is_err());
         Ok(())
     }
 }

@@ -48,6 +48,25 @@ impl Case {
         y.tensor(self.x.dims(), dtype)
     }
 
+    fn forward_add(&self, program: &Program) -> Result<[Tensor; 2]> {
+        let dtype = self.x.dtype();
+        let [x, added, weight] = [&self.x, &self.residual, &self.weight].map(Buffer::of_tensor);
+        let [sum, y] = [0; 2].map(|_| Buffer::unset_of(self.rows * self.width, dtype));
+        let kernel = format!("rms_norm_forward_add_{}", suffix(dtype));
+        let launch = program.launch(&kernel, [self.rows, 1, 1], self.threads());
+        launch
+            .buffer(&x?)
+            .buffer(&added?)
+            .buffer(&weight?)
+            .buffer(&sum)
+            .buffer(&y)
+            .value(self.width as u32)
+            .value(self.params.eps as f32)
+            .value(u32::from(self.params.unit_offset))
+            .run();
+        Ok([sum.tensor(self.x.dims(), dtype)?, y.tensor(self.x.dims(), dtype)?])
+    }
+
     fn backward(
         &self,
         program: &Program,
@@ -97,6 +116,11 @@ fn agrees(rows: usize, width: usize) -> Result<()> {
             let case = Case::new(rows, width, dtype, unit_offset)?;
             let Case { x, weight, dy, residual, params, .. } = &case;
             near(&case.forward(&program)?, &rms_norm::forward(x, weight, *params)?)?;
+            let sums = case.forward_add(&program)?;
+            let expected = rms_norm::forward_add(x, residual, weight, *params)?;
+            for (sum, expected) in sums.iter().zip(&expected) {
+                near(sum, expected)?;
+            }
             for wants_weight in [false, true] {
                 let (dx, dw) = case.backward(&program, false, wants_weight)?;
                 let expected = rms_norm::backward(x, weight, *params, dy, wants_weight)?;

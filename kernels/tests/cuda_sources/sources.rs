@@ -144,6 +144,8 @@ pub(crate) const SOURCES: &[Source] = &[
         kernels: &[
             "rms_norm_forward_f32",
             "rms_norm_forward_bf16",
+            "rms_norm_forward_add_f32",
+            "rms_norm_forward_add_bf16",
             "rms_norm_backward_f32",
             "rms_norm_backward_bf16",
             "rms_norm_weight_sum",

@@ -69,7 +69,8 @@ fn norms() {
                     assert!(none.is_none());
                     let (sum, again) = rms_norm::backward_add(x, w, norm, dy, around, true)?;
                     let y = rms_norm::forward(x, w, norm)?;
-                    Ok(vec![y, dx, dw.unwrap(), alone, sum, again.unwrap()])
+                    let [added, normed] = rms_norm::forward_add(x, around, w, norm)?;
+                    Ok(vec![y, dx, dw.unwrap(), alone, sum, again.unwrap(), added, normed])
                 });
             }
         }

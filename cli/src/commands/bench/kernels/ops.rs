@@ -137,11 +137,14 @@ impl<'a> Bench<'a> {
             let size = format!("{n} x {e}");
             Case { op, size, flops: 0.0, bytes, inputs: &inputs }
         };
-        let bytes = [self.bytes(2 * n * e), self.bytes(3 * n * e)];
+        let bytes = [2, 4, 3].map(|tensors| self.bytes(tensors * n * e));
         self.time(&case("rms_norm_forward", bytes[0]), |t| {
             Ok(vec![rms_norm::forward(&t[0], &t[1], params)?])
         })?;
-        self.time(&case("rms_norm_backward", bytes[1]), |t| {
+        self.time(&case("rms_norm_forward_add", bytes[1]), |t| {
+            Ok(rms_norm::forward_add(&t[0], &t[2], &t[1], params)?.into())
+        })?;
+        self.time(&case("rms_norm_backward", bytes[2]), |t| {
             let (dx, dw) = rms_norm::backward(&t[0], &t[1], params, &t[2], true)?;
             Ok(std::iter::once(dx).chain(dw).collect())
         })
