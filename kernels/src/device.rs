@@ -68,6 +68,43 @@ pub(crate) fn translation(
     Ok(made)
 }
 
+/// Remembers, past the end of this process, what is being tried that may take the process with it: a
+/// fault on a GPU ends all that a process does there.
+pub trait Trials: fmt::Debug + Send + Sync {
+    /// Before `what` is tried; whether it should be, after what it did to processes before.
+    fn begin(&self, what: &str) -> bool;
+
+    /// It is over, and the process is well.
+    fn end(&self, what: &str);
+}
+
+static TRIALS: RwLock<Option<Arc<dyn Trials>>> = RwLock::new(None);
+
+/// Where trials are remembered from now on; without, everything is tried.
+pub fn set_trials(place: Option<Arc<dyn Trials>>) {
+    *TRIALS.write().unwrap_or_else(PoisonError::into_inner) = place;
+}
+
+/// What comes of trying `what`; `None` where it should not be tried. It is over where the process
+/// `is_well` after it.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "there is nothing to try"))]
+pub(crate) fn tried<T>(
+    what: &str,
+    work: impl FnOnce() -> T,
+    is_well: impl FnOnce() -> bool,
+) -> Option<T> {
+    let place = TRIALS.read().unwrap_or_else(PoisonError::into_inner).clone();
+    let Some(place) = place else { return Some(work()) };
+    if !place.begin(what) {
+        return None;
+    }
+    let found = work();
+    if is_well() {
+        place.end(what);
+    }
+    Some(found)
+}
+
 /// Opens the CUDA device of this number, whose tensors take at most `limit` bytes, where there is a
 /// limit. An error in a build without the feature `cuda`.
 ///

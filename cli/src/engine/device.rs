@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{Device, Error};
 use chandler_daemon_lock::{Lock, lock_gpu};
-use chandler_kernels::device::{self as kernels, Translations};
+use chandler_kernels::device::{self as kernels, Translations, Trials};
 use chandler_trainer::TrainError;
 use chandler_vram::{GpuReading, NvmlMeter, PoolReading, Shortage};
 
 use super::EngineError;
 use super::translations::InFolder;
+use super::trials::Marks;
 use crate::config::{Config, MemorySize, Place};
 
 /// The GPU of this process.
@@ -149,6 +150,7 @@ pub(crate) fn open(place: Place, limit: Option<u64>) -> Result<Device, EngineErr
     }
     let translations = InFolder::of_user().map(|folder| Arc::new(folder) as Arc<dyn Translations>);
     kernels::set_translations(translations);
+    kernels::set_trials(Marks::of_user().map(|marks| Arc::new(marks) as Arc<dyn Trials>));
     let device = kernels::open_cuda(ordinal, limit)
         .map_err(|error| EngineError::NoGpu { ordinal, reason: Box::new(error) })?;
     gpu.device = Some(device.clone());

@@ -29,6 +29,7 @@ mod sink;
 mod snapshots;
 mod source;
 mod translations;
+mod trials;
 mod watch;
 
 pub(crate) use answering::{stop_watcher, text_of};

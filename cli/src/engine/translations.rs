@@ -13,12 +13,9 @@ use sha2::{Digest, Sha256};
 pub(super) struct InFolder(PathBuf);
 
 impl InFolder {
-    /// In `$XDG_CACHE_HOME`, or in `~/.cache`; `None` where neither is known.
+    /// In the user's cache folder; `None` where there is none.
     pub(super) fn of_user() -> Option<Self> {
-        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-        let caches =
-            absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
-        Some(Self(caches.join("chandler").join("kernels")))
+        Some(Self(cache_of_user()?.join("kernels")))
     }
 
     fn path(&self, source: &str) -> PathBuf {
@@ -32,10 +29,17 @@ impl InFolder {
     }
 }
 
+/// chandler's folder in `$XDG_CACHE_HOME`, or in `~/.cache`; `None` where neither is known.
+pub(super) fn cache_of_user() -> Option<PathBuf> {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let caches = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+    Some(caches.join("chandler"))
+}
+
 /// How the first line begins; a comment to the driver.
 const SEAL: &str = "// sha256 of what follows: ";
 
-fn sha256(text: &str) -> String {
+pub(super) fn sha256(text: &str) -> String {
     Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -2,9 +2,11 @@
 #![expect(unsafe_code, reason = "asks the stand-in")]
 
 use std::io::Write;
+use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Result, Tensor};
 use chandler_kernels::attention::{self, Params};
+use chandler_kernels::device::{Trials, set_trials};
 use chandler_kernels::rehearsal::Rehearsal;
 
 use crate::support::{check_close, gpu, noise, tolerance};
@@ -148,6 +150,46 @@ fn are_not_left_to_a_library_that_counts_on_what_lies_around() {
         library.spoil(0);
     }
     fill_fresh_memory_with(0xff);
+}
+
+/// Remembers what was tried and what ended well, and may have nothing more tried.
+#[derive(Debug, Default)]
+struct Remembered {
+    begun: Mutex<Vec<String>>,
+    ended: Mutex<Vec<String>>,
+    refuses: bool,
+}
+
+impl Trials for Remembered {
+    fn begin(&self, what: &str) -> bool {
+        self.begun.lock().unwrap().push(what.to_owned());
+        !self.refuses
+    }
+
+    fn end(&self, what: &str) {
+        self.ended.lock().unwrap().push(what.to_owned());
+    }
+}
+
+/// A plan is on trial while it is compared, and one that ended processes is not tried.
+#[test]
+fn are_on_trial_before_they_are_used() {
+    let Some((_alone, gpu)) = gpu() else { return };
+    let Some(library) = StandIn::find() else { return };
+    for refuses in [false, true] {
+        let trials = Arc::new(Remembered { refuses, ..Remembered::default() });
+        set_trials(Some(trials.clone()));
+        let before = library.runs();
+        Case::new([7, 1 + 6 * usize::from(refuses), 16], PLAIN).check(&gpu);
+        set_trials(None);
+        let runs = library.runs() - before;
+        let (begun, ended) = (trials.begun.lock().unwrap(), trials.ended.lock().unwrap());
+        // Two plans of each pass, each of which is run twice before it is used.
+        assert_eq!(begun.len(), 4, "{begun:?}");
+        assert!(begun[0].starts_with("cuDNN 9.") && begun[0].contains(" on "), "{begun:?}");
+        assert_eq!(*ended, if refuses { vec![] } else { begun.clone() });
+        assert_eq!(runs, if refuses { 0 } else { 2 * 2 * 3 });
+    }
 }
 
 /// A library that is there and does not start is as none.

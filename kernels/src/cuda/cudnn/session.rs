@@ -10,6 +10,7 @@ use candle_core::cuda_backend::cudarc::driver::CudaStream;
 use candle_core::{Device, Error, Result};
 
 use super::super::attention::Inputs;
+use super::super::device::capability;
 use super::check;
 use super::descriptor::Handle;
 use super::graph::{Pass, Plan, Shape, Target};
@@ -17,6 +18,7 @@ use super::library::functions;
 use super::run::Run;
 use super::share::room;
 use crate::attention::Params;
+use crate::device::{is_lost, tried};
 use crate::memory;
 
 /// Of one stream.
@@ -121,7 +123,17 @@ impl Session {
             }
         };
         let run = Run { handle: self.handle, plan: &plan, shape, is_tried: true };
-        let complaint = match check::complaint(&run, shape, scale, device) {
+        let what = format!(
+            "cuDNN {} on {}: {shape:?}",
+            functions().map_err(Error::msg)?.version(),
+            capability(device)?
+        );
+        let well = || !is_lost(device);
+        let Some(found) = tried(&what, || check::complaint(&run, shape, scale, device), well)
+        else {
+            return Ok(None);
+        };
+        let complaint = match found {
             // Memory that is not there is another matter than a library that fails.
             Err(error) if memory::lacking(&error).is_none() => Some(error.to_string()),
             found => found?,
