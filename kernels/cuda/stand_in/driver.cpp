@@ -6,7 +6,9 @@
 // are taken by others. With CHANDLER_STAND_IN_PIECES=1 what a pool keeps is in pieces that serve nothing
 // large. CHANDLER_STAND_IN_INIT is what starting the driver ends with, in place of success;
 // CHANDLER_STAND_IN_CAPABILITY the compute capability (90 without it); with CHANDLER_STAND_IN_POOLS=0 there
-// are no pools. Fresh memory is filled with 0xFF bytes, which are NaN, and whoever reads what was freed is ended,
+// are no pools. CHANDLER_STAND_IN_LOST is the path of a file with a number: after so many pieces of work the
+// context is lost, as it is after an illegal address, and the file removed, so that another process keeps its
+// context. Fresh memory is filled with 0xFF bytes, which are NaN, and whoever reads what was freed is ended,
 // so that either is found out.
 
 #include <algorithm>
@@ -139,7 +141,7 @@ int cuDevicePrimaryCtxRetain(void **context, int) {
 int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
 int cuCtxSetCurrent(void *) { return SUCCESS; }
 int cuCtxGetCurrent(void **context) { *context = &handle; return SUCCESS; }
-int cuCtxSynchronize() { return SUCCESS; }
+int cuCtxSynchronize() { return is_lost() ? ILLEGAL_ADDRESS : SUCCESS; }
 
 // cuStreamBeginCapture and what goes with it are in graphs.cpp.
 int cuStreamCreate(void **stream, unsigned) {
@@ -251,6 +253,7 @@ static const char *name_of(int error) {
     case NO_DEVICE: return "CUDA_ERROR_NO_DEVICE";
     case INVALID_DEVICE: return "CUDA_ERROR_INVALID_DEVICE";
     case NOT_FOUND: return "CUDA_ERROR_NOT_FOUND";
+    case ILLEGAL_ADDRESS: return "CUDA_ERROR_ILLEGAL_ADDRESS";
     case LAUNCH_FAILED: return "CUDA_ERROR_LAUNCH_FAILED";
     case CAPTURE_UNSUPPORTED: return "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED";
     case CAPTURE_INVALIDATED: return "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED";

@@ -21,6 +21,9 @@ size_t kept_so_far();
 // As `catch_up`, for a caller who waits for all of the device: `stand_in_waits` counts these.
 int wait_for_all();
 
+// Whether the context is lost: then nothing is done any more, and every call ends with an error.
+bool is_lost();
+
 // As the driver numbers the kinds of nodes.
 enum class Node { KERNEL = 0, COPY = 1, FILL = 2, ALLOCATION = 10, RELEASE = 11 };
 

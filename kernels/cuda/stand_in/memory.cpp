@@ -216,9 +216,12 @@ int cuMemGetInfo_v2(size_t *free, size_t *total) {
     return SUCCESS;
 }
 
-int cuMemAlloc_v2(uintptr_t *address, size_t bytes) { return allocate(address, bytes, nullptr); }
+int cuMemAlloc_v2(uintptr_t *address, size_t bytes) {
+    return is_lost() ? ILLEGAL_ADDRESS : allocate(address, bytes, nullptr);
+}
 int cuMemFree_v2(uintptr_t address) { return release(address); }
 int cuMemAllocAsync(uintptr_t *address, size_t bytes, void *) {
+    if (is_lost()) return ILLEGAL_ADDRESS;
     if (is_capturing()) return record_allocation(address, bytes);
     int status = allocate(address, bytes, device.current);
     if (status != OUT_OF_MEMORY) return status;
