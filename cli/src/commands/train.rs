@@ -16,8 +16,8 @@ use crate::alerts::{Alert, RunAlerts};
 use crate::config::Config;
 use crate::daemon::Controls;
 use crate::engine::{
-    Around, Best, EngineError, GoneOn, Heard, Prepared, Request, Sink, Watch, Wish, base_name,
-    checkpoint_bytes, clear_checkpoints, identity, leave_checkpoint, log_evaluation,
+    Around, Best, EngineError, GoneOn, Heard, Prepared, Request, Sink, Trend, Watch, Wish,
+    base_name, checkpoint_bytes, clear_checkpoints, identity, leave_checkpoint, log_evaluation,
     measure_memory_anew, memory_beside_plan, memory_room, memory_room_for_copy, model_folder,
     prepare, put_best, remove_old_checkpoints, resume, told_on_gpu, write_output,
 };
@@ -104,7 +104,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     ledger.begin(Phase::Train);
     measure_memory_anew()?;
     let base_id = identity(&base)?;
-    let GoneOn { resumed_at, last_eval, best } = if args.resume {
+    let GoneOn { resumed_at, last_eval, best, trend } = if args.resume {
         resume(&mut trainer, &args.output, &base_id)?
     } else {
         clear_checkpoints(&args.output)?;
@@ -154,6 +154,7 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
         heard: Heard::default(),
         last_eval,
         best,
+        trend,
         metric_was_missed: false,
         base: base_id,
         around: Around::default(),
@@ -164,12 +165,13 @@ pub(super) fn train(app: &App, args: &TrainArgs) -> Result<Exit, Failure> {
     let outcome = trainer.train(&mut watch).map_err(told_on_gpu);
     progress.end();
     let (extra, last_eval, best) = (watch.extra(), watch.last_eval.take(), watch.best.clone());
+    let known = (last_eval.as_ref(), &best, watch.trend);
     memory_beside_plan(&plan, &ledger);
     let outcome = outcome.map_err(EngineError::from)?;
     if outcome == Outcome::Stopped {
         return stopped(app, &trainer, resumed_at, args, extra);
     }
-    finished(app, &mut trainer, args, &base, &config, (&last_eval, &best))
+    finished(app, &mut trainer, args, &base, &config, known)
 }
 
 fn stopped(
@@ -193,12 +195,18 @@ fn finished(
     args: &TrainArgs,
     base: &Path,
     config: &Config,
-    (last_eval, best): (&Option<EvalRow>, &Best),
+    (last_eval, best, trend): (Option<&EvalRow>, &Best, Trend),
 ) -> Result<Exit, Failure> {
     let (step, place) = (trainer.steps_done(), args.output.display());
     let loss = trainer.last_metrics().map(|metrics| metrics.loss);
     let last = loss.map_or_else(String::new, |loss| format!(", last loss {loss:.4}"));
     let best = put_best(trainer, &args.output, &config.eval, best)?;
+    let vocab_size = trainer.model().config().vocab_size;
+    if best == step
+        && let Err(diverged) = trend.verdict(vocab_size, config.train.learning_rate)
+    {
+        tracing::warn!("{diverged}");
+    }
     let progress = Progress::new(&app.terminal);
     let model = config.model.path.as_ref().map_or("", |path| &path.0);
     let name = base_name(model, config.model.revision.as_deref());

@@ -1,6 +1,6 @@
 //! The checkpoints of a run: going on from the newest, which of them stay, and what they say.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use chandler_durable::{
     Manifest, RealFs, Removal, is_there, newest_good, remove_folder, remove_folder_meanwhile,
@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use super::EngineError;
 use super::best::Best;
-use super::snapshots::names_in;
+use super::snapshots::{bytes_in, names_in};
+use super::trend::Trend;
 use crate::config::EvalConfig;
 use crate::daemon::{CheckpointFacts, checkpoints_to_remove};
 use crate::store::EvalRow;
@@ -34,6 +35,8 @@ pub(crate) struct GoneOn {
     pub(crate) last_eval: Option<EvalRow>,
     /// The best until then.
     pub(crate) best: Best,
+    /// The losses until then.
+    pub(crate) trend: Trend,
 }
 
 /// Goes on from the newest checkpoint that is whole, if there is one. One of a run that began from
@@ -70,6 +73,7 @@ pub(crate) fn resume(
         resumed_at: Some(trainer.steps_done()),
         last_eval: serde_json::from_value(resumed.extra["eval"].clone()).unwrap_or_default(),
         best: serde_json::from_value(resumed.extra["best"].clone()).unwrap_or_default(),
+        trend: serde_json::from_value(resumed.extra["trend"].clone()).unwrap_or_default(),
     })
 }
 
@@ -114,11 +118,7 @@ pub(crate) fn clear_checkpoints(folder: &Path) -> Result<(), EngineError> {
 pub(super) fn bytes_of_checkpoints(folder: &Path) -> u64 {
     let checkpoints = names_in(folder).into_iter().map(|name| folder.join(name));
     let checkpoints = checkpoints.filter(|path| checkpoint_step(path).is_some());
-    let bytes_of = |checkpoint: PathBuf| {
-        let files = names_in(&checkpoint).into_iter().map(|file| checkpoint.join(file));
-        files.map(|file| file.metadata().map_or(0, |found| found.len())).sum::<u64>()
-    };
-    checkpoints.map(bytes_of).sum()
+    checkpoints.map(|checkpoint| bytes_in(&checkpoint)).sum()
 }
 
 /// Leaves a checkpoint of a run that was stopped, unless its step has one already; the step.

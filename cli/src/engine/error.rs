@@ -14,6 +14,7 @@ use super::lineage::LostModel;
 use super::no_folder::NoFolder;
 use super::origin::OtherBase;
 use super::rollback::NoRollback;
+use super::trend::Diverged;
 use crate::config::ConfigError;
 use crate::daemon::{Fault, JobError, is_full};
 use crate::exit::Exit;
@@ -52,6 +53,9 @@ pub enum EngineError {
     /// Training ended before its time.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// It came to nothing.
+    #[error(transparent)]
+    Diverged(#[from] Diverged),
     /// An evaluation failed.
     #[error(transparent)]
     Eval(#[from] EvalError),
@@ -194,6 +198,7 @@ impl EngineError {
                 (None, Some(inner)) => inner.hint(),
                 (None, None) => error.hint(),
             },
+            Self::Diverged(error) => Some(error.hint()),
             Self::Eval(error) => error.hint(),
             Self::Durable(error) => error.hint(),
             Self::Store(error) => error.hint(),
@@ -286,7 +291,7 @@ impl EngineError {
                 | TrainError::OtherRun { .. }
                 | TrainError::BadCheckpoint { .. },
             ) => Fault::Setup(self.exit()),
-            Self::Train(_) | Self::Eval(_) => Fault::Attempt,
+            Self::Train(_) | Self::Diverged(_) | Self::Eval(_) => Fault::Attempt,
             other => Fault::Setup(other.exit()),
         }
     }

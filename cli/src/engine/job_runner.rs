@@ -182,7 +182,7 @@ impl EngineRunner {
         self.ledger.begin(Phase::Train);
         memory::measure_anew()?;
         let begun = resume_or_begin_anew(&mut trainer, &checkpoints, &base_id)?;
-        let GoneOn { resumed_at, last_eval, best } = begun;
+        let GoneOn { resumed_at, last_eval, best, trend } = begun;
         if resumed_at.is_none() {
             // Of an earlier attempt, which evaluated another model.
             keep_wrong(&checkpoints, &[])?;
@@ -224,6 +224,7 @@ impl EngineRunner {
             heard: Heard::default(),
             last_eval,
             best,
+            trend,
             metric_was_missed: false,
             base: base_id,
             around: Around::default(),
@@ -238,7 +239,7 @@ impl EngineRunner {
         let outcome = trainer.train(&mut watch).map_err(device::told_on_gpu)?;
         let extra = watch.extra();
         let (last_eval, best) = (watch.last_eval.take(), watch.best.clone());
-        let checkpoints = watch.checkpoints;
+        let (checkpoints, trend) = (watch.checkpoints, watch.trend);
         if outcome == Outcome::Stopped {
             let step = leave_checkpoint(&trainer, &checkpoints, resumed_at, extra)?;
             let newest = checkpoints.join(format!("{CHECKPOINT_PREFIX}{step}"));
@@ -248,6 +249,10 @@ impl EngineRunner {
         }
         let (steps, loss) = (trainer.steps_done(), trainer.last_metrics().map(|last| last.loss));
         let model_step = put_best(&mut trainer, &checkpoints, &self.config.eval, &best)?;
+        if model_step == steps {
+            let vocab_size = trainer.model().config().vocab_size;
+            trend.verdict(vocab_size, self.config.train.learning_rate)?;
+        }
         let report = json!({
             "steps": steps,
             "model_step": model_step,

@@ -29,6 +29,7 @@ mod sink;
 mod snapshots;
 mod source;
 mod translations;
+mod trend;
 mod trials;
 mod watch;
 
@@ -70,4 +71,6 @@ pub(crate) use sink::{Sink, Wish};
 pub(crate) use source::{
     base_name, cached_model_folder, identity, load_model, model_folder, model_here, stop_ids,
 };
+pub use trend::Diverged;
+pub(crate) use trend::Trend;
 pub(crate) use watch::{Around, Heard, Watch};

@@ -19,6 +19,7 @@ use super::evaluation::{Due, Evaluated, Evaluation, Evaluator};
 use super::guard::{Decision, decide};
 use super::saving::ToldFs;
 use super::sink::Sink;
+use super::trend::Trend;
 use super::{device, memory};
 use crate::config::{EvalConfig, OnPressure};
 use crate::daemon::is_full;
@@ -55,6 +56,8 @@ pub(crate) struct Watch<'a> {
     pub(crate) last_eval: Option<EvalRow>,
     /// The best evaluation, likewise.
     pub(crate) best: Best,
+    /// The losses, likewise.
+    pub(crate) trend: Trend,
     /// Whether it was said that `eval.metric_for_best_model` does not come.
     pub(crate) metric_was_missed: bool,
     /// What tells the model that the run began from, for whoever goes on from its checkpoints.
@@ -227,7 +230,12 @@ impl<'a> Watch<'a> {
 
     /// What a checkpoint remembers.
     pub(crate) fn extra(&self) -> serde_json::Value {
-        serde_json::json!({ "eval": self.last_eval, "best": self.best, "base": self.base })
+        serde_json::json!({
+            "eval": self.last_eval,
+            "best": self.best,
+            "trend": self.trend,
+            "base": self.base,
+        })
     }
 }
 
@@ -274,6 +282,7 @@ impl Observer for Watch<'_> {
 
     fn step_done(&mut self, metrics: &StepMetrics) -> Result<(), BoxError> {
         self.heard.of(metrics.step);
+        self.trend.see(metrics.loss);
         let host = HostMeter::new().read_host();
         let row = StepRow {
             step: metrics.step,

@@ -209,6 +209,27 @@ fn a_loss_that_is_no_number_never_reaches_the_model() {
     assert!(Path::new(&state).join("failed/chat.jsonl").exists(), "it is given up: {log}");
 }
 
+/// A loss that is a number, and says that the model is good for nothing.
+#[test]
+fn a_run_that_diverges_never_reaches_the_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_of(folder.path());
+    let data = goldens().join("data/chat.jsonl");
+    ok(&["add", "--dir", &state, text_of(&data)]);
+    assert!(once(&state).status.success());
+    let weights = || std::fs::read(Path::new(&state).join("model/model.safetensors")).unwrap();
+    let before = weights();
+    ok(&["add", "--dir", &state, text_of(&data)]);
+    let wild = ["--set", "train.learning_rate=5", "--set", "train.max_steps=9"];
+    let output = run(&[&["run", "--once", "--dir", &state], &QUICK[..], &wild].concat());
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(4), "{log}");
+    assert!(log.contains("training diverged: the loss ends at "), "{log}");
+    assert!(log.contains("train.learning_rate, which is 5"), "{log}");
+    assert!(weights() == before, "the model is what it was");
+    assert!(Path::new(&state).join("failed/chat.jsonl").exists(), "it is given up: {log}");
+}
+
 #[test]
 fn a_file_that_is_retried_after_it_was_learned_from_is_learned_from_again() {
     let folder = tempfile::tempdir().unwrap();
