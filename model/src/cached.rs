@@ -183,7 +183,9 @@ impl Block {
         drop(rows);
         let projected = self.o.forward(params, &attended.flatten_from(1)?)?;
         let [middle, normed] = self.middle(params, x, &projected)?;
+        drop(projected);
         let [gate, up] = self.gates(params, &normed)?;
+        drop(normed);
         self.output(params, &middle, &self.fed(params, &gate, &up)?)
     }
 

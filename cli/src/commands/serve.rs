@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use chandler_vram::Ledger;
 use clap::Args;
+use serde_json::json;
 
 use super::App;
 use crate::config::Config;
@@ -16,7 +17,6 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::http::{HttpError, Serving, Token, make_or_read_named_token, make_or_read_token};
 use crate::logging::{self, Progress};
-use crate::output;
 use crate::serve::{LoadError, Offer, Service, name_of, newest};
 use crate::signals;
 
@@ -58,6 +58,9 @@ pub(super) fn serve(app: &App, args: &ServeArgs) -> Result<Exit, Failure> {
         Some((token, None)) => format!("key     {}\n", token.as_str()),
         None => "key     none is asked for\n".to_owned(),
     };
+    let given = token.as_ref().filter(|(_, file)| file.is_none());
+    let given = given.map(|(token, _)| token.as_str().to_owned());
+    let file = token.as_ref().and_then(|(_, file)| file.clone());
     let token = token.map(|(token, _)| token);
     let hosts = config.http.hosts.clone();
     let serving = Serving { address: args.address, port: args.port, hosts, token };
@@ -72,7 +75,9 @@ pub(super) fn serve(app: &App, args: &ServeArgs) -> Result<Exit, Failure> {
     let service = Arc::new(Service::of(&config, &ledger, offer, tell)?);
     let server = serving.start(bound, &service, &ledger).map_err(of_listening)?;
     signals::stop_on_signals(&controls)?;
-    output::print(&format!("model   {name}\nurl     {}/v1\n{key}", server.url()))?;
+    let url = format!("{}/v1", server.url());
+    let said = json!({ "model": name, "url": url, "key": given, "key_file": file });
+    app.print(&format!("model   {name}\nurl     {url}\n{key}"), &said)?;
     while !controls.stop().is_requested() {
         controls.sleep(Duration::from_secs(3600));
     }

@@ -58,7 +58,8 @@ impl Notice {
     /// On one line, for people.
     pub(super) fn line(&self) -> String {
         let job = self.job.map_or_else(String::new, |job| format!("job {job}: "));
-        let line = visible_line(&format!("{job}{}", self.message));
+        let words: Vec<&str> = self.message.lines().map(str::trim).collect();
+        let line = visible_line(&format!("{job}{}", words.join(" ")));
         line.chars().take(MOST_CHARS).collect()
     }
 
@@ -192,6 +193,8 @@ mod tests {
         let ntfy = written(Format::Ntfy);
         assert!(ntfy.text.ends_with("a <b> & @everyone\\u{1b}[2J"), "{}", ntfy.text);
         assert_eq!(ntfy.headers, [("Title", "chandler: job failed"), ("Priority", "high")]);
+        let table = Notice { message: "no room\n  weights 1 GiB\n".to_owned(), ..notice() };
+        assert_eq!(table.line(), "job 3: no room weights 1 GiB");
         let long = Notice { message: "x".repeat(9000), ..notice() };
         assert_eq!(long.line().chars().count(), MOST_CHARS);
     }

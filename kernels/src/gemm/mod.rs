@@ -88,16 +88,22 @@ pub(crate) fn outruns_memory(dtype: DType) -> bool {
     dtype == DType::BF16 && has_tiles()
 }
 
-/// Bytes of the buffers of a product of `dtype` on this thread's pool, where they are the same for
-/// every product (without a short side).
+/// Bytes of the buffers of products of `dtype` on this thread's pool, where they are the same for every
+/// product without a short side; each is a size `[m, n, k]` and whether both sides lie by the rows that
+/// are summed over.
 #[cfg(target_arch = "x86_64")]
-pub(crate) fn constant_buffer_bytes(dtype: DType) -> Option<usize> {
-    outruns_memory(dtype).then(|| amx::buffer_bytes(rayon::current_num_threads()))
+pub(crate) fn constant_buffer_bytes(
+    dtype: DType,
+    products: &[([usize; 3], bool)],
+) -> Option<usize> {
+    let takes = || products.iter().any(|(size, sums)| !narrow::has_short_side(*size, *sums));
+    let bytes = || amx::buffer_bytes(rayon::current_num_threads());
+    outruns_memory(dtype).then(|| if takes() { bytes() } else { 0 })
 }
 
 /// There are no such products.
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn constant_buffer_bytes(_: DType) -> Option<usize> {
+pub(crate) fn constant_buffer_bytes(_: DType, _: &[([usize; 3], bool)]) -> Option<usize> {
     None
 }
 

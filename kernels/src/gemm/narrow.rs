@@ -71,6 +71,11 @@ impl Shape {
     }
 }
 
+/// Whether a product `[m, k] · [k, n]` has a short side.
+pub(super) fn has_short_side(size: [usize; 3], sums: bool) -> bool {
+    Shape::of(size, sums, !sums).is_some()
+}
+
 /// Takes the buffer of a product `[m, k] · [k, n]` with a short side and gives it back; false where no
 /// side is short.
 pub(super) fn rehearse(pool: &mut Rehearsal, size: [usize; 3], sums: bool) -> bool {

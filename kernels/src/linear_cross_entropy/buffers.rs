@@ -79,7 +79,12 @@ impl Buffers {
         let lefts = [left(tokens, width), left(tokens, piece), left(piece, tokens)];
         let rights = [right(piece, width), right(width, piece), right(width, tokens)];
         let largest = |of: [usize; 3]| of.into_iter().take(products).fold(0, usize::max);
-        let constant = gemm::constant_buffer_bytes(dtype);
+        let sizes = [
+            ([tokens, piece, width], false),
+            ([tokens, width, piece], false),
+            ([piece, width, tokens], true),
+        ];
+        let constant = gemm::constant_buffer_bytes(dtype, &sizes[..products]);
         let (kept, scaled) = if way == HeadGradient::Kept { (vocab, width) } else { (piece, 0) };
         Self {
             narrow: [tokens * width, tokens * kept, tokens * scaled],
