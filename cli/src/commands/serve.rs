@@ -53,14 +53,11 @@ pub(super) fn serve(app: &App, args: &ServeArgs) -> Result<Exit, Failure> {
         return Err(Failure::new(Exit::Usage, error, Some(hint.to_owned())));
     }
     let token = token(app, args)?;
-    let key = match &token {
-        Some((_, Some(file))) => format!("key     in {}\n", file.display()),
-        Some((token, None)) => format!("key     {}\n", token.as_str()),
-        None => "key     none is asked for\n".to_owned(),
+    let (key, given, file) = match &token {
+        Some((_, Some(file))) => (format!("in {}", file.display()), None, Some(file.clone())),
+        Some((token, None)) => (token.as_str().to_owned(), Some(token.as_str().to_owned()), None),
+        None => ("none is asked for".to_owned(), None, None),
     };
-    let given = token.as_ref().filter(|(_, file)| file.is_none());
-    let given = given.map(|(token, _)| token.as_str().to_owned());
-    let file = token.as_ref().and_then(|(_, file)| file.clone());
     let token = token.map(|(token, _)| token);
     let hosts = config.http.hosts.clone();
     let serving = Serving { address: args.address, port: args.port, hosts, token };
@@ -77,7 +74,7 @@ pub(super) fn serve(app: &App, args: &ServeArgs) -> Result<Exit, Failure> {
     signals::stop_on_signals(&controls)?;
     let url = format!("{}/v1", server.url());
     let said = json!({ "model": name, "url": url, "key": given, "key_file": file });
-    app.print(&format!("model   {name}\nurl     {url}\n{key}"), &said)?;
+    app.print(&format!("model   {name}\nurl     {url}\nkey     {key}\n"), &said)?;
     while !controls.stop().is_requested() {
         controls.sleep(Duration::from_secs(3600));
     }

@@ -1,6 +1,7 @@
 //! What a process of chandler died of, as the next one finds it: a mark in the user's cache folder while
 //! something is tried that may end the process, and with it the GPU's context.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use chandler_durable::{self as durable, DurableError, RealFs};
@@ -56,8 +57,17 @@ impl Trials for Marks {
     }
 
     fn end(&self, what: &str) {
-        // A mark that stays counts for one end that was none.
-        let _ = std::fs::remove_file(self.path(what));
+        let path = self.path(what);
+        match std::fs::remove_file(&path) {
+            // Where it could not be written there is none.
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                tracing::warn!(
+                    path = %path.display(), %error,
+                    "a mark stays, and counts as if a process had ended in this trial: remove it"
+                );
+            }
+            _ => {}
+        }
     }
 }
 

@@ -190,22 +190,31 @@ fn a_file_that_cannot_be_used_goes_to_failed_with_a_report() {
     assert!(texts.contains("not valid JSON"), "{texts}");
 }
 
-#[test]
-fn a_loss_that_is_no_number_never_reaches_the_model() {
-    let folder = tempfile::tempdir().unwrap();
-    let state = state_of(folder.path());
+fn weights_of(state: &str) -> Vec<u8> {
+    std::fs::read(Path::new(state).join("model/model.safetensors")).unwrap()
+}
+
+/// A state directory that has learned from a file, which waits again, and the weights.
+fn learned_and_queued_again(folder: &Path) -> (String, Vec<u8>) {
+    let state = state_of(folder);
     let data = goldens().join("data/chat.jsonl");
     ok(&["add", "--dir", &state, text_of(&data)]);
     assert!(once(&state).status.success());
-    let weights = || std::fs::read(Path::new(&state).join("model/model.safetensors")).unwrap();
-    let before = weights();
     ok(&["add", "--dir", &state, text_of(&data)]);
+    let weights = weights_of(&state);
+    (state, weights)
+}
+
+#[test]
+fn a_loss_that_is_no_number_never_reaches_the_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let (state, before) = learned_and_queued_again(folder.path());
     let wild = ["--set", "train.learning_rate=1e38", "--set", "train.max_grad_norm=0"];
     let output = run(&[&["run", "--once", "--dir", &state], &QUICK[..], &wild].concat());
     let log = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(4), "{log}");
     assert!(log.contains("attempt 2 of 3 failed") && log.contains("is NaN"), "{log}");
-    assert!(weights() == before, "the model is what it was");
+    assert!(weights_of(&state) == before, "the model is what it was");
     assert!(Path::new(&state).join("failed/chat.jsonl").exists(), "it is given up: {log}");
 }
 
@@ -213,19 +222,13 @@ fn a_loss_that_is_no_number_never_reaches_the_model() {
 #[test]
 fn a_run_that_diverges_never_reaches_the_model() {
     let folder = tempfile::tempdir().unwrap();
-    let state = state_of(folder.path());
-    let data = goldens().join("data/chat.jsonl");
-    ok(&["add", "--dir", &state, text_of(&data)]);
-    assert!(once(&state).status.success());
-    let weights = || std::fs::read(Path::new(&state).join("model/model.safetensors")).unwrap();
-    let before = weights();
-    ok(&["add", "--dir", &state, text_of(&data)]);
+    let (state, before) = learned_and_queued_again(folder.path());
     let wild = ["--set", "train.learning_rate=5", "--set", "train.max_steps=9"];
     let output = run(&[&["run", "--once", "--dir", &state], &QUICK[..], &wild].concat());
     let log = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(4), "{log}");
     assert!(log.contains("training diverged: the loss ends at "), "{log}");
-    assert!(weights() == before, "the model is what it was");
+    assert!(weights_of(&state) == before, "the model is what it was");
     let failed = std::fs::read_dir(Path::new(&state).join("failed")).unwrap();
     let texts: String =
         failed.flat_map(|entry| std::fs::read_to_string(entry.unwrap().path())).collect();
@@ -238,7 +241,7 @@ fn a_file_that_is_retried_after_it_was_learned_from_is_learned_from_again() {
     let state = state_of(folder.path());
     ok(&["add", "--dir", &state, text_of(&goldens().join("data/chat.jsonl"))]);
     assert!(once(&state).status.success());
-    let weights = || std::fs::read(Path::new(&state).join("model/model.safetensors")).unwrap();
+    let weights = || weights_of(&state);
     let first = weights();
     ok(&["retry", "--dir", &state, "1"]);
     assert!(once(&state).status.success());
